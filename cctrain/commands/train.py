@@ -1,0 +1,220 @@
+"""The verb train: compose, check, launch, follow, record, print."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cctrain import in_job, launcher, rundir
+from cctrain.config import Config
+from cctrain.errors import RunError
+from cctrain.follow import Follower
+from cctrain.platform import cc, gpu, host
+from cctrain.records import RunRecord
+from cctrain.request.allowed import check_recipe
+from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout
+from cctrain.request.compose import compose_config
+from cctrain.request.data import check_jsonl, prepare_data
+from cctrain.request.recipe import VLM, build_recipe, is_cpu_recipe, located, recipe_hash
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A run that may start: composed and checked."""
+
+    config: Config
+    num_ranks: int
+    layout: Layout
+    gpus: gpu.Gpus
+    mode: str
+
+    @property
+    def is_cpu(self) -> bool:
+        return is_cpu_recipe(self.config.train)
+
+
+def run(arguments: list[str]) -> int:
+    """Train as `arguments` (overrides) say. Returns the exit code; raises CctrainError for what the user must mend."""
+    job = in_job.detect(os.environ)
+    if job:
+        return in_job.run_rank(job, arguments)
+    config = compose_config(arguments, build_recipe)
+    run_root = Path(config.run_root).expanduser()
+    if config.dry_run:
+        return _dry_run(config)
+    _finish_abandoned(run_root)
+    request = _check(config, world=in_job.world_size(os.environ))
+    run_dir = rundir.create(run_root, config.recipe.name, request.mode)
+    _write_run_dir(request, run_dir, arguments)
+    failure = _train(request, run_dir)
+    return _finish(request, run_dir, failure)
+
+
+def _finish_abandoned(run_root: Path) -> None:
+    """A run whose parent was killed left a record to finish; whoever comes next does it."""
+    if not any(run_root.glob("*/running.json")):
+        return
+    from cctrain import finish
+
+    for run_dir in finish.finish_abandoned(run_root):
+        print(f"note: {run_dir} was left by a killed run; its record is finished, as partial", file=sys.stderr)
+
+
+def _check(config: Config, world: int | None) -> _Request:
+    """Everything that can be known to fail before the wait."""
+    gpus = gpu.observe()
+    is_cpu = is_cpu_recipe(config.train)
+    num_ranks = world or _num_ranks(config, 0 if is_cpu else len(gpus.names))
+    layout = _check_request(config, num_ranks)
+    if not is_cpu and world is None:
+        check_gpus(num_ranks, len(gpus.names), config.recipe.name)
+    mode = cc.observed_mode(config.cc.mode, gpus.cc)
+    check_jsonl(config.data)
+    check_hub(config.train)
+    return _Request(config, num_ranks, layout, gpus, mode)
+
+
+def _check_request(config: Config, num_ranks: int) -> Layout:
+    check_recipe(config.train, config.allow_targets)
+    return check_layout(config.train, config.measure, num_ranks)
+
+
+def _num_ranks(config: Config, num_gpus: int) -> int:
+    return config.launch.nproc_per_node or max(1, num_gpus)
+
+
+def _dry_run(config: Config) -> int:
+    num_ranks = _num_ranks(config, 0 if is_cpu_recipe(config.train) else len(gpu.observe().names))
+    layout = _check_request(config, num_ranks)
+    run_dir = Path(config.run_root).expanduser() / "RUN_DIR"
+    recipe = located(config.train, run_dir)
+    command = launcher.worker_command(num_ranks, run_dir)
+    print(f"# {' '.join(command)}", yaml.safe_dump(recipe, sort_keys=False), sep="\n")
+    print(json.dumps({"dry_run": True, "command": command, "layout": dataclasses.asdict(layout), "recipe": recipe}))
+    return 0
+
+
+def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> None:
+    """Everything the ranks and a reader of the record need, before anything starts."""
+    config = request.config
+    prepare_data(config.data, run_dir)
+    identity = _identity(request)
+    recipe = located(config.train, run_dir)
+    rundir.write_text(run_dir / "automodel.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    record = RunRecord(
+        run_id=run_dir.name,
+        recipe=config.recipe.name,
+        engine=config.engine.name.value,
+        step_kind=config.step.kind.value,
+        mode=request.mode,
+        status="partial",
+        failure="still running",
+        identity=identity,
+        platform={"gpus": dataclasses.asdict(request.gpus), "host": host.observe()},
+        command=("python", "-m", "cctrain", *arguments),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        ended_at=None,
+        notes=(),
+        steps=(),
+        summary=None,
+    )
+    rundir.begin_record(run_dir, record)
+    # Last, because ranks started by somebody else wait for it.
+    rundir.write_json(run_dir / "config.json", {**_plain(dataclasses.asdict(config)), "train": recipe})
+
+
+def _identity(request: _Request) -> dict[str, Any]:
+    config, recipe = request.config, request.config.train
+    scheduler, model = recipe["step_scheduler"], recipe["model"]
+    return {
+        "recipe_hash": recipe_hash(recipe),
+        "model": config.recipe.model or model.get("pretrained_model_name_or_path") or model.get("config"),
+        "layout": dataclasses.asdict(request.layout),
+        "batch": {key: scheduler.get(key, 1) for key in ("global_batch_size", "local_batch_size")},
+        "sequence": {
+            "data": config.data.kind.value,
+            "seq_len": config.data.seq_len,
+            "lengths": config.data.lengths.value,
+            "packed": (recipe.get("packed_sequence") or {}).get("packed_sequence_size", 0),
+        },
+        "precision": str(model.get("torch_dtype", "auto")),
+        "versions": host.package_versions(),
+        "gpu": sorted(set(request.gpus.names)) if not request.is_cpu else ["cpu"],
+        "num_gpus": request.num_ranks,
+    }
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    return node.value if isinstance(node, Enum) else node
+
+
+def _train(request: _Request, run_dir: Path) -> str | None:
+    """Start the ranks, follow them to the end, leave none behind. Returns why the run failed, or None."""
+    from cctrain.report.progress import Progress
+
+    measure = request.config.measure
+    follower = Follower(run_dir, measure.setup_timeout_s, measure.step_timeout_s)
+    outside = in_job.parent_job(os.environ)
+    process = None
+    # A scheduler's SIGTERM ends the run like a Ctrl-C: as a partial record.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if outside:
+            in_job.announce(outside, run_dir)
+        else:
+            command = launcher.worker_command(request.num_ranks, run_dir)
+            environment = launcher.rank_environment(is_cpu=request.is_cpu)
+            process = launcher.launch(command, run_dir / "logs" / "torchrun.log", environment)
+        with Progress(measure.warmup + measure.steps, request.num_ranks) as progress:
+            return follower.follow(process.poll if process else lambda: None, progress.update)
+    except KeyboardInterrupt:
+        return "stopped by Ctrl-C or SIGTERM"
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        follower.end_ranks(process)
+
+
+def _finish(request: _Request, run_dir: Path, failure: str | None) -> int:
+    """Write the record, print it, and fail where the run did."""
+    from cctrain import finish
+    from cctrain.report import table
+
+    measure = request.config.measure
+    record = finish.finish_record(run_dir, failure, measure.warmup)
+    num_steps, wanted = len(record["steps"]), measure.warmup + measure.steps
+    if not failure and num_steps < wanted:
+        failure = f"the data ended after {num_steps} of {wanted} steps; lower measure.steps or give more data"
+        record = finish.finish_record(run_dir, failure, measure.warmup)
+    if failure:
+        table.print_failure(run_dir, record)
+    table.print_summary(run_dir, record)
+    print(json.dumps(_last_line(run_dir, record)))
+    if failure:
+        raise RunError(f"{failure}. Record (partial): {run_dir / 'run.json'}; logs: {run_dir / 'logs'}")
+    return 0
+
+
+def _last_line(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
+    summary = record["summary"]
+    return {
+        "run_dir": str(run_dir),
+        "mode": record["mode"],
+        "tokens_per_s_per_gpu": summary and summary["tokens_per_s_per_gpu"]["mean"],
+        "step_time_s": summary and summary["step_time_s"]["median"],
+        "steady": bool(summary and summary["steady_state"]["is_steady"]),
+    }

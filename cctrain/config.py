@@ -1,0 +1,202 @@
+"""The settings of a run: what `conf/` fills in and the command line overrides.
+
+Dataclasses are validated once, in the parent; ranks get the result as `config.json` and trust it. They are not
+frozen because Hydra refuses to override frozen ones. The text under each field is its reference documentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from cctrain.errors import RequestError
+
+
+class CcMode(Enum):
+    """What the user expects of the machine. The mode that goes into the record is the one observed."""
+
+    auto = "auto"
+    off = "off"
+    on = "on"
+    unverified = "unverified"
+
+
+class Engine(Enum):
+    """The library that trains."""
+
+    automodel = "automodel"
+
+
+class StepKind(Enum):
+    """What one optimizer step does."""
+
+    stock = "stock"
+
+
+class WeightsKind(Enum):
+    """Where the model's weights come from."""
+
+    recipe = "recipe"
+    random = "random"
+    pretrained = "pretrained"
+
+
+class DataKind(Enum):
+    """Where the training data come from."""
+
+    recipe = "recipe"
+    pydoc = "pydoc"
+    jsonl = "jsonl"
+    synthetic = "synthetic"
+    squad = "squad"
+    medpix = "medpix"
+
+
+class Lengths(Enum):
+    """How long the synthetic samples are."""
+
+    fixed = "fixed"
+    squad = "squad"
+
+
+@dataclass
+class RecipeConfig:
+    """Which AutoModel recipe is run."""
+
+    name: str = "???"
+    """Name in the record; for a recipe file of your own, its file name."""
+    file: str = "???"
+    """The AutoModel recipe file, relative to recipes/ or absolute."""
+    model: str | None = None
+    """Directory under recipes/ with the model's config.json, used by weights=random."""
+    text: str | None = None
+    """Directory under recipes/ with the tokenizer or processor used with weights=random."""
+
+
+@dataclass
+class CcConfig:
+    """Confidential computing."""
+
+    mode: CcMode = CcMode.auto
+    """Expected mode. off and on stop the run where the machine is not so; unverified takes any machine and marks the
+    record mode "unknown"."""
+
+
+@dataclass
+class StepConfig:
+    """The training step."""
+
+    kind: StepKind = StepKind.stock
+    """stock: AutoModel's own, left as it is."""
+
+
+@dataclass
+class EngineConfig:
+    """The library that trains."""
+
+    name: Engine = Engine.automodel
+    """automodel: NVIDIA NeMo AutoModel."""
+
+
+@dataclass
+class WeightsConfig:
+    """The model's weights."""
+
+    kind: WeightsKind = WeightsKind.recipe
+    """recipe: as the recipe file says. random: initialised here, no download. pretrained: from the hub or a directory."""
+    path: str | None = None
+    """pretrained: local directory or hub id; null keeps the recipe's own."""
+
+
+@dataclass
+class DataConfig:
+    """The training data."""
+
+    kind: DataKind = DataKind.recipe
+    """recipe: as the recipe file says. pydoc: the installed Python's documentation topics. jsonl: your file.
+    synthetic: made up. squad, medpix: the hub's."""
+    path: str | None = None
+    """jsonl: the file, one JSON object a line."""
+    question: str = "question"
+    """jsonl: name of the column that holds the prompt."""
+    answer: str = "answer"
+    """jsonl: name of the column that holds the answer, the part the loss is taken on."""
+    context: str | None = None
+    """jsonl: name of a column put before the prompt; null for none."""
+    image: str | None = None
+    """jsonl, VLM recipes: name of the column with an image's path (relative to the file); null for text only."""
+    seq_len: int | None = None
+    """Tokens a sample: synthetic ones have exactly this many (lengths=fixed), others are cut there. null: 512 for
+    synthetic and pydoc, no cut for the rest."""
+    lengths: Lengths = Lengths.fixed
+    """synthetic: fixed, or squad (spread like SQuAD's)."""
+
+    def __post_init__(self) -> None:
+        if self.seq_len is not None and self.seq_len < 8:
+            raise RequestError(f"data.seq_len={self.seq_len}: allowed is 8 or more tokens")
+        if self.kind is DataKind.jsonl and not self.path:
+            raise RequestError("data=jsonl needs a file: add data.path=FILE (one JSON object a line)")
+        if self.kind is not DataKind.jsonl and self.path:
+            raise RequestError(f"data.path={self.path} is only read with data=jsonl, got data={self.kind.value}")
+
+
+@dataclass
+class MeasureConfig:
+    """How the run is measured."""
+
+    warmup: int = 10
+    """Steps set aside at the start (compilation, autotuning, clocks)."""
+    steps: int = 100
+    """Steps measured after the warm-up."""
+    validation: bool = False
+    """Keep the recipe's validation; its time belongs to no step."""
+    checkpoint: bool = False
+    """Keep the recipe's checkpoints; their time belongs to no step."""
+    setup_timeout_s: float = 3600.0
+    """Longest wait for the first step: loading, compiling, autotuning."""
+    step_timeout_s: float = 600.0
+    """Longest wait for any later step; a rank that hangs ends the run after it."""
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise RequestError(f"measure.warmup={self.warmup}: allowed is 0 or more steps")
+        if self.steps < 1:
+            raise RequestError(f"measure.steps={self.steps}: allowed is 1 or more steps")
+        for key in ("setup_timeout_s", "step_timeout_s"):
+            if getattr(self, key) <= 0:
+                raise RequestError(f"measure.{key}={getattr(self, key)}: allowed is more than 0 seconds")
+
+
+@dataclass
+class LaunchConfig:
+    """How the ranks are started."""
+
+    nproc_per_node: int | None = None
+    """Ranks on this machine; null: one per visible GPU, or 1 for a CPU recipe."""
+
+    def __post_init__(self) -> None:
+        if self.nproc_per_node is not None and self.nproc_per_node < 1:
+            raise RequestError(f"launch.nproc_per_node={self.nproc_per_node}: allowed is 1 or more ranks")
+
+
+@dataclass
+class Config:
+    """One run, as asked for."""
+
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    cc: CcConfig = field(default_factory=CcConfig)
+    step: StepConfig = field(default_factory=StepConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    run_root: str = "runs"
+    """Directory under which run directories are made."""
+    dry_run: bool = False
+    """Print the torchrun command and the recipe, start nothing."""
+    allow_targets: list[str] = field(default_factory=list)
+    """Further names that a recipe's _target_ and *_fn keys may import. Naming one here runs its code."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """The AutoModel recipe itself; any of its keys can be overridden."""

@@ -1,0 +1,60 @@
+"""The end of a run: its samples put into run.json, by the process that followed it or, if that was killed, by the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cctrain.processes import is_alive, is_here
+from cctrain.records import finite
+from cctrain.reduce import RankSamples, read_samples, step_records, summarize
+from cctrain.rundir import write_text
+
+
+def finish_record(run_dir: Path, failure: str | None, warmup: int) -> dict[str, Any]:
+    """Put the samples into run.json and end the run: complete, or partial where `failure` says why."""
+    record: dict[str, Any] = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    ranks = read_samples(run_dir)
+    steps = step_records(ranks, warmup)
+    summary = summarize(steps, ranks)
+    record |= {
+        "status": "partial" if failure else "complete",
+        "failure": failure,
+        "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "notes": [*record["notes"], *_notes(ranks, len(steps))],
+        "steps": [dataclasses.asdict(step) for step in steps],
+        "summary": dataclasses.asdict(summary) if summary else None,
+    }
+    (run_dir / ".reserve").unlink(missing_ok=True)
+    write_text(run_dir / "run.json", json.dumps(finite(record), allow_nan=False, separators=(",", ":")) + "\n")
+    (run_dir / "running.json").unlink(missing_ok=True)
+    return record
+
+
+def _notes(ranks: dict[int, RankSamples], num_steps: int) -> list[str]:
+    counts = {rank: len(samples.steps) for rank, samples in ranks.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"rank {rank}: {count}" for rank, count in counts.items())
+        return [f"ranks finished unequal numbers of steps ({listed}); the {num_steps} that all finished are kept"]
+    return []
+
+
+def finish_abandoned(run_root: Path) -> list[Path]:
+    """Finish the records under `run_root` whose process died on this machine. Returns their directories."""
+    finished = []
+    for marker in sorted(run_root.glob("*/running.json")):
+        try:
+            owner = json.loads(marker.read_text(encoding="utf-8"))
+            if not is_here(owner) or is_alive(owner):
+                continue
+            config = json.loads((marker.parent / "config.json").read_text(encoding="utf-8"))
+            warmup = int(config["measure"]["warmup"])
+            finish_record(marker.parent, "the process that followed the run was killed", warmup)
+            finished.append(marker.parent)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not ours to mend: no record, or one that cannot be read
+    return finished

@@ -1,0 +1,179 @@
+"""cctrain started as a rank of somebody else's job: torchrun or srun has launched already, so we do not again.
+
+The first rank runs the parent (`python -m cctrain ...`) as a child process, which composes, writes the run directory
+and follows it; every rank waits for its config.json and then trains. Ranks find the run directory through a file under
+the run root named after the job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cctrain.errors import RequestError, RunError
+from cctrain.processes import is_alive, is_here, this_process
+
+_PARENT_OF = "CCTRAIN_PARENT_OF_JOB"
+"""Set for the child: "FILE:WORLD", where to write the run directory's name, and the number of ranks."""
+_WAIT_S = 600.0
+_OLDEST_S = 300.0
+"""An announcement older than this process by more is an earlier job's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The job that this process is a rank of."""
+
+    key: str
+    rank: int
+    world: int
+    local_rank: int
+
+
+def detect(environment: Mapping[str, str]) -> Job | None:
+    """The job this process is a rank of, or None where cctrain should launch its own ranks."""
+    if _PARENT_OF in environment:
+        return None
+    if "RANK" in environment:
+        names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+        key = "-".join(environment[name] for name in names if name in environment)
+        rank, world = int(environment["RANK"]), int(environment.get("WORLD_SIZE", "1"))
+        return Job(_file_name(key or "job"), rank, world, int(environment.get("LOCAL_RANK", "0")))
+    if "SLURM_PROCID" in environment:
+        world = int(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1")
+        if world == 1 and "SLURM_STEP_ID" not in environment and "SLURM_JOB_ID" in environment:
+            return None  # an sbatch script that calls cctrain without srun
+        key = f"slurm-{environment.get('SLURM_JOB_ID', '0')}.{environment.get('SLURM_STEP_ID', '0')}"
+        return Job(_file_name(key), int(environment["SLURM_PROCID"]), world, int(environment.get("SLURM_LOCALID", "0")))
+    return None
+
+
+def _file_name(key: str) -> str:
+    return ".job-" + re.sub(r"[^A-Za-z0-9.]+", "_", key)
+
+
+def parent_job(environment: Mapping[str, str]) -> Path | None:
+    """In the first rank's child: the file to write the run directory's name to."""
+    value = environment.get(_PARENT_OF)
+    return Path(value.rpartition(":")[0]) if value else None
+
+
+def world_size(environment: Mapping[str, str]) -> int | None:
+    """In the first rank's child: the number of ranks of the job."""
+    value = environment.get(_PARENT_OF)
+    return int(value.rpartition(":")[2]) if value else None
+
+
+def announce(file: Path, run_dir: Path) -> None:
+    """Tell the waiting first rank where the run directory is."""
+    part = file.with_suffix(".part")
+    part.write_text(str(run_dir), encoding="utf-8")
+    part.replace(file)
+
+
+def run_rank(job: Job, arguments: list[str]) -> int:
+    """Be rank `job.rank`: wait for the run directory, then train. Returns the exit code."""
+    run_root = _run_root(arguments)
+    run_root.mkdir(parents=True, exist_ok=True)
+    pointer = run_root / job.key
+    if job.rank:
+        return _train(job, _wait_for_run(pointer))
+    pointer.unlink(missing_ok=True)
+    try:
+        return _first_rank(job, arguments, pointer)
+    finally:
+        pointer.unlink(missing_ok=True)
+
+
+def _run_root(arguments: list[str]) -> Path:
+    values = [argument.partition("=")[2] for argument in arguments if argument.startswith("run_root=")]
+    return Path(values[-1] if values else "runs").expanduser()
+
+
+def _first_rank(job: Job, arguments: list[str], pointer: Path) -> int:
+    said = pointer.with_name(f"{pointer.name}.parent")
+    said.unlink(missing_ok=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "cctrain", *arguments],
+        env={**os.environ, _PARENT_OF: f"{said.resolve()}:{job.world}"},
+        start_new_session=True,  # it outlives a first rank that is killed, and writes the record
+    )
+    try:
+        while not said.exists() and parent.poll() is None:
+            time.sleep(0.05)
+        facts = {**this_process(), "time": time.time(), "master_port": _free_port()}
+        if not said.exists():
+            _write(pointer, {**facts, "exit_code": parent.returncode})
+            time.sleep(2.0)  # the others read it before it goes
+            return parent.returncode
+        announcement = {**facts, "run_dir": said.read_text(encoding="utf-8")}
+    finally:
+        said.unlink(missing_ok=True)
+    _write(pointer, announcement)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _train(job, announcement)
+    return parent.wait()
+
+
+def _end_with(parent: subprocess.Popen[bytes]) -> None:
+    """A killed parent ends its ranks; one that finished leaves them to their own end."""
+    if parent.wait() < 0:
+        os._exit(RunError.exit_code)
+
+
+def _write(pointer: Path, content: dict[str, Any]) -> None:
+    part = pointer.with_name(pointer.name + ".part")
+    part.write_text(json.dumps(content), encoding="utf-8")
+    part.replace(pointer)
+
+
+def _wait_for_run(pointer: Path) -> dict[str, Any]:
+    """The first rank's announcement. Raises RequestError where none comes, or its request was refused."""
+    begin = time.time()
+    while time.time() - begin < _WAIT_S:
+        try:
+            announcement = json.loads(pointer.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            announcement = None
+        if announcement and not _is_stale(announcement, begin):
+            if "exit_code" in announcement:
+                raise RequestError("the first rank's request was refused; its message says why")
+            return dict(announcement)
+        time.sleep(0.05)
+    raise RequestError(
+        f"waited {_WAIT_S:g} s for the first rank's run directory ({pointer}): run_root must be a directory that all "
+        "nodes share"
+    )
+
+
+def _is_stale(announcement: Mapping[str, Any], begin: float) -> bool:
+    if is_here(announcement):
+        return not is_alive(announcement)
+    return bool(announcement["time"] < begin - _OLDEST_S)
+
+
+def _train(job: Job, announcement: Mapping[str, Any]) -> int:
+    from cctrain import worker
+
+    os.environ.setdefault("RANK", str(job.rank))
+    os.environ.setdefault("WORLD_SIZE", str(job.world))
+    os.environ.setdefault("LOCAL_RANK", str(job.local_rank))
+    os.environ.setdefault("MASTER_ADDR", str(announcement["host"]))
+    os.environ.setdefault("MASTER_PORT", str(announcement["master_port"]))
+    return RunError.exit_code if worker.main(Path(announcement["run_dir"])) else 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,46 @@
+"""torchrun as a subprocess: its command, its environment, its start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cctrain.processes import die_with_parent
+
+_RANK_DEFAULTS = {
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # as in the seed post's runs
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def worker_command(nproc_per_node: int, run_dir: Path | str) -> list[str]:
+    """The argv we exec. Pure: `dry_run=true` prints it and the tests compare it."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc_per_node}"),
+        *("-m", "cctrain.worker", str(run_dir)),
+    ]
+
+
+def rank_environment(*, is_cpu: bool) -> dict[str, str]:
+    """The ranks' environment: this one's, with defaults that the user's own settings win over."""
+    environment = {**_RANK_DEFAULTS, **os.environ}
+    if is_cpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        environment.setdefault("OMP_NUM_THREADS", "1")
+    return environment
+
+
+def launch(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start torchrun in a session of its own (a Ctrl-C reaches us, not it), ending when we do."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread when it launches
+        )

@@ -1,0 +1,62 @@
+"""Processes by identity: a pid with its start, so that a reused pid is another process; and none left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def this_process() -> dict[str, Any]:
+    """Identity of the calling process, for JSON."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "process_start": _start(os.getpid())}
+
+
+def is_here(identity: Mapping[str, Any]) -> bool:
+    """Whether the process runs, or ran, on this machine."""
+    return bool(identity.get("host") == socket.gethostname())
+
+
+def is_alive(identity: Mapping[str, Any]) -> bool:
+    """Whether the process of this machine still runs."""
+    start = _start(int(identity["pid"]))
+    return start is not None and start == identity.get("process_start")
+
+
+def kill_session(identity: Mapping[str, Any]) -> None:
+    """SIGKILL the process with all of its process group, if it leads one and still runs on this machine."""
+    if not (is_here(identity) and is_alive(identity)):
+        return
+    pid = int(identity["pid"])
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGKILL)
+
+
+def die_with_parent() -> None:
+    """Have the kernel SIGKILL this process when the one that started it ends, however it ends. Survives exec."""
+    parent = os.getppid()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _start(pid: int) -> str | None:
+    """Boot id and clock ticks from boot to the start of `pid`; None where it does not run."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in ("Z", "X") else f"{boot}:{fields[19]}"

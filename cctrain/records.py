@@ -1,0 +1,124 @@
+"""The record of a run, `run.json`: frozen dataclasses and strict JSON (a NaN is null).
+
+History of the format:
+  1  first version: mode, identity, platform, steps, summary
+
+Times are seconds. Tokens of a step are sums over data-parallel ranks, so that tensor- and pipeline-parallel ranks,
+which see the same samples, count them once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One optimizer step over all ranks."""
+
+    step: int
+    """1-based, as the recipe counts it."""
+    step_time_s: float
+    """Of the slowest rank: a step ends when its last rank ends."""
+    rank_step_time_s: tuple[float, ...]
+    data_wait_s: float
+    """Host time blocked on the dataloader inside step_time_s, of the rank that waited longest."""
+    phases_s: dict[str, float] | None
+    """forward, backward, optimizer (clipping, schedule and loss readback included) and other, of the slowest rank."""
+    padded_tokens: int
+    """What the GPUs compute, padding included."""
+    real_tokens: int
+    """Without padding."""
+    label_tokens: int
+    """Those that a loss is taken on."""
+    num_images: int
+    loss: float | None
+    """null where it was not a number."""
+    is_warmup: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A quantity over the steady steps."""
+
+    median: float | None
+    mean: float | None
+    """Total over total: for a rate, tokens of all steps over their time."""
+    ci95: tuple[float, float] | None
+    """95 % interval of the mean from within-run noise; null where there are too few steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteadyState:
+    """Which steps the summary is over."""
+
+    first_step: int | None
+    num_steps: int
+    is_steady: bool
+    why: str
+    """One sentence: how the first step was chosen, or why the run is not steady."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What the run reached."""
+
+    step_time_s: Estimate
+    tokens_per_s_per_gpu: Estimate
+    """Padded tokens."""
+    real_tokens_per_s_per_gpu: float | None
+    label_tokens_per_s_per_gpu: float | None
+    first_loss: float | None
+    last_loss: float | None
+    peak_memory_gib: float | None
+    """Largest of the ranks, allocated by torch; null on CPU or where a rank ended early."""
+    mfu: float | None
+    joules_per_token: float | None
+    steady_state: SteadyState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One run."""
+
+    run_id: str
+    recipe: str
+    engine: str
+    step_kind: str
+    mode: str
+    """off, on, or unknown: what the machine was seen to be, not what was asked for."""
+    status: str
+    """complete, or partial: ended early, or still running."""
+    failure: str | None
+    identity: dict[str, Any]
+    platform: dict[str, Any]
+    command: tuple[str, ...]
+    started_at: str
+    ended_at: str | None
+    notes: tuple[str, ...]
+    steps: tuple[StepRecord, ...]
+    summary: Summary | None
+    crossings: dict[str, Any] | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+def to_json(record: Any) -> str:
+    """Strict JSON of a record: no NaN, no infinity, lists of numbers on one line."""
+    return json.dumps(finite(dataclasses.asdict(record)), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def finite(node: Any) -> Any:
+    """The same tree with every NaN and infinity replaced by None."""
+    if isinstance(node, float):
+        return node if math.isfinite(node) else None
+    if isinstance(node, dict):
+        return {key: finite(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [finite(value) for value in node]
+    return node

@@ -1,0 +1,44 @@
+"""The progress bar of a run, on stderr; silent where stderr is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from cctrain.follow import Rank
+
+
+class Progress:
+    """Step, tokens/s/GPU, loss, time left. Rates are of the last step and the ranks' own, for the eye only."""
+
+    def __init__(self, num_steps: int, world: int) -> None:
+        console = Console(stderr=True)
+        self._world = world
+        self._num_steps = num_steps
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        self._bar = Bar(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self._task: TaskID = self._bar.add_task("starting ranks", total=num_steps, rate="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def update(self, ranks: Mapping[int, Rank]) -> None:
+        """Show what the ranks have written so far."""
+        steps = [rank.last_step for rank in ranks.values() if rank.last_step]
+        if len(steps) < self._world:
+            self._bar.update(self._task, description=f"loading, {len(ranks)} of {self._world} ranks up")
+            return
+        behind = min(steps, key=lambda step: int(step["step"]))
+        seconds = max(float(step["step_time_s"]) for step in steps)
+        tokens = sum(step["padded_tokens"] for step in steps) / len(steps)
+        loss = "not a number" if behind["loss"] is None else f"{behind['loss']:.3f}"
+        rate = f"{tokens / seconds:,.0f} tokens/s/GPU  loss {loss}"
+        self._bar.update(self._task, description="step", completed=int(behind["step"]), rate=rate)

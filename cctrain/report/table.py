@@ -1,0 +1,96 @@
+"""The summary of a run as a table for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_LOG_LINES = 15
+
+
+def print_summary(run_dir: Path, record: dict[str, Any]) -> None:
+    """Print what the run reached, from its record, to stdout."""
+    table = Table(title=f"{record['recipe']}  ·  CC {record['mode']}  ·  {record['status']}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in _rows(record):
+        table.add_row(name, value)
+    table.add_row("record", str(run_dir / "run.json"))
+    Console(soft_wrap=True).print(table)
+
+
+def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    summary, identity = record["summary"], record["identity"]
+    layout, batch = identity["layout"], identity["batch"]
+    split = ", ".join(f"{name} {layout[name]}" for name in ("data", "tensor", "pipeline", "context") if layout[name] > 1)
+    rows = [
+        ("ranks", f"{layout['world']} x {', '.join(identity['gpu']) or 'no GPU'}" + (f" ({split})" if split else "")),
+        ("batch", f"global {batch['global_batch_size']}, micro {batch['local_batch_size']}"),
+    ]
+    if summary is None:
+        return [*rows, ("steps", f"{len(record['steps'])}, none of them measured")]
+    time, tokens, steady = summary["step_time_s"], summary["tokens_per_s_per_gpu"], summary["steady_state"]
+    is_steady = steady["is_steady"]
+    if is_steady:
+        rows += [
+            ("step time", f"{_seconds(time['median'])} median, {_with_interval(time, _seconds)} mean"),
+            ("tokens/s/GPU, padded", _with_interval(tokens, lambda value: f"{value:,.0f}")),
+            ("tokens/s/GPU, real", f"{summary['real_tokens_per_s_per_gpu']:,.0f}"),
+        ]
+    rows += [
+        ("steady state", steady["why"]),
+        ("phases, mean", _phases(record["steps"], steady["first_step"])),
+        ("loss, first to last step", f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}"),
+    ]
+    if summary["peak_memory_gib"] is not None:
+        rows.append(("peak memory", f"{summary['peak_memory_gib']:.1f} GiB, largest of the ranks"))
+    return rows + [("note", note) for note in record["notes"]]
+
+
+def _with_interval(estimate: dict[str, Any], show: Any) -> str:
+    if estimate["ci95"] is None:
+        return f"{show(estimate['mean'])} (no interval: too few steps)"
+    low, high = estimate["ci95"]
+    return f"{show(estimate['mean'])} ± {show((high - low) / 2)}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.3f} s"
+
+
+def _loss(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.3f}"
+
+
+def _phases(steps: list[dict[str, Any]], first_step: int) -> str:
+    """Share of each phase of the steady steps' time."""
+    steady = [step for step in steps if step["step"] >= first_step and step["phases_s"]]
+    total = sum(sum(step["phases_s"].values()) for step in steady)
+    names = list(dict.fromkeys(name for step in steady for name in step["phases_s"]))
+    if not total:
+        return "unknown"
+    shares = {name: sum(step["phases_s"].get(name, 0.0) for step in steady) / total for name in names}
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+
+
+def print_failure(run_dir: Path, record: dict[str, Any]) -> None:
+    """Print the last lines of the log that says why, to stderr."""
+    console = Console(stderr=True, soft_wrap=True)
+    log = _log_of_failure(run_dir, str(record["failure"]))
+    if log is None:
+        return
+    console.print(f"last lines of {log}:", style="bold")
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+    console.print("\n".join(lines), markup=False, highlight=False)
+
+
+def _log_of_failure(run_dir: Path, failure: str) -> Path | None:
+    words = failure.split()
+    named = run_dir / "logs" / f"rank{words[1].rstrip(':')}.log" if words[:1] == ["rank"] else None
+    for log in (named, run_dir / "logs" / "torchrun.log"):
+        if log and log.is_file() and log.stat().st_size:
+            return log
+    return None

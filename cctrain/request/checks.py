@@ -1,0 +1,141 @@
+"""What can be known to fail before anything is started: batches that do not divide, too few GPUs, a hub out of reach."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cctrain.config import MeasureConfig
+from cctrain.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the ranks share the work. `data` ranks see different samples; world = data x tensor x pipeline x context."""
+
+    world: int
+    data: int
+    tensor: int
+    pipeline: int
+    context: int
+
+
+def check_layout(recipe: dict[str, Any], measure: MeasureConfig, world: int) -> Layout:
+    """The layout of `recipe` on `world` ranks. Raises RequestError where ranks or batches do not divide."""
+    if recipe["step_scheduler"].get("max_steps") != measure.warmup + measure.steps:
+        raise RequestError("train.step_scheduler.max_steps follows from measure.warmup + measure.steps: set those")
+    distributed = recipe.get("distributed") or {}
+    tensor, pipeline, context = (_size(distributed, key) for key in ("tp_size", "pp_size", "cp_size"))
+    model_ranks = tensor * pipeline * context
+    if world % model_ranks:
+        raise RequestError(
+            f"{world} ranks cannot hold train.distributed tp_size={tensor} x pp_size={pipeline} x cp_size={context}: "
+            f"launch.nproc_per_node must be a multiple of {model_ranks}, or lower those keys"
+        )
+    layout = Layout(
+        world=world, data=world // model_ranks, tensor=tensor, pipeline=pipeline, context=context
+    )
+    wanted = distributed.get("dp_size")
+    if wanted not in (None, "none", "None") and wanted != layout.data:
+        raise RequestError(
+            f"train.distributed.dp_size={wanted}, but {world} ranks leave {layout.data} for data: "
+            "override it with none, or change launch.nproc_per_node"
+        )
+    _check_batch(recipe["step_scheduler"], layout)
+    return layout
+
+
+def _size(distributed: dict[str, Any], key: str) -> int:
+    value = distributed.get(key)
+    if value in (None, "none", "None"):
+        return 1
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RequestError(f"train.distributed.{key}={value}: allowed is a whole number from 1")
+    return value
+
+
+def _check_batch(scheduler: dict[str, Any], layout: Layout) -> None:
+    sizes = {}
+    for key in ("global_batch_size", "local_batch_size"):
+        value = scheduler.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise RequestError(f"train.step_scheduler.{key}={value}: allowed is a whole number from 1")
+        sizes[key] = value
+    per_pass = sizes["local_batch_size"] * layout.data
+    if sizes["global_batch_size"] % per_pass:
+        raise RequestError(
+            f"train.step_scheduler.global_batch_size={sizes['global_batch_size']} does not divide into micro-batches of "
+            f"local_batch_size={sizes['local_batch_size']} on {layout.data} data-parallel ranks: it must be a multiple "
+            f"of {per_pass}"
+        )
+
+
+def check_gpus(num_ranks: int, num_gpus: int, recipe_name: str) -> None:
+    """Raises RequestError where this machine has fewer GPUs than ranks are asked for."""
+    if num_ranks > num_gpus:
+        raise RequestError(
+            f"recipe {recipe_name} on {num_ranks} rank{'s' * (num_ranks > 1)} needs as many GPUs; this machine shows "
+            f"{num_gpus}. Set launch.nproc_per_node, or look at the recipe with dry_run=true; the tiny_* recipes run on CPU"
+        )
+
+
+def check_hub(recipe: dict[str, Any], timeout_s: float = 4.0) -> None:
+    """Raises RequestError where a model or data set of the hub is neither on this disk nor to be had."""
+    for key, kind, name in _hub_names(recipe):
+        if name.startswith("{") or Path(name).expanduser().exists() or _is_cached(kind, name):
+            continue
+        way_out = {
+            "models": "weights=random needs no download; weights=pretrained weights.path=DIRECTORY reads a local one",
+            "datasets": "data=pydoc and data=synthetic need no download; data=jsonl data.path=FILE reads your own",
+        }[kind]
+        problem = _unreachable(kind, name, timeout_s)
+        if problem:
+            raise RequestError(f"{key}={name}: {problem}. {way_out[0].upper()}{way_out[1:]}")
+
+
+def _hub_names(recipe: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    model = recipe["model"]
+    config = model.get("config")
+    source = model if "pretrained_model_name_or_path" in model else config if isinstance(config, dict) else {}
+    name = config if isinstance(config, str) else source.get("pretrained_model_name_or_path")
+    if isinstance(name, str):
+        yield "train.model.pretrained_model_name_or_path", "models", name
+    dataset = recipe.get("dataset") or {}
+    for key in ("dataset_name", "path_or_dataset", "path_or_dataset_id"):
+        value = dataset.get(key)
+        if isinstance(value, str) and not value.startswith(("/", ".")):
+            yield f"train.dataset.{key}", "datasets", value
+
+
+def _is_cached(kind: str, name: str) -> bool:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
+    folder = hub / f"{kind}--{name.replace('/', '--')}" / "snapshots"
+    return folder.is_dir() or (kind == "datasets" and (prepared / name.replace("/", "___")).is_dir())
+
+
+def _unreachable(kind: str, name: str, timeout_s: float) -> str | None:
+    import urllib.error  # 50 ms that only hub names should pay
+    import urllib.request
+
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return "not on this disk, and HF_HUB_OFFLINE is set"
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    what = f"{name}/resolve/main/config.json" if kind == "models" else f"api/datasets/{name}"
+    request = urllib.request.Request(f"{endpoint}/{what}", method="HEAD")
+    token = os.environ.get("HF_TOKEN")
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s):
+            return None
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403, 404):
+            return f"{endpoint} answers {error.code}: no such {kind[:-1]}, or it needs HF_TOKEN and its licence accepted"
+        return f"{endpoint} answers {error.code}"
+    except (OSError, ValueError) as error:
+        return f"not on this disk, and the hub {endpoint} is out of reach ({getattr(error, 'reason', error)})"

@@ -1,0 +1,197 @@
+"""Command-line overrides to a validated `Config`, with Hydra.
+
+Hydra composes here, once, in the parent; ranks read the result. It composes twice: first everything but the recipe's
+own keys, because which weights and data are asked for decides what the recipe holds; then again with the recipe as the
+node `train`, so that any of its keys can be overridden with Hydra's own grammar (`train.a.b=1`, `+train.new=1`,
+`~train.gone`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cctrain.config import Config
+from cctrain.errors import RequestError
+from cctrain.packaged import CONF
+from cctrain.request.allowed import refuse_secret_interpolations
+from cctrain.request.nearest import did_you_mean
+
+OWN_FILE = "own_file"
+"""Name under which a recipe file given by path is known to Hydra."""
+
+BuildRecipe = Callable[[Config], dict[str, Any]]
+
+
+def compose_config(arguments: list[str], build_recipe: BuildRecipe) -> Config:
+    """Compose `arguments` (`key=value`); `build_recipe` makes the AutoModel recipe of the first pass's config.
+
+    Raises RequestError for anything that is not a valid request.
+    """
+    refuse_secret_interpolations(arguments)
+    overrides = _parse(arguments)
+    recipe_entry = _recipe_by_path(overrides)
+    own = [o for o in overrides if not _is_train(o)]
+    for override in own:
+        _check_key(override)
+    if not any(o.key_or_group == "recipe" for o in own):
+        raise RequestError(f"no recipe given: add recipe=NAME, one of {', '.join(_options('recipe'))}, or recipe=FILE")
+    lines = [f"recipe={OWN_FILE}" if o.key_or_group == "recipe" and recipe_entry else str(o.input_line) for o in own]
+    first = _compose("config", lines, {}, recipe_entry)
+    config = _to_config(first)
+    train = build_recipe(config)
+    train_lines = [str(o.input_line) for o in overrides if _is_train(o)]
+    config.train = OmegaConf.to_container(  # type: ignore[assignment]
+        _compose("config", lines + train_lines, train, recipe_entry).train, resolve=True
+    )
+    return config
+
+
+def _parse(arguments: list[str]) -> list[Override]:
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise RequestError(f"got {argument}: settings are written key=value; see `python -m cctrain --help`")
+    try:
+        overrides = OverridesParser.create().parse_overrides(arguments)
+    except HydraException as error:
+        raise RequestError(f"cannot read the override: {error}. Settings are written key=value") from error
+    for override in overrides:
+        if override.is_sweep_override():
+            raise RequestError(f"{override.input_line}: one value a key; a comma list needs [brackets] or quotes")
+    return list(overrides)
+
+
+def _is_train(override: Override) -> bool:
+    return override.key_or_group == "train" or override.key_or_group.startswith("train.")
+
+
+def _recipe_by_path(overrides: list[Override]) -> dict[str, Any] | None:
+    """Hydra takes no path as a group's choice, so a recipe given by path becomes a choice of its own."""
+    for override in overrides:
+        value = override.value()
+        if override.key_or_group != "recipe" or not isinstance(value, str) or value in _options("recipe"):
+            continue
+        if "/" not in value and not value.endswith((".yaml", ".yml")):
+            return None
+        path = Path(value).expanduser()
+        if not path.is_file():
+            raise RequestError(f"recipe={value}: no such file; give an AutoModel recipe file or one of {_listed('recipe')}")
+        return {"recipe": {"name": path.stem, "file": str(path.resolve()), "model": None, "text": None}}
+    return None
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _listed(group: str) -> str:
+    return ", ".join(_options(group))
+
+
+def _check_key(override: Override) -> None:
+    """Refuse a group choice or key that does not exist, naming the nearest that does."""
+    key = override.key_or_group
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    value = override.value()
+    if key in groups and not isinstance(value, dict):
+        name = {True: "on", False: "off", None: "null"}.get(value, str(value)) if not isinstance(value, str) else value
+        is_path = key == "recipe" and ("/" in name or name.endswith((".yaml", ".yml")))
+        if name not in _options(key) and not is_path:
+            raise RequestError(f"{key}={name}: allowed is {_listed(key)}.{did_you_mean(name, _options(key))}")
+        return
+    known = _keys(Config)
+    if key not in known:
+        allowed = [*known, *groups]
+        raise RequestError(
+            f"unknown key {key}.{did_you_mean(key, allowed)} Keys are listed by `python -m cctrain --help`; "
+            "those of the AutoModel recipe begin with train."
+        )
+
+
+def _keys(schema: Any, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for spec in dataclasses.fields(schema):
+        default = spec.default_factory() if spec.default_factory is not dataclasses.MISSING else None
+        if dataclasses.is_dataclass(default):
+            keys += _keys(default, f"{prefix}{spec.name}.")
+        else:
+            keys.append(prefix + spec.name)
+    return keys
+
+
+def _compose(
+    name: str, lines: list[str], train: dict[str, Any], recipe_entry: dict[str, Any] | None
+) -> DictConfig:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="train", name="recipe", node=_escaped(train), package="train")
+    if recipe_entry:
+        store.store(group="recipe", name=OWN_FILE, node=recipe_entry, package="_global_")
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF.resolve())):
+            return compose(name, overrides=lines)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(_explain(error, train)) from error
+
+
+def _explain(error: Exception, train: dict[str, Any]) -> str:
+    """Hydra's message in our words: what was got and the nearest key that exists."""
+    causes = [str(e) for e in (error, error.__cause__) if e]
+    text = " ".join(dict.fromkeys(re.sub(r"\s+", " ", cause).strip() for cause in causes))
+    found = re.search(r"full_key: (train[\w.]*)", text)
+    if found and ("not in struct" in text or "not found" in text):
+        key = found.group(1)
+        return (
+            f"the recipe has no key {key}.{did_you_mean(key, _paths(train, 'train'))} To add a new one write +{key}=..."
+        )
+    text = re.sub(r" ?Set the environment variable HYDRA_FULL_ERROR=1.*", "", text)
+    return f"{text} (see `python -m cctrain --help` for the keys)"
+
+
+def _paths(node: Any, prefix: str) -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix]
+    return [prefix] + [path for key, value in node.items() for path in _paths(value, f"{prefix}.{key}")]
+
+
+def _escaped(node: Any) -> Any:
+    """AutoModel resolves `${VAR}` itself, on the rank; keep OmegaConf from reading it as its own interpolation."""
+    if isinstance(node, dict):
+        return {key: _escaped(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escaped(value) for value in node]
+    return node.replace("${", "\\${") if isinstance(node, str) else node
+
+
+def _to_config(composed: DictConfig) -> Config:
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, RequestError):
+            raise error.__cause__ from None
+        raise RequestError(_explain(error, {})) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe file as a dictionary. Raises RequestError naming the file and line where it is no YAML mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RequestError(f"recipe file {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"recipe file {path}: expected a mapping of AutoModel's sections, got {type(content).__name__}")
+    return content

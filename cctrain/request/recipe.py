@@ -1,0 +1,120 @@
+"""The AutoModel recipe of a run: the recipe file, with the weights, data and method of measuring asked for put in.
+
+Paths that differ between machines or runs stay symbolic, `{recipes}` and `{run_dir}`, until the run directory exists,
+so that the same request has the same recipe hash everywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from cctrain.config import Config, MeasureConfig, RecipeConfig, WeightsConfig, WeightsKind
+from cctrain.errors import RequestError
+from cctrain.packaged import RECIPES
+from cctrain.request.compose import read_yaml
+from cctrain.request.data import put_data
+
+LLM, VLM = "TrainFinetuneRecipeForNextTokenPrediction", "FinetuneRecipeForVLM"
+_TRACKERS = ("wandb", "mlflow", "comet")
+_EVERY = 10**9
+"""An interval longer than any run, for what AutoModel cannot be told to leave out."""
+
+
+def build_recipe(config: Config) -> dict[str, Any]:
+    """The AutoModel recipe asked for by `config`, before the user's `train.*` overrides. Raises RequestError."""
+    path = Path(config.recipe.file)
+    recipe = read_yaml(path if path.is_absolute() else RECIPES / path)
+    name = str(recipe.get("recipe", "")).rpartition(".")[2]
+    if name not in (LLM, VLM):
+        raise RequestError(f"{path}: its key recipe is {recipe.get('recipe')!r}; allowed is {LLM} or {VLM}")
+    if not isinstance(recipe.get("model"), dict) or not isinstance(recipe.get("step_scheduler"), dict):
+        raise RequestError(f"{path}: an AutoModel recipe needs the sections model and step_scheduler")
+    recipe["recipe"] = name
+    if not path.is_absolute():
+        recipe = _symbolic(recipe)
+    _put_weights(recipe, config.weights, config.recipe)
+    put_data(recipe, config.data, config.recipe, is_vlm=name == VLM)
+    _put_measuring(recipe, config.measure)
+    return recipe
+
+
+def is_cpu_recipe(recipe: dict[str, Any]) -> bool:
+    """Whether the recipe's process group is gloo's, which is how a recipe says that it runs without a GPU."""
+    return bool(recipe.get("dist_env", {}).get("backend", "nccl") == "gloo")
+
+
+def located(recipe: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """The recipe with this machine's paths in place of `{recipes}` and `{run_dir}`."""
+    text = json.dumps(recipe)
+    for symbol, path in (("{recipes}", RECIPES), ("{run_dir}", run_dir)):
+        text = text.replace(symbol, json.dumps(str(path.resolve()))[1:-1])
+    located_recipe: dict[str, Any] = json.loads(text)
+    return located_recipe
+
+
+def recipe_hash(recipe: dict[str, Any]) -> str:
+    """SHA-256 (16 hex digits) of what is trained, without how long it is measured."""
+    trained = copy.deepcopy(recipe)
+    for key in ("max_steps", "num_epochs", "ckpt_every_steps", "val_every_steps"):
+        trained["step_scheduler"].pop(key, None)
+    trained.pop("checkpoint", None)
+    return hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _symbolic(node: Any) -> Any:
+    """Relative paths of a packaged recipe are relative to recipes/, not to where the user stands."""
+    if isinstance(node, dict):
+        return {key: _symbolic(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_symbolic(value) for value in node]
+    return f"{{recipes}}/{node}" if isinstance(node, str) and node.startswith("models/") else node
+
+
+def _put_weights(recipe: dict[str, Any], weights: WeightsConfig, entry: RecipeConfig) -> None:
+    model = recipe["model"]
+    target, _, how = str(model.get("_target_", "")).rpartition(".")
+    if weights.path and weights.kind is not WeightsKind.pretrained:
+        raise RequestError(f"weights.path={weights.path} is only read with weights=pretrained, got {weights.kind.value}")
+    if weights.kind is WeightsKind.random and how == "from_pretrained":
+        source = f"{{recipes}}/{entry.model}" if entry.model else model["pretrained_model_name_or_path"]
+        rest = {key: value for key, value in model.items() if key not in ("_target_", "pretrained_model_name_or_path")}
+        rest.pop("text_config", None)
+        rest.pop("trust_remote_code", None)
+        config = {"_target_": "transformers.AutoConfig.from_pretrained", "pretrained_model_name_or_path": source}
+        recipe["model"] = {"_target_": f"{target}.from_config", "config": config, **rest}
+        if entry.model and _model_type(entry.model).startswith("gemma4"):
+            # AutoModel's own dense Gemma 4 class leaves from_config weights uninitialised.
+            recipe["model"]["force_hf"] = True
+    elif weights.kind is WeightsKind.pretrained:
+        path = weights.path or model.get("pretrained_model_name_or_path")
+        if not path:
+            raise RequestError(
+                f"weights=pretrained: recipe {entry.name} names no pretrained model; add weights.path=DIRECTORY or a hub id"
+            )
+        rest = {key: value for key, value in model.items() if key not in ("_target_", "config", "force_hf")}
+        recipe["model"] = {**rest, "_target_": f"{target}.from_pretrained", "pretrained_model_name_or_path": path}
+
+
+def _model_type(model: str) -> str:
+    return str(json.loads((RECIPES / model / "config.json").read_text(encoding="utf-8"))["model_type"])
+
+
+def _put_measuring(recipe: dict[str, Any], measure: MeasureConfig) -> None:
+    """The seed post's method: no validation, no checkpoint, a fixed number of steps; trackers run in the parent."""
+    scheduler = recipe["step_scheduler"]
+    scheduler["max_steps"] = measure.warmup + measure.steps
+    scheduler["num_epochs"] = None
+    for tracker in _TRACKERS:
+        recipe.pop(tracker, None)
+    if not measure.validation:
+        for key in [key for key in recipe if key.startswith("validation_")]:
+            del recipe[key]
+        scheduler["val_every_steps"] = None
+    if not measure.checkpoint:
+        scheduler["ckpt_every_steps"] = _EVERY
+        recipe["checkpoint"] = {**recipe.get("checkpoint", {}), "enabled": False}
+    recipe.setdefault("checkpoint", {})["checkpoint_dir"] = "{run_dir}/checkpoints"

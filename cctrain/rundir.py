@@ -1,0 +1,52 @@
+"""The run directory, made and written before anything starts.
+
+`run.json` exists from then on, marked partial, so that a crash leaves a readable record; `running.json` names the
+process that will finish it (`finish.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cctrain.errors import RequestError
+from cctrain.processes import this_process
+from cctrain.records import RunRecord, finite, to_json
+
+_RESERVE_BYTES = 2 << 20
+"""Kept free for the record itself: a disk that samples and logs filled up must still take run.json."""
+
+
+def create(run_root: Path, recipe: str, mode: str) -> Path:
+    """A new directory under `run_root`; two runs at once never share one. Raises RequestError where none can be made."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    run_dir = run_root / f"{stamp}-{recipe}-{mode}-{secrets.token_hex(2)}"
+    try:
+        run_dir.mkdir(parents=True)
+        for name in ("samples", "logs"):
+            (run_dir / name).mkdir()
+        (run_dir / ".reserve").write_bytes(b"\0" * _RESERVE_BYTES)
+        write_json(run_dir / "running.json", this_process())
+    except OSError as error:
+        raise RequestError(f"run_root={run_root}: cannot make a run directory there ({error})") from error
+    return run_dir.resolve()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write strict JSON; a reader sees the old file or the new one, never half of it."""
+    write_text(path, json.dumps(finite(content), allow_nan=False, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` in one step."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def begin_record(run_dir: Path, record: RunRecord) -> None:
+    """Write the record of a run that has not started yet."""
+    write_text(run_dir / "run.json", to_json(record))

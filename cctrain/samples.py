@@ -1,0 +1,74 @@
+"""The file a rank appends its samples to, one JSON object a line, and the thread that fills it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cctrain.records import finite
+
+_FLUSH_S = 0.5
+"""A step is on disk at most this long after the device finished it, so that a crash loses no more."""
+
+
+def parse_line(line: str) -> dict[str, Any] | None:
+    """One line of a samples file, or None where it is cut short."""
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+class SampleFile:
+    """Append-only lines; each goes out in one write, so that a reader sees whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._writing = threading.Lock()
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line. Raises OSError where the disk is full."""
+        text = json.dumps(finite(line), allow_nan=False) + "\n"
+        with self._writing:
+            written = os.write(self._descriptor, text.encode())
+        if written < len(text.encode()):
+            raise OSError(28, "No space left on device")
+
+
+class SampleThread:
+    """Writes the steps that `finished` yields every half second, beside the training thread."""
+
+    def __init__(self, finished: Callable[[], list[dict[str, Any]]], file: SampleFile) -> None:
+        self._finished, self._file = finished, file
+        self._stopping = threading.Event()
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="cctrain-samples", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise in the training thread what the writing thread ran into."""
+        if self._error:
+            raise RuntimeError(f"samples cannot be written: {self._error.strerror}") from self._error
+
+    def close(self) -> None:
+        """Write what is left and stop."""
+        self._stopping.set()
+        self._thread.join()
+        self._write()
+        self.check()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_FLUSH_S) and not self._error:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            for line in self._finished():
+                self._file.write(line)
+        except OSError as error:
+            self._error = error

@@ -1,0 +1,1 @@
+"""Time stamps of steps and their phases, taken without making the device wait."""

@@ -1,0 +1,44 @@
+"""Clocks that a training loop can stamp without waiting for the device.
+
+On a GPU a one-thread kernel writes `%globaltimer` (nanoseconds, the GPU's own clock) into a ring in device memory, in
+stream order: it says when the device got there, not when the host asked. Event timing (`cudaEventElapsedTime`) is not
+used because it is unreliable with confidential computing on. On CPU the host clock does.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class StepClock(Protocol):
+    """Stamps now, answers later."""
+
+    name: str
+
+    def mark(self) -> int:
+        """Queue a stamp and return its handle; never waits for the device."""
+
+    def read(self, handles: list[int]) -> list[float | None]:
+        """Seconds of each stamp; None for one that the device has not reached yet. Not for the hot path."""
+
+
+class HostClock:
+    """`time.perf_counter`, for devices whose work the host waits for anyway."""
+
+    name = "host"
+
+    def __init__(self) -> None:
+        self._stamps: dict[int, float] = {}
+        self._next = 0
+
+    def mark(self) -> int:
+        """Stamp the host's time."""
+        handle = self._next
+        self._stamps[handle] = time.perf_counter()
+        self._next += 1
+        return handle
+
+    def read(self, handles: list[int]) -> list[float | None]:
+        """Seconds of each stamp, always known. A stamp is read once."""
+        return [self._stamps.pop(handle) for handle in handles]

@@ -1,0 +1,66 @@
+"""The GPU's clock: `%globaltimer` stamps in a ring, see `clock.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import globaltimer
+
+
+@triton.jit(do_not_specialize=["slot"])  # type: ignore[misc,untyped-decorator]
+def _stamp(ring: Any, slot: Any) -> None:
+    tl.store(ring + slot, globaltimer())
+
+
+class DeviceClock:
+    """Stamps on the current CUDA device, in stream order.
+
+    A slot is reused after `capacity` marks; a stamp is new when it is larger than what its slot held at the last read,
+    so that no slot has to be cleared on the device.
+    """
+
+    name = "globaltimer"
+
+    def __init__(self, capacity: int = 1 << 16) -> None:
+        self._ring = torch.zeros(capacity, dtype=torch.int64, device="cuda")
+        self._seen = [0] * capacity
+        self._capacity = capacity
+        self._next = 0
+        self._stream = torch.cuda.Stream()
+        self._device = torch.cuda.current_device()
+        self.mark()  # compiles the kernel here and not inside the first step
+        torch.cuda.synchronize()
+
+    def mark(self) -> int:
+        """Queue a stamp on the current stream."""
+        handle = self._next
+        _stamp[(1,)](self._ring, handle % self._capacity, num_warps=1)
+        self._next = handle + 1
+        return handle
+
+    def read(self, handles: list[int]) -> list[float | None]:
+        """Seconds of each stamp (GPU clock), None for those that the device has not reached.
+
+        Copies on a stream of its own: the training stream neither waits nor is waited for.
+        """
+        if not handles:
+            return []
+        first, last = handles[0], handles[-1]
+        torch.cuda.set_device(self._device)
+        with torch.cuda.stream(self._stream):
+            slots = [handle % self._capacity for handle in range(first, last + 1)]
+            if slots[0] <= slots[-1]:
+                ring = self._ring[slots[0] : slots[-1] + 1].cpu().tolist()
+            else:
+                ring = self._ring[slots[0] :].cpu().tolist() + self._ring[: slots[-1] + 1].cpu().tolist()
+        return [self._new(handle, ring[handle - first]) for handle in handles]
+
+    def _new(self, handle: int, nanoseconds: int) -> float | None:
+        slot = handle % self._capacity
+        if nanoseconds <= self._seen[slot]:
+            return None
+        self._seen[slot] = nanoseconds
+        return nanoseconds / 1e9

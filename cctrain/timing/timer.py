@@ -1,0 +1,80 @@
+"""Marks of a training loop to the times of its steps.
+
+A step runs from the end of the step before it, so that waiting for data is inside it; `resume` starts anew after
+anything that is not training (set-up, validation, a checkpoint), whose time then belongs to no step. Marks are only
+handles; `finished` turns those that the device has passed into numbers, off the hot path.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from cctrain.timing.clock import StepClock
+
+
+@dataclass(slots=True)
+class _Step:
+    begin: int
+    marks: list[tuple[str, int]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class StepTimer:
+    """Spans between step ends, with the phases of each. One thread marks, another may read."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock = clock
+        self._step: _Step | None = None
+        self._ended: deque[_Step] = deque()
+        self._known: dict[int, float] = {}
+        self._reading = threading.Lock()
+
+    def resume(self) -> None:
+        """The next step begins here."""
+        self._step = _Step(self._clock.mark())
+
+    def phase_end(self, name: str) -> None:
+        """What ran since the last mark was `name`; the same name twice in a step adds up. Ignored outside a step."""
+        if self._step is not None:
+            self._step.marks.append((name, self._clock.mark()))
+
+    def step_end(self, last_phase: str, **facts: Any) -> None:
+        """The step ends here, and the next begins. `facts` are kept beside its times. Raises RuntimeError outside one."""
+        if self._step is None:
+            raise RuntimeError("StepTimer.step_end() before resume(): no step has begun")
+        end = self._clock.mark()
+        self._step.marks.append((last_phase, end))
+        self._step.facts = facts
+        self._ended.append(self._step)
+        self._step = _Step(end)
+
+    def finished(self) -> list[dict[str, Any]]:
+        """Steps ended since the last call whose stamps the device has passed, oldest first: their facts with
+        `step_time_s` and `phases_s` (seconds)."""
+        with self._reading:
+            rows = []
+            while self._ended:
+                row = self._times(self._ended[0])
+                if row is None:
+                    break
+                self._ended.popleft()
+                rows.append(row)
+            return rows
+
+    def _times(self, step: _Step) -> dict[str, Any] | None:
+        handles = [step.begin, *(handle for _, handle in step.marks)]
+        wanted = [handle for handle in handles if handle not in self._known]
+        read = dict(zip(wanted, self._clock.read(wanted), strict=True))
+        self._known |= {handle: seconds for handle, seconds in read.items() if seconds is not None}
+        if None in read.values():
+            return None
+        times = [self._known[handle] for handle in handles]
+        phases: dict[str, float] = {}
+        for (name, _), before, after in zip(step.marks, times, times[1:], strict=False):
+            phases[name] = phases.get(name, 0.0) + after - before
+        for handle in handles[:-1]:
+            self._known.pop(handle)
+        return {**step.facts, "step_time_s": times[-1] - times[0], "phases_s": phases}

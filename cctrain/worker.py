@@ -1,0 +1,68 @@
+"""What a rank runs: `torchrun ... -m cctrain.worker RUN_DIR`.
+
+A rank reads the resolved config.json, trains, and appends what it sees to samples/rankN.jsonl: a `start` line,
+a `ready` line once the model stands, one line a step, and an `end` or `error` line. It knows nothing of Hydra, W&B or the other ranks' samples.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from cctrain.processes import die_with_parent, this_process
+from cctrain.samples import SampleFile
+
+
+def main(run_dir: Path) -> int:
+    """Train as `run_dir`/config.json says. Returns the exit code, 0 or 1."""
+    rank = int(os.environ["RANK"])
+    _own_log(run_dir / "logs" / f"rank{rank}.log")
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the parent asks a rank that hangs where it is
+    if rank:
+        logging.getLogger().setLevel(logging.WARNING)
+    config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    samples = SampleFile(run_dir / "samples" / f"rank{rank}.jsonl")
+    samples.write({"event": "start", "rank": rank, "world_size": int(os.environ["WORLD_SIZE"]), **this_process()})
+    try:
+        from cctrain.engines.automodel import train
+
+        samples.write({"event": "end", **train(config, samples)})
+    except BaseException as error:  # noqa: BLE001 - whatever ends a rank belongs into the record
+        traceback.print_exc()
+        samples.write({"event": "error", "time": time.time(), **_explain(error)})
+        return 1
+    return 0
+
+
+def _explain(error: BaseException) -> dict[str, Any]:
+    name = type(error).__name__
+    if name == "OutOfMemoryError":
+        hint = "lower train.step_scheduler.local_batch_size or data.seq_len, or use train.distributed.activation_checkpointing=true"
+        return {"kind": "out_of_memory", "message": f"out of GPU memory: {hint}"}
+    text = str(error).strip().splitlines()
+    return {"kind": name, "message": f"{name}: {text[0] if text else 'no message'}"[:500]}
+
+
+def _own_log(path: Path) -> None:
+    """Everything that this process prints, libraries' C code included, goes into one file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    if code:
+        os._exit(code)  # a failed rank must not wait for the others in an exit handler
+    sys.exit(0)
