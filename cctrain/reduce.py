@@ -111,7 +111,7 @@ def summarize(steps: Sequence[StepRecord], ranks: Mapping[int, RankSamples]) -> 
         peak_memory_gib=max(p for p in peaks if p is not None) / _GIB if all(p is not None for p in peaks) else None,
         mfu=None,
         joules_per_token=None,
-        steady_state=_steady_state(measured, cut),
+        steady_state=_steady_state(measured, cut, is_moving=stats.still_moves([s.step_time_s for s in measured], cut)),
     )
 
 
@@ -119,12 +119,12 @@ def _around(mean: float, half_width: float | None) -> tuple[float, float] | None
     return None if half_width is None else (mean - half_width, mean + half_width)
 
 
-def _steady_state(measured: Sequence[StepRecord], cut: int) -> SteadyState:
+def _steady_state(measured: Sequence[StepRecord], cut: int, *, is_moving: bool) -> SteadyState:
     num_steps = len(measured) - cut
     if num_steps < stats.MIN_STEPS:
         why = f"not steady: {num_steps} measured steps, {stats.MIN_STEPS} are needed; raise measure.steps"
         is_steady = False
-    elif cut and cut >= len(measured) // 2 // 5 * 5:
+    elif is_moving:
         why, is_steady = "not steady: step times still move in the second half of the run; raise measure.warmup", False
     else:
         aside = f"{cut} more steps set aside by MSER-5" if cut else "no further steps set aside by MSER-5"

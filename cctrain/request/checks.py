@@ -93,7 +93,7 @@ def check_hub(recipe: dict[str, Any], timeout_s: float = 4.0) -> None:
         }[kind]
         problem = _unreachable(kind, name, timeout_s)
         if problem:
-            raise RequestError(f"{key}={name}: {problem}. {way_out[0].upper()}{way_out[1:]}")
+            raise RequestError(f"{key}={name}: {problem}; {way_out}")
 
 
 def _hub_names(recipe: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

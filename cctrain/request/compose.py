@@ -44,6 +44,9 @@ def compose_config(arguments: list[str], build_recipe: BuildRecipe) -> Config:
     overrides = _parse(arguments)
     recipe_entry = _recipe_by_path(overrides)
     own = [o for o in overrides if not _is_train(o)]
+    for override in overrides:
+        if override.key_or_group == "train":
+            raise RequestError(f"{override.input_line}: name a key of the recipe, as in train.optimizer.lr=1e-4")
     for override in own:
         _check_key(override)
     if not any(o.key_or_group == "recipe" for o in own):
@@ -156,6 +159,13 @@ def _explain(error: Exception, train: dict[str, Any]) -> str:
         return (
             f"the recipe has no key {key}.{did_you_mean(key, _paths(train, 'train'))} To add a new one write +{key}=..."
         )
+    wrong = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+) full_key: (\S+)", text)
+    if wrong:
+        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(wrong[2], wrong[2])
+        return f"{wrong[3]}={wrong[1]}: allowed is {kind}"
+    choice = re.search(r"Invalid value '(.*?)', expected one of \[(.*?)\] full_key: (\S+)", text)
+    if choice:
+        return f"{choice[3]}={choice[1]}: allowed is {choice[2]}"
     text = re.sub(r" ?Set the environment variable HYDRA_FULL_ERROR=1.*", "", text)
     return f"{text} (see `python -m cctrain --help` for the keys)"
 

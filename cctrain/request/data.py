@@ -7,6 +7,8 @@ with AutoModel alone. `pydoc` is real text that needs no download: the documenta
 from __future__ import annotations
 
 import json
+import math
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,14 @@ from typing import Any
 
 from cctrain.config import DataConfig, DataKind, Lengths, RecipeConfig
 from cctrain.errors import RequestError
+from cctrain.packaged import RECIPES
 from cctrain.request.nearest import did_you_mean
 
 _LLM = "nemo_automodel.components.datasets.llm"
 _VLM = "nemo_automodel.components.datasets.vlm"
 DEFAULT_SEQ_LEN = 512
+_ENDLESS = 10**9
+_SMALLEST_VOCAB = 32_000
 _CHUNK_CHARACTERS = 600
 """Length of a pydoc answer: about 200 tokens of the small tokenizers, so that one topic gives several samples."""
 
@@ -34,48 +39,66 @@ def put_data(recipe: dict[str, Any], data: DataConfig, entry: RecipeConfig, *, i
     if data.kind is not DataKind.recipe:
         for key in [key for key in recipe if key.startswith("validation_")]:
             del recipe[key]
-        (_put_vlm if is_vlm else _put_llm)(recipe, data)
+        (_put_vlm if is_vlm else _put_llm)(recipe, data, _vocab_size(entry))
     _put_text_model(recipe, entry, is_vlm=is_vlm)
 
 
-def _put_llm(recipe: dict[str, Any], data: DataConfig) -> None:
+def _put_llm(recipe: dict[str, Any], data: DataConfig, vocab_size: int) -> None:
     loader = {key: value for key, value in recipe.get("dataloader", {}).items() if key in ("shuffle", "pin_memory")}
     recipe["dataloader"] = {
         "_target_": "torchdata.stateful_dataloader.StatefulDataLoader",
         "collate_fn": "nemo_automodel.components.datasets.utils.default_collater",
         **loader,
     }
-    if data.kind is DataKind.synthetic:
-        recipe["dataset"] = _synthetic_tokens(recipe, data)
+    if data.kind is DataKind.synthetic and data.lengths is Lengths.fixed:
+        # The loader, not the data set, makes the batches: those of the data set share memory and cannot be pinned.
+        recipe["dataset"] = {
+            "_target_": f"{_LLM}.mock_iterable_dataset.MockIterableDataset",
+            "vocab_size": vocab_size,
+            "seq_len": data.seq_len or DEFAULT_SEQ_LEN,
+            "num_samples": _ENDLESS,
+            "batch_size": 1,
+            "exclude_token_ids": [0],  # the loader would take it for padding
+        }
         recipe["dataloader"].pop("shuffle", None)
     elif data.kind is DataKind.squad:
         recipe["dataset"] = {"_target_": f"{_LLM}.squad.make_squad_dataset", "dataset_name": "rajpurkar/squad"}
         recipe["dataset"] |= {"split": "train", **_cut(data.seq_len)}
     else:
-        columns = {"question": "question", "answer": "answer"}
-        path = f"{{run_dir}}/data/{data.kind.value}.jsonl"
-        if data.kind is DataKind.jsonl:
-            columns = {"question": data.question, "answer": data.answer}
-            columns |= {"context": data.context} if data.context else {}
-            path = str(Path(str(data.path)).expanduser().resolve())
         recipe["dataset"] = {
             "_target_": f"{_LLM}.column_mapped_text_instruction_dataset.ColumnMappedTextInstructionDataset",
-            "path_or_dataset_id": path,
-            "column_mapping": columns,
-            **_cut(data.seq_len or (DEFAULT_SEQ_LEN if data.kind is DataKind.pydoc else None)),
+            "path_or_dataset_id": _text_file(data),
+            "column_mapping": _columns(data),
+            **_cut(data.seq_len or (None if data.kind is DataKind.jsonl else DEFAULT_SEQ_LEN)),
         }
+
+
+def _text_file(data: DataConfig) -> str:
+    if data.kind is DataKind.jsonl:
+        return str(Path(str(data.path)).expanduser().resolve())
+    return f"{{run_dir}}/data/{data.kind.value}.jsonl"
+
+
+def _columns(data: DataConfig) -> dict[str, str]:
+    if data.kind is not DataKind.jsonl:
+        return {"question": "question", "answer": "answer"}
+    return {"question": data.question, "answer": data.answer} | ({"context": data.context} if data.context else {})
 
 
 def _cut(seq_len: int | None) -> dict[str, Any]:
     return {"seq_length": seq_len, "truncation": True} if seq_len else {}
 
 
-def _synthetic_tokens(recipe: dict[str, Any], data: DataConfig) -> dict[str, Any]:
+def _put_vlm(recipe: dict[str, Any], data: DataConfig, vocab_size: int) -> None:
     raise NotImplementedError
 
 
-def _put_vlm(recipe: dict[str, Any], data: DataConfig) -> None:
-    raise NotImplementedError
+def _vocab_size(entry: RecipeConfig) -> int:
+    """Of the architecture packaged with the recipe; else a size that every current language model exceeds."""
+    if not entry.model:
+        return _SMALLEST_VOCAB
+    config = json.loads((RECIPES / entry.model / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("text_config", config)["vocab_size"])
 
 
 def _put_text_model(recipe: dict[str, Any], entry: RecipeConfig, *, is_vlm: bool) -> None:
@@ -93,10 +116,15 @@ def _put_text_model(recipe: dict[str, Any], entry: RecipeConfig, *, is_vlm: bool
 def prepare_data(data: DataConfig, run_dir: Path) -> None:
     """Write the files that the recipe's data sections name under `run_dir`/data."""
     if data.kind is DataKind.pydoc:
-        folder = run_dir / "data"
-        folder.mkdir()
-        with (folder / "pydoc.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(sample) + "\n" for sample in pydoc_samples())
+        samples = pydoc_samples()
+    elif data.kind is DataKind.synthetic and data.lengths is Lengths.squad:
+        samples = squad_like_samples()
+    else:
+        return
+    folder = run_dir / "data"
+    folder.mkdir()
+    with (folder / f"{data.kind.value}.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(sample) + "\n" for sample in samples)
 
 
 def pydoc_samples() -> Iterator[dict[str, str]]:
@@ -106,6 +134,23 @@ def pydoc_samples() -> Iterator[dict[str, str]]:
     for topic, text in sorted(topics.items()):
         for part, answer in enumerate(_pieces(text), start=1):
             yield {"question": f"What does Python's documentation say about {topic} ({part})?", "answer": answer}
+
+
+def squad_like_samples(num_samples: int = 4096) -> Iterator[dict[str, str]]:
+    """Random words with lengths spread like SQuAD 1.1's: passages log-normal around 110 words and, like the paper's
+    (Rajpurkar et al., 2016), of 500 characters or more; questions of about 10 words, answers of about 3.
+
+    A word of English is about 1.3 tokens of Llama's tokenizer; those used here are one token of the packaged one, so
+    that random weights see as many tokens as pretrained ones would.
+    """
+    vocabulary = json.loads((RECIPES / "models/tokenizer-llama/tokenizer.json").read_text(encoding="utf-8"))
+    words = sorted(token[1:] for token in vocabulary["model"]["vocab"] if re.fullmatch("Ġ[a-z]{2,}", token))
+    source = random.Random(0)
+    for _ in range(num_samples):
+        passage = min(650, max(80, source.lognormvariate(math.log(110), 0.4)))
+        lengths = (passage, max(3, source.gauss(10, 3.5)), 1 + source.expovariate(1 / 2))
+        context, question, answer = (" ".join(source.choices(words, k=round(1.3 * length))) for length in lengths)
+        yield {"question": f"{context} {question}", "answer": answer}
 
 
 def _pieces(text: str) -> Iterator[str]:
