@@ -24,7 +24,7 @@ from cctrain.records import RunRecord
 from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout
 from cctrain.request.compose import compose_config
-from cctrain.request.data import check_jsonl, prepare_data
+from cctrain.request.data_files import check_jsonl, prepare_data
 from cctrain.request.recipe import VLM, build_recipe, is_cpu_recipe, located, recipe_hash
 
 
@@ -107,7 +107,7 @@ def _dry_run(config: Config) -> int:
 def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> None:
     """Everything the ranks and a reader of the record need, before anything starts."""
     config = request.config
-    prepare_data(config.data, run_dir)
+    prepare_data(config.data, run_dir, is_vlm=config.train["recipe"] == VLM)
     identity = _identity(request)
     recipe = located(config.train, run_dir)
     rundir.write_text(run_dir / "automodel.yaml", yaml.safe_dump(recipe, sort_keys=False))

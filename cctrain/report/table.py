@@ -15,7 +15,7 @@ def print_summary(run_dir: Path, record: dict[str, Any]) -> None:
     """Print what the run reached, from its record, to stdout."""
     table = Table(title=f"{record['recipe']}  ·  CC {record['mode']}  ·  {record['status']}", show_header=False)
     table.add_column(style="bold")
-    table.add_column(justify="right")
+    table.add_column(justify="right", overflow="fold")
     for name, value in _rows(record):
         table.add_row(name, value)
     table.add_row("record", str(run_dir / "run.json"))

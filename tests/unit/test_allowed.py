@@ -1,0 +1,60 @@
+"""A recipe is code to AutoModel: what may be imported, and what is refused before it is."""
+
+import pytest
+
+from cctrain.errors import RequestError
+from cctrain.request.allowed import check_recipe, refuse_secret_interpolations
+
+GOOD = {"_target_": "torch.optim.AdamW", "lr": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "path"),
+    [
+        ({"optimizer": {"_target_": "os.system"}}, "train.optimizer._target_"),
+        ({"optimizer": {"_target_": "torch.load"}}, "train.optimizer._target_"),
+        ({"optimizer": {"_target_": "torch.hub.load"}}, "train.optimizer._target_"),
+        ({"optimizer": {"_target_": "evil.py:run"}}, "train.optimizer._target_"),
+        ({"optimizer": {"_target_": ["os.system"]}}, "train.optimizer._target_"),
+        ({"dataloader": {"collate_fn": "subprocess.run"}}, "train.dataloader.collate_fn"),
+        ({"a": [{"b": [{"_target_": "os.system"}]}]}, "train.a[0].b[0]._target_"),
+        ({"dataset": {"tokenizer": {"_target_": "builtins.eval"}}}, "train.dataset.tokenizer._target_"),
+        ({"model": {"trust_remote_code": True}}, "train.model.trust_remote_code"),
+        ({"model": {"trust_remote_code": "true"}}, "train.model.trust_remote_code"),
+        ({"model": {"trust_remote_code": 1}}, "train.model.trust_remote_code"),
+        ({"model": {"attn_implementation": "someone/kernel"}}, "train.model.attn_implementation"),
+        ({"packed_sequence": {"packing_strategy": "evil.Packing"}}, "train.packed_sequence.packing_strategy"),
+        ({"note": "${oc.env:HF_TOKEN}"}, "train.note"),
+        ({"note": ["x", "$WANDB_API_KEY"]}, "train.note[1]"),
+        ({"note": "a ${AWS_SECRET_ACCESS_KEY,none}"}, "train.note"),
+    ],
+)
+def test_code_and_secrets_are_refused_by_path(recipe, path):
+    with pytest.raises(RequestError) as caught:
+        check_recipe(recipe)
+    assert str(caught.value).startswith(path)
+
+
+def test_what_recipes_need_is_allowed():
+    check_recipe(
+        {
+            "optimizer": GOOD,
+            "model": {"trust_remote_code": False, "attn_implementation": "sdpa"},
+            "loss_fn": {"_target_": "nemo_automodel.components.loss.masked_ce.MaskedCrossEntropy"},
+            "dataset": {"path": "${oc.env:DATA_DIR}/x"},
+            "packed_sequence": {"packing_strategy": "neat"},
+        }
+    )
+
+
+def test_the_user_extends_the_list_by_name():
+    recipe = {"optimizer": {"_target_": "mine.Optimizer"}, "model": {"trust_remote_code": True}}
+    with pytest.raises(RequestError, match=r"allow_targets=\[mine.Optimizer\]"):
+        check_recipe(recipe)
+    check_recipe(recipe, ["mine.Optimizer", "trust_remote_code"])
+
+
+def test_a_secret_on_the_command_line_is_refused_unread():
+    with pytest.raises(RequestError, match="HF_TOKEN"):
+        refuse_secret_interpolations(["data.path=${oc.env:HF_TOKEN}"])
+    refuse_secret_interpolations(["data.path=${oc.env:HOME}/x.jsonl"])

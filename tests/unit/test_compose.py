@@ -1,0 +1,157 @@
+"""The command line to a config: what is accepted, and what each refusal says."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cctrain.config import CcMode, Config
+from cctrain.errors import RequestError
+from cctrain.packaged import CONF, RECIPES
+from cctrain.request.allowed import check_recipe
+from cctrain.request.compose import compose_config
+from cctrain.request.recipe import build_recipe, recipe_hash
+
+NAMES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+
+
+def composed(*arguments: str) -> Config:
+    return compose_config(list(arguments), build_recipe)
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(RequestError) as caught:
+        composed(*arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_composes_and_imports_only_what_is_allowed(name):
+    config = composed(f"recipe={name}")
+    check_recipe(config.train)
+    assert config.recipe.name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_composes_with_random_weights(name):
+    config = composed(f"recipe={name}", "weights=random")
+    check_recipe(config.train)
+    assert config.train["model"]["_target_"].endswith(".from_config")
+    folder = config.train["model"]["config"]["pretrained_model_name_or_path"].removeprefix("{recipes}/")
+    assert (RECIPES / folder / "config.json").is_file()
+
+
+CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "recipe")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_conf_file_composes(choice):
+    needs = {
+        "data=jsonl": ["data.path=x.jsonl"],
+        "data=medpix": ["recipe=tiny_gemma_peft"],
+        "weights=pretrained": ["weights.path=x"],
+    }
+    assert composed("recipe=tiny_llama_peft", choice, *needs.get(choice, [])) is not None
+
+
+def test_every_recipe_file_has_an_entry_in_conf():
+    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == NAMES
+
+
+def test_on_and_off_stay_words():
+    assert composed("recipe=tiny_llama_peft", "cc=on").cc.mode is CcMode.on
+    assert composed("recipe=tiny_llama_peft", "cc=off").cc.mode is CcMode.off
+    for path in (CONF / "cc").glob("*.yaml"):
+        assert isinstance(yaml.safe_load(path.read_text())["mode"], str)
+
+
+def test_recipe_keys_are_overridden_added_and_dropped():
+    train = composed(
+        "recipe=tiny_llama_peft", "train.step_scheduler.local_batch_size=1", "+train.nvtx=true", "~train.lr_scheduler"
+    ).train
+    assert train["step_scheduler"]["local_batch_size"] == 1
+    assert train["nvtx"] is True
+    assert "lr_scheduler" not in train
+
+
+def test_an_override_wins_over_what_data_put_in():
+    train = composed("recipe=tiny_llama_peft", "data=pydoc", "train.dataset.seq_length=64").train
+    assert train["dataset"]["seq_length"] == 64
+
+
+def test_the_seed_method_is_the_default():
+    config = composed("recipe=llama70b_peft")
+    assert (config.measure.warmup, config.measure.steps) == (10, 100)
+    assert config.train["step_scheduler"]["max_steps"] == 110
+    assert config.train["checkpoint"]["enabled"] is False
+    assert not [key for key in config.train if key.startswith("validation")]
+
+
+def own_recipe(tmp_path: Path, **changes) -> str:
+    recipe = yaml.safe_load((RECIPES / "llama70b_peft.yaml").read_text()) | changes
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return str(path)
+
+
+def test_a_recipe_file_of_your_own_is_run_as_it_is(tmp_path):
+    config = composed(f"recipe={own_recipe(tmp_path, seed=7)}")
+    assert config.recipe.name == "mine"
+    assert config.train["seed"] == 7
+    assert config.train["model"]["_target_"].endswith("from_pretrained")
+
+
+def test_an_own_recipes_environment_variables_are_left_to_automodel(tmp_path):
+    path = own_recipe(tmp_path, note="${oc.env:MY_DATA}/x and ${OTHER}")
+    assert composed(f"recipe={path}").train["note"] == "${oc.env:MY_DATA}/x and ${OTHER}"
+
+
+def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
+    assert "wandb" not in composed(f"recipe={own_recipe(tmp_path, wandb={'project': 'x'})}").train
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["recipe=tiny_lama_peft"], ["tiny_lama_peft", "Did you mean tiny_llama_peft?"]),
+        (["recipe=no/such.yaml"], ["no/such.yaml", "no such file"]),
+        (["measure.steps=3"], ["no recipe given", "llama70b_peft"]),
+        (["recipe=tiny_llama_peft", "mesure.steps=3"], ["mesure.steps", "Did you mean measure.steps?"]),
+        (["recipe=tiny_llama_peft", "measure.steps=many"], ["measure.steps=many", "a whole number"]),
+        (["recipe=tiny_llama_peft", "measure.steps=0"], ["measure.steps=0", "1 or more"]),
+        (["recipe=tiny_llama_peft", "measure.warmup=-1"], ["measure.warmup=-1", "0 or more"]),
+        (["recipe=tiny_llama_peft", "cc=of"], ["cc=of", "Did you mean off?"]),
+        (["recipe=tiny_llama_peft", "data.lengths=long"], ["data.lengths=long", "fixed, squad"]),
+        (["recipe=tiny_llama_peft", "train.optimizer.lrr=1"], ["train.optimizer.lrr", "train.optimizer.lr?", "+train."]),
+        (["recipe=tiny_llama_peft", "train=1"], ["train=1", "train.optimizer.lr"]),
+        (["recipe=tiny_llama_peft", "data=pydoc,squad"], ["one value a key"]),
+        (["recipe=tiny_llama_peft", "--steps"], ["--steps", "key=value"]),
+        (["recipe=tiny_llama_peft", "data=jsonl"], ["data.path=FILE"]),
+        (["recipe=tiny_llama_peft", "data.path=x"], ["data=jsonl"]),
+        (["recipe=tiny_llama_peft", "data=medpix"], ["medpix", "LLM recipe"]),
+        (["recipe=tiny_gemma_peft", "data=squad"], ["squad", "VLM recipe"]),
+        (["recipe=tiny_llama_peft", "weights=pretrained"], ["weights.path=DIRECTORY"]),
+        (["recipe=tiny_llama_peft", "weights.path=x"], ["weights=pretrained"]),
+        (["recipe=tiny_llama_peft", "launch.nproc_per_node=0"], ["launch.nproc_per_node=0", "1 or more"]),
+    ],
+)
+def test_a_wrong_request_is_refused_in_words_that_help(arguments, words):
+    message = refusal(*arguments)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "recipe: os.system\nmodel: {}\nstep_scheduler: {}\n", "x: 1\n"])
+def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    assert str(path) in refusal(f"recipe={path}")
+
+
+def test_the_recipe_hash_is_of_what_is_trained_not_of_how_long_or_where():
+    def hashed(*arguments: str) -> str:
+        return recipe_hash(composed("recipe=tiny_llama_peft", *arguments).train)
+
+    same = hashed()
+    assert hashed("measure.steps=7", "run_root=/elsewhere", "cc=on") == same
+    assert hashed("train.step_scheduler.local_batch_size=1") != same
+    assert hashed("data=synthetic") != same
