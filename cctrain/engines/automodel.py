@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from cctrain.engines import images
 from cctrain.metrics import count_tokens
 from cctrain.samples import SampleFile, SampleThread
 from cctrain.timing.clock import HostClock, StepClock
@@ -43,6 +44,8 @@ def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
     from nemo_automodel.components.config.loader import ConfigNode
 
     name = config["train"]["recipe"]
+    if name == "FinetuneRecipeForVLM":
+        images.install()
     base = getattr(importlib.import_module(_RECIPE_MODULES[name]), name)
     recipe = _timed(base, samples)(ConfigNode(config["train"]))
     recipe.setup()

@@ -6,8 +6,6 @@ Tiny recipes on gloo ranks then take the same code path as on GPUs. Where a GPU 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 import types
 from typing import Any
 
@@ -24,7 +22,6 @@ def install() -> None:
     cuda.max_memory_allocated = lambda *_, **__: 0
     _devices_are_cpus()
     _process_groups_are_gloo()
-    _images_without_torchvision()
 
 
 def _devices_are_cpus() -> None:
@@ -61,22 +58,3 @@ def _with_cpu_device(initialize_distributed: Any) -> Any:
         return info
 
     return initialize
-
-
-def _images_without_torchvision() -> None:
-    """transformers 5.18 imports torchvision for Gemma 4's processor, though its PIL image processor does without."""
-    if importlib.util.find_spec("torchvision"):
-        return
-    processing: Any = importlib.import_module("transformers.processing_utils")
-    auto: Any = importlib.import_module("transformers.models.auto.video_processing_auto")
-    feature_extraction: Any = importlib.import_module("transformers").FeatureExtractionMixin
-
-    class NoVideo(feature_extraction):
-        """In place of the video processor, which needs torchvision; no recipe has video."""
-
-        model_input_names = ()
-
-    pil = importlib.import_module("transformers.models.gemma4.image_processing_pil_gemma4")
-    sys.modules["transformers.models.gemma4.image_processing_gemma4"] = pil
-    auto.AutoVideoProcessor.from_pretrained = classmethod(lambda _, *__, **___: NoVideo())
-    processing.transformers_module.BaseVideoProcessor = NoVideo

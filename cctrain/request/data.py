@@ -83,6 +83,7 @@ def _put_text_model(recipe: dict[str, Any], entry: RecipeConfig, *, is_vlm: bool
         return
     source = {"pretrained_model_name_or_path": f"{{recipes}}/{entry.text}"}
     if is_vlm:
-        recipe["processor"] = {"_target_": "transformers.AutoProcessor.from_pretrained", **source}
+        processor = recipe.get("processor") or {}
+        recipe["processor"] = {**processor, "_target_": "transformers.AutoProcessor.from_pretrained", **source}
     elif "path_or_dataset_id" in recipe.get("dataset", {}) or "dataset_name" in recipe.get("dataset", {}):
         recipe["dataset"]["tokenizer"] = source

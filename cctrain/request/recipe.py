@@ -82,13 +82,13 @@ def _put_weights(recipe: dict[str, Any], weights: WeightsConfig, entry: RecipeCo
     if weights.kind is WeightsKind.random and how == "from_pretrained":
         source = f"{{recipes}}/{entry.model}" if entry.model else model["pretrained_model_name_or_path"]
         rest = {key: value for key, value in model.items() if key not in ("_target_", "pretrained_model_name_or_path")}
-        rest.pop("text_config", None)
         rest.pop("trust_remote_code", None)
         config = {"_target_": "transformers.AutoConfig.from_pretrained", "pretrained_model_name_or_path": source}
         recipe["model"] = {"_target_": f"{target}.from_config", "config": config, **rest}
         if entry.model and _model_type(entry.model).startswith("gemma4"):
-            # AutoModel's own dense Gemma 4 class leaves from_config weights uninitialised.
-            recipe["model"]["force_hf"] = True
+            # AutoModel's own dense Gemma 4 class leaves from_config weights uninitialised (values near 1e38), and on
+            # Hugging Face's Liger would change kernels that AutoModel's class keeps.
+            recipe["model"] |= {"force_hf": True, "use_liger_kernel": False}
     elif weights.kind is WeightsKind.pretrained:
         path = weights.path or model.get("pretrained_model_name_or_path")
         if not path:

@@ -1,0 +1,77 @@
+"""Samples of the ranks to steps and summary."""
+
+import json
+
+import pytest
+
+from cctrain.reduce import read_samples, step_records, summarize
+
+
+def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, end=True, cut=False):
+    folder = run_dir / "samples"
+    folder.mkdir(exist_ok=True)
+    lines = [
+        {"event": "start", "rank": rank, "world_size": world},
+        {"event": "ready", "data_rank": rank if data_rank is None else data_rank},
+    ]
+    for number, time in enumerate(seconds, start=1):
+        counts = {"padded_tokens": tokens, "real_tokens": tokens - 10, "label_tokens": 5, "num_images": 1}
+        facts = {"step": number, "step_time_s": time, "data_wait_s": 0.01 * rank, "loss": 2.0 - 0.01 * number}
+        lines.append({**facts, **counts, "phases_s": {"forward": time}})
+    if end:
+        lines.append({"event": "end", "peak_allocated_bytes": (rank + 1) * 2**30})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / f"rank{rank}.jsonl").write_text(text[:-20] if cut else text)
+
+
+def test_a_step_takes_as_long_as_its_slowest_rank(tmp_path):
+    write_rank(tmp_path, 0, [0.2, 0.9])
+    write_rank(tmp_path, 1, [0.7, 0.3])
+    steps = step_records(read_samples(tmp_path), warmup=1)
+    assert [step.step_time_s for step in steps] == [0.7, 0.9]
+    assert steps[0].rank_step_time_s == (0.2, 0.7)
+    assert [step.is_warmup for step in steps] == [True, False]
+    assert steps[0].data_wait_s == 0.01
+
+
+def test_ranks_that_share_their_samples_count_them_once(tmp_path):
+    for rank in range(4):
+        write_rank(tmp_path, rank, [0.5], world=4, data_rank=rank // 2)
+    (step,) = step_records(read_samples(tmp_path), warmup=0)
+    assert (step.padded_tokens, step.real_tokens, step.label_tokens, step.num_images) == (200, 180, 10, 2)
+
+
+def test_tokens_per_gpu_are_per_rank_of_the_whole_world(tmp_path):
+    for rank in range(4):
+        write_rank(tmp_path, rank, [0.5] * 20, world=4, data_rank=rank // 2)
+    ranks = read_samples(tmp_path)
+    summary = summarize(step_records(ranks, warmup=5), ranks)
+    assert summary.tokens_per_s_per_gpu.mean == pytest.approx(200 / 0.5 / 4)
+    assert summary.real_tokens_per_s_per_gpu == pytest.approx(180 / 0.5 / 4)
+    assert summary.steady_state.num_steps == 15
+    assert summary.peak_memory_gib == 4.0
+
+
+def test_after_a_crash_the_steps_that_all_ranks_finished_are_kept(tmp_path):
+    write_rank(tmp_path, 0, [0.5] * 7, end=False)
+    write_rank(tmp_path, 1, [0.5] * 9, end=False, cut=True)
+    ranks = read_samples(tmp_path)
+    steps = step_records(ranks, warmup=2)
+    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6, 7]
+    summary = summarize(steps, ranks)
+    assert summary.peak_memory_gib is None
+    assert not summary.steady_state.is_steady
+    assert summary.step_time_s.ci95 is None
+
+
+def test_a_rank_that_never_started_leaves_no_steps(tmp_path):
+    write_rank(tmp_path, 0, [0.5] * 7)
+    ranks = read_samples(tmp_path)
+    assert step_records(ranks, warmup=0) == ()
+    assert summarize((), ranks) is None
+
+
+def test_a_run_that_ends_inside_its_warm_up_has_no_summary(tmp_path):
+    write_rank(tmp_path, 0, [0.5] * 3, world=1)
+    ranks = read_samples(tmp_path)
+    assert summarize(step_records(ranks, warmup=5), ranks) is None
