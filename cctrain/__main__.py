@@ -63,7 +63,7 @@ def _run(arguments: list[str]) -> int:
         from cctrain.request.nearest import did_you_mean
 
         raise RequestError(
-            f"unknown verb {verb}: allowed is {', '.join(VERBS)}.{did_you_mean(str(verb), VERBS)} Settings are key=value"
+            f"unknown verb {verb}: allowed is {', '.join(VERBS)}.{did_you_mean(str(verb), VERBS)} Settings: key=value"
         )
     from cctrain.commands import train
 

@@ -104,7 +104,7 @@ class WeightsConfig:
     """The model's weights."""
 
     kind: WeightsKind = WeightsKind.recipe
-    """recipe: as the recipe file says. random: initialised here, no download. pretrained: from the hub or a directory."""
+    """recipe: as the recipe file says. random: no download. pretrained: from the hub or a directory."""
     path: str | None = None
     """pretrained: local directory or hub id; null keeps the recipe's own."""
 

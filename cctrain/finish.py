@@ -1,5 +1,4 @@
-"""The end of a run: its samples put into run.json, by the process that followed it or, if that was killed, by the next.
-"""
+"""The end of a run: samples into run.json, by the process that followed it, or by the next if that was killed."""
 
 from __future__ import annotations
 

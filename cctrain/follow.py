@@ -117,8 +117,8 @@ class Follower:
         errors = {number: rank.end for number, rank in self.ranks.items() if rank.end and rank.end["event"] == "error"}
         if errors:
             return min(errors, key=lambda number: errors[number]["time"])
-        dead = [n for n, rank in self.ranks.items() if not rank.end and is_here(rank.start) and not is_alive(rank.start)]
-        return min(dead, default=None)
+        open_ranks = {number: rank.start for number, rank in self.ranks.items() if not rank.end}
+        return min((n for n, start in open_ranks.items() if is_here(start) and not is_alive(start)), default=None)
 
     def _why_failed(self, code: int | None) -> str:
         number = self._failed_rank()
@@ -127,7 +127,7 @@ class Follower:
         end = self.ranks[number].end
         if end:
             return f"rank {number}: {end['message']}"
-        return f"rank {number} was killed after {self._progress(number)} (by the system for host memory, or from outside)"
+        return f"rank {number} was killed after {self._progress(number)}, from outside or for host memory"
 
     def _progress(self, number: int) -> str:
         step = self.ranks[number].last_step

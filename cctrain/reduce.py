@@ -127,6 +127,9 @@ def _steady_state(measured: Sequence[StepRecord], cut: int, *, is_moving: bool) 
     elif is_moving:
         why, is_steady = "not steady: step times still move in the second half of the run; raise measure.warmup", False
     else:
-        aside = f"{cut} more steps set aside by MSER-5" if cut else "no further steps set aside by MSER-5"
-        why, is_steady = f"steady from step {measured[cut].step}: warm-up of {measured[0].step - 1} steps, {aside}", True
+        aside = f"{cut or 'no'} more set aside by MSER-5"
+        why, is_steady = (
+            f"steady from step {measured[cut].step}: {measured[0].step - 1} steps of warm-up, {aside}",
+            True,
+        )
     return SteadyState(first_step=measured[cut].step, num_steps=num_steps, is_steady=is_steady, why=why)

@@ -21,7 +21,7 @@ _RESERVE_BYTES = 2 << 20
 
 
 def create(run_root: Path, recipe: str, mode: str) -> Path:
-    """A new directory under `run_root`; two runs at once never share one. Raises RequestError where none can be made."""
+    """A new directory under `run_root`; two runs at once never share one. Raises RequestError where it cannot."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_dir = run_root / f"{stamp}-{recipe}-{mode}-{secrets.token_hex(2)}"
     try:

@@ -1,7 +1,8 @@
 """What a rank runs: `torchrun ... -m cctrain.worker RUN_DIR`.
 
-A rank reads the resolved config.json, trains, and appends what it sees to samples/rankN.jsonl: a `start` line,
-a `ready` line once the model stands, one line a step, and an `end` or `error` line. It knows nothing of Hydra, W&B or the other ranks' samples.
+A rank reads the resolved config.json, trains, and appends what it sees to samples/rankN.jsonl: a `start` line, a
+`ready` line once the model stands, one line a step, and an `end` or `error` line. It knows nothing of Hydra, W&B or
+the other ranks' samples.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ def main(run_dir: Path) -> int:
 
 
 def _explain(error: BaseException) -> dict[str, Any]:
-    name = type(error).__name__
-    if name == "OutOfMemoryError":
-        hint = "lower train.step_scheduler.local_batch_size or data.seq_len, or use train.distributed.activation_checkpointing=true"
-        return {"kind": "out_of_memory", "message": f"out of GPU memory: {hint}"}
-    text = str(error).strip().splitlines()
-    return {"kind": name, "message": f"{name}: {text[0] if text else 'no message'}"[:500]}
+    name, text = type(error).__name__, str(error).strip()
+    where = {"OutOfMemoryError": "GPU", "MemoryError": "host"}.get(name, "")
+    if "can't allocate memory" in text:  # torch's allocator on CPU
+        where = "host"
+    if where:
+        hint = "lower train.step_scheduler.local_batch_size or data.seq_len, or set activation_checkpointing"
+        return {"kind": "out_of_memory", "message": f"out of {where} memory: {hint} (train.distributed)"}
+    return {"kind": name, "message": f"{name}: {text.partition(chr(10))[0] or 'no message'}"[:500]}
 
 
 def _own_log(path: Path) -> None:
@@ -61,8 +64,11 @@ def _own_log(path: Path) -> None:
 
 if __name__ == "__main__":
     die_with_parent()
-    code = main(Path(sys.argv[1]))
+    code = 1
+    try:
+        code = main(Path(sys.argv[1]))
+    except OSError:
+        traceback.print_exc()  # a full disk takes no error line
     sys.stdout.flush()
     if code:
         os._exit(code)  # a failed rank must not wait for the others in an exit handler
-    sys.exit(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -28,8 +29,8 @@ _RECIPE_MODULES = {
 }
 
 
-class LossIsNotFinite(RuntimeError):
-    """Training went on with a NaN or an infinite loss; what follows is not worth timing."""
+class LossNotFiniteError(RuntimeError):
+    """The loss became a NaN or infinite; what follows is not worth timing."""
 
 
 def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
@@ -41,16 +42,36 @@ def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
         from cctrain.engines import cpu
 
         cpu.install()
-    from nemo_automodel.components.config.loader import ConfigNode
-
     name = config["train"]["recipe"]
     if name == "FinetuneRecipeForVLM":
         images.install()
-    base = getattr(importlib.import_module(_RECIPE_MODULES[name]), name)
-    recipe = _timed(base, samples)(ConfigNode(config["train"]))
+    from nemo_automodel.components.config.loader import ConfigNode
+
+    module: Any = importlib.import_module(_RECIPE_MODULES[name])
+    if torch.cuda.is_available() and _is_built_on_cpu(config["train"]["model"]):
+        module.build_model = _on_this_gpu(module.build_model)
+    # AutoModel takes every attribute of a recipe with a state for something to checkpoint: ours is the class's.
+    timed = type(name, (TimedRecipe, getattr(module, name)), {"observer": _Observer(samples)})
+    recipe = timed(ConfigNode(config["train"]))
     recipe.setup()
     recipe.run_train_validation_loop()
     return _peak_memory()
+
+
+def _is_built_on_cpu(model: dict[str, Any]) -> bool:
+    """Whether AutoModel would draw random weights on one CPU core: Hugging Face's class, and no sharding."""
+    is_random = str(model["_target_"]).endswith(".from_config")
+    return is_random and bool(model.get("force_hf")) and os.environ["WORLD_SIZE"] == "1"
+
+
+def _on_this_gpu(build_model: Any) -> Any:
+    """Have the GPU draw them: 31 billion take minutes on a core."""
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        with torch.device("cuda", torch.cuda.current_device()):
+            return build_model(*args, **kwargs)
+
+    return build
 
 
 def _peak_memory() -> dict[str, Any]:
@@ -75,7 +96,7 @@ class _TimedLoader:
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self.waited_s = 0.0
+        self._waited_s = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -92,78 +113,102 @@ class _TimedLoader:
             except StopIteration:
                 return
             finally:
-                self.waited_s += time.perf_counter() - begin
+                self._waited_s += time.perf_counter() - begin
             yield batch
 
     def take_wait_s(self) -> float:
         """Seconds waited since the last call."""
-        waited, self.waited_s = self.waited_s, 0.0
+        waited, self._waited_s = self._waited_s, 0.0
         return waited
 
 
-def _timed(base: Any, samples: SampleFile) -> Any:
-    """A subclass of the recipe class `base` that stamps time. Its state lives in this closure: AutoModel's recipes
-    take every attribute with a state for something to checkpoint."""
-    timer: StepTimer
-    loader: _TimedLoader
-    thread: SampleThread
+class _Observer:
+    """The clock, the loader and the samples of one recipe."""
 
-    class Timed(base):  # type: ignore[misc,valid-type]
-        def setup(self) -> None:
-            nonlocal timer, loader, thread
-            super().setup()
-            if not self.cfg.get("checkpoint.enabled", True):
-                # AutoModel's handler turns SIGTERM into a checkpoint at the next step; without one to save, a stop is
-                # a stop.
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            clock = _clock()
-            timer = StepTimer(clock)
-            loader = _TimedLoader(self.step_scheduler.dataloader)
-            self.step_scheduler.dataloader = loader
-            if not self.pp_enabled:
-                self.model_parts[0].register_forward_hook(lambda *_: timer.phase_end("forward"))
-            samples.write({"event": "ready", "data_rank": self._get_dp_rank(), "clock": clock.name})
-            thread = SampleThread(timer.finished, samples)
+    def __init__(self, samples: SampleFile) -> None:
+        self._samples = samples
+        self.timer: StepTimer
+        self.loader: _TimedLoader
+        self.thread: SampleThread
 
-        def run_train_validation_loop(self) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()  # loading may have taken more than training will
-            timer.resume()
-            loader.take_wait_s()
-            try:
-                super().run_train_validation_loop()
-            finally:
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                thread.close()
+    def attach(self, recipe: Any) -> None:
+        """Start observing `recipe`, whose model and loader now stand."""
+        clock = _clock()
+        self.timer = StepTimer(clock)
+        self.loader = recipe.step_scheduler.dataloader = _TimedLoader(recipe.step_scheduler.dataloader)
+        if not recipe.pp_enabled:
+            recipe.model_parts[0].register_forward_hook(lambda *_: self.timer.phase_end("forward"))
+        self._samples.write({"event": "ready", "data_rank": recipe._get_dp_rank(), "clock": clock.name})
+        self.thread = SampleThread(self.timer.finished, self._samples)
 
-        def _run_train_optim_step(self, batches: Any, max_grad_norm: float | None = None) -> Any:
-            thread.check()
-            counts = count_tokens(batches)
-            log = super()._run_train_optim_step(batches, max_grad_norm)
-            step, loss = log.step + 1, float(log.metrics["loss"])
-            timer.step_end("optimizer", step=step, loss=loss, data_wait_s=loader.take_wait_s(), **counts)
-            if not math.isfinite(loss):
-                raise LossIsNotFinite(f"the loss of step {step} is {loss}")
-            return log
+    def begin(self) -> None:
+        """Training begins: what came before belongs to no step, and its memory to no peak."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.timer.resume()
+        self.loader.take_wait_s()
 
-        def _forward_backward_step(self, idx: int, batch: Any, **kwargs: Any) -> Any:
-            is_train = kwargs.get("is_train", True)
-            if is_train and idx == 0:
-                timer.phase_end("other")
-            result = super()._forward_backward_step(idx, batch, **kwargs)
-            if is_train:
-                timer.phase_end("backward" if not self.pp_enabled else "forward_backward")
-            return result
+    def end(self, *, is_complete: bool) -> None:
+        """Training is over: write the steps that are not written yet. After a failure the device may never finish
+        what was queued (a collective whose peer is gone), so only a complete run waits for it."""
+        if is_complete and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.thread.close()
 
-        def _run_validation_epoch(self, *args: Any, **kwargs: Any) -> Any:
-            result = super()._run_validation_epoch(*args, **kwargs)
-            timer.resume()
-            return result
+    def step_end(self, log: Any, counts: dict[str, int]) -> None:
+        """A step is over. Raises LossNotFiniteError, and what the samples' thread ran into."""
+        step, loss = log.step + 1, float(log.metrics["loss"])
+        self.timer.step_end("optimizer", step=step, loss=loss, data_wait_s=self.loader.take_wait_s(), **counts)
+        self.thread.check()
+        if not math.isfinite(loss):
+            raise LossNotFiniteError(f"the loss of step {step} is {loss}; is train.optimizer.lr too high?")
 
-        def save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-            result = super().save_checkpoint(*args, **kwargs)
-            timer.resume()
-            return result
 
-    return Timed
+class TimedRecipe:
+    """Mixed into a recipe class of AutoModel before it; the methods are AutoModel's."""
+
+    observer: _Observer
+
+    def setup(self: Any) -> None:
+        """Set up, then attach the observer."""
+        super().setup()  # type: ignore[misc]
+        if not self.cfg.get("checkpoint.enabled", True):
+            # AutoModel's handler turns SIGTERM into a checkpoint at the next step; with none to save, a stop is a stop.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.observer.attach(self)
+
+    def run_train_validation_loop(self) -> None:
+        """Train, observed."""
+        self.observer.begin()
+        try:
+            super().run_train_validation_loop()  # type: ignore[misc]
+        except BaseException:
+            self.observer.end(is_complete=False)
+            raise
+        self.observer.end(is_complete=True)
+
+    def _run_train_optim_step(self, batches: Any, max_grad_norm: float | None = None) -> Any:
+        counts = count_tokens(batches)
+        log = super()._run_train_optim_step(batches, max_grad_norm)  # type: ignore[misc]
+        self.observer.step_end(log, counts)
+        return log
+
+    def _forward_backward_step(self: Any, idx: int, batch: Any, **kwargs: Any) -> Any:
+        is_train = kwargs.get("is_train", True)
+        if is_train and idx == 0:
+            self.observer.timer.phase_end("other")
+        result = super()._forward_backward_step(idx, batch, **kwargs)  # type: ignore[misc]
+        if is_train:
+            self.observer.timer.phase_end("forward_backward" if self.pp_enabled else "backward")
+        return result
+
+    def _run_validation_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._run_validation_epoch(*args, **kwargs)  # type: ignore[misc]
+        self.observer.timer.resume()
+        return result
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Save one where the recipe does; its time belongs to no step."""
+        result = super().save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        self.observer.timer.resume()
+        return result

@@ -42,10 +42,10 @@ def _devices_are_cpus() -> None:
 def _process_groups_are_gloo() -> None:
     barrier = torch.distributed.barrier
 
-    def barrier_of_any_device(group: Any = None, async_op: bool = False, device_ids: Any = None) -> Any:  # noqa: ARG001
+    def barrier_of_any_device(group: Any = None, async_op: bool = False, device_ids: Any = None) -> Any:
         return barrier(group=group, async_op=async_op)  # gloo refuses device_ids
 
-    torch.distributed.barrier = barrier_of_any_device  # type: ignore[assignment]
+    torch.distributed.barrier = barrier_of_any_device
     for name in _RECIPES:
         recipe: Any = importlib.import_module(name)
         recipe.initialize_distributed = _with_cpu_device(recipe.initialize_distributed)

@@ -42,7 +42,7 @@ def observed_mode(expected: CcMode, cc: dict[str, Any]) -> str:
         read = f"cc_feature={cc.get('cc_feature', 'absent')}, multi_gpu={cc.get('multi_gpu', 'absent')}"
         raise PlatformError(
             f"cc={expected.value}, but this machine's mode is {seen} ({_WHERE}: {cc.get('missing', read)}). "
-            f"Run with cc={seen} or cc=auto, or have the host set --set-cc-mode={expected.value} with nvidia_gpu_tools.py "
-            "and start a confidential guest"
+            f"Run with cc={seen} or cc=auto, or have the host set --set-cc-mode={expected.value} with "
+            "nvidia_gpu_tools.py and start a confidential guest"
         )
     return seen

@@ -25,7 +25,8 @@ def print_summary(run_dir: Path, record: dict[str, Any]) -> None:
 def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     summary, identity = record["summary"], record["identity"]
     layout, batch = identity["layout"], identity["batch"]
-    split = ", ".join(f"{name} {layout[name]}" for name in ("data", "tensor", "pipeline", "context") if layout[name] > 1)
+    axes = ("data", "tensor", "pipeline", "context")
+    split = ", ".join(f"{name} {layout[name]}" for name in axes if layout[name] > 1)
     rows = [
         ("ranks", f"{layout['world']} x {', '.join(identity['gpu']) or 'no GPU'}" + (f" ({split})" if split else "")),
         ("batch", f"global {batch['global_batch_size']}, micro {batch['local_batch_size']}"),

@@ -116,7 +116,7 @@ def check_recipe(recipe: dict[str, Any], allow_targets: Iterable[str] = ()) -> N
                 f"{path}=false, or if you trust it add 'allow_targets=[trust_remote_code]'"
             )
         elif key == "attn_implementation" and isinstance(value, str) and "/" in value:
-            raise RequestError(f"{path}={value}: a kernel fetched from the hub is code; allowed are built-in names: sdpa")
+            raise RequestError(f"{path}={value}: a kernel fetched from the hub is code; allowed is a built-in: sdpa")
         elif key == "packing_strategy" and value not in ("thd", "neat", None):
             raise RequestError(f"{path}={value}: allowed is thd or neat")
         elif isinstance(value, str):

@@ -1,4 +1,4 @@
-"""What can be known to fail before anything is started: batches that do not divide, too few GPUs, a hub out of reach."""
+"""What can be known to fail before anything is started: batches that do not divide, GPUs or hub that are not there."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def check_layout(recipe: dict[str, Any], measure: MeasureConfig, world: int) -> 
             f"{world} ranks cannot hold train.distributed tp_size={tensor} x pp_size={pipeline} x cp_size={context}: "
             f"launch.nproc_per_node must be a multiple of {model_ranks}, or lower those keys"
         )
-    layout = Layout(
-        world=world, data=world // model_ranks, tensor=tensor, pipeline=pipeline, context=context
-    )
+    layout = Layout(world=world, data=world // model_ranks, tensor=tensor, pipeline=pipeline, context=context)
     wanted = distributed.get("dp_size")
     if wanted not in (None, "none", "None") and wanted != layout.data:
         raise RequestError(
@@ -67,9 +65,9 @@ def _check_batch(scheduler: dict[str, Any], layout: Layout) -> None:
     per_pass = sizes["local_batch_size"] * layout.data
     if sizes["global_batch_size"] % per_pass:
         raise RequestError(
-            f"train.step_scheduler.global_batch_size={sizes['global_batch_size']} does not divide into micro-batches of "
-            f"local_batch_size={sizes['local_batch_size']} on {layout.data} data-parallel ranks: it must be a multiple "
-            f"of {per_pass}"
+            f"train.step_scheduler.global_batch_size={sizes['global_batch_size']} does not divide into micro-batches: "
+            f"with local_batch_size={sizes['local_batch_size']} on {layout.data} data-parallel ranks it must be a "
+            f"multiple of {per_pass}"
         )
 
 
@@ -78,7 +76,7 @@ def check_gpus(num_ranks: int, num_gpus: int, recipe_name: str) -> None:
     if num_ranks > num_gpus:
         raise RequestError(
             f"recipe {recipe_name} on {num_ranks} rank{'s' * (num_ranks > 1)} needs as many GPUs; this machine shows "
-            f"{num_gpus}. Set launch.nproc_per_node, or look at the recipe with dry_run=true; the tiny_* recipes run on CPU"
+            f"{num_gpus}. Set launch.nproc_per_node, or look at the recipe with dry_run=true; tiny_* recipes run on CPU"
         )
 
 
@@ -135,7 +133,7 @@ def _unreachable(kind: str, name: str, timeout_s: float) -> str | None:
             return None
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404):
-            return f"{endpoint} answers {error.code}: no such {kind[:-1]}, or it needs HF_TOKEN and its licence accepted"
+            return f"{endpoint} answers {error.code}: no such {kind[:-1]}, or it needs HF_TOKEN and an accepted licence"
         return f"{endpoint} answers {error.code}"
     except (OSError, ValueError) as error:
         return f"not on this disk, and the hub {endpoint} is out of reach ({getattr(error, 'reason', error)})"

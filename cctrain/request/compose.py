@@ -77,7 +77,7 @@ def _parse(arguments: list[str]) -> list[Override]:
 
 
 def _is_train(override: Override) -> bool:
-    return override.key_or_group == "train" or override.key_or_group.startswith("train.")
+    return str(override.key_or_group).partition(".")[0] == "train"
 
 
 def _recipe_by_path(overrides: list[Override]) -> dict[str, Any] | None:
@@ -90,7 +90,7 @@ def _recipe_by_path(overrides: list[Override]) -> dict[str, Any] | None:
             return None
         path = Path(value).expanduser()
         if not path.is_file():
-            raise RequestError(f"recipe={value}: no such file; give an AutoModel recipe file or one of {_listed('recipe')}")
+            raise RequestError(f"recipe={value}: no such file; give an AutoModel recipe or one of {_listed('recipe')}")
         return {"recipe": {"name": path.stem, "file": str(path.resolve()), "model": None, "text": None}}
     return None
 
@@ -134,9 +134,7 @@ def _keys(schema: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def _compose(
-    name: str, lines: list[str], train: dict[str, Any], recipe_entry: dict[str, Any] | None
-) -> DictConfig:
+def _compose(name: str, lines: list[str], train: dict[str, Any], recipe_entry: dict[str, Any] | None) -> DictConfig:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="train", name="recipe", node=_escaped(train), package="train")
@@ -144,7 +142,8 @@ def _compose(
         store.store(group="recipe", name=OWN_FILE, node=recipe_entry, package="_global_")
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF.resolve())):
-            return compose(name, overrides=lines)
+            composed: DictConfig = compose(name, overrides=lines)
+            return composed
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_explain(error, train)) from error
 
@@ -203,5 +202,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RequestError(f"recipe file {path}: {error}") from error
     if not isinstance(content, dict):
-        raise RequestError(f"recipe file {path}: expected a mapping of AutoModel's sections, got {type(content).__name__}")
+        raise RequestError(f"recipe file {path}: expected a mapping of sections, got {type(content).__name__}")
     return content

@@ -22,9 +22,9 @@ _LOADER = "torchdata.stateful_dataloader.StatefulDataLoader"
 def put_data(recipe: dict[str, Any], data: DataConfig, entry: RecipeConfig, *, is_vlm: bool) -> None:
     """Replace the recipe's data sections by those of `data`. Raises RequestError where they do not go together."""
     if is_vlm and data.kind is DataKind.squad:
-        raise RequestError(f"data=squad is text for LLM recipes; {entry.name} is a VLM recipe: use medpix, pydoc, synthetic")
+        raise RequestError(f"data=squad is text for LLM recipes; {entry.name} is a VLM recipe: use medpix, pydoc")
     if not is_vlm and data.kind is DataKind.medpix:
-        raise RequestError(f"data=medpix holds images; {entry.name} is an LLM recipe: use squad, pydoc, synthetic, jsonl")
+        raise RequestError(f"data=medpix holds images; {entry.name} is an LLM recipe: use squad, pydoc, jsonl")
     if data.image and (not is_vlm or data.kind is not DataKind.jsonl):
         raise RequestError(f"data.image={data.image} is only read with data=jsonl by VLM recipes")
     if data.kind is not DataKind.recipe:

@@ -49,6 +49,7 @@ def _write_lines(path: Path, rows: Iterator[Any]) -> None:
 def _write_conversations(data: DataConfig, folder: Path) -> None:
     """AutoModel's form for images and text: conversations, with the images as files beside them."""
     media = folder
+    rows: Iterator[dict[str, Any]]
     if data.kind is DataKind.jsonl:
         source = Path(str(data.path)).expanduser().resolve()
         media = source.parent

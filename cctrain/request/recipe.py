@@ -78,7 +78,9 @@ def _put_weights(recipe: dict[str, Any], weights: WeightsConfig, entry: RecipeCo
     model = recipe["model"]
     target, _, how = str(model.get("_target_", "")).rpartition(".")
     if weights.path and weights.kind is not WeightsKind.pretrained:
-        raise RequestError(f"weights.path={weights.path} is only read with weights=pretrained, got {weights.kind.value}")
+        raise RequestError(
+            f"weights.path={weights.path} is read with weights=pretrained only, not {weights.kind.value}"
+        )
     if weights.kind is WeightsKind.random and how == "from_pretrained":
         source = f"{{recipes}}/{entry.model}" if entry.model else model["pretrained_model_name_or_path"]
         rest = {key: value for key, value in model.items() if key not in ("_target_", "pretrained_model_name_or_path")}
@@ -93,7 +95,7 @@ def _put_weights(recipe: dict[str, Any], weights: WeightsConfig, entry: RecipeCo
         path = weights.path or model.get("pretrained_model_name_or_path")
         if not path:
             raise RequestError(
-                f"weights=pretrained: recipe {entry.name} names no pretrained model; add weights.path=DIRECTORY or a hub id"
+                f"weights=pretrained: recipe {entry.name} names no model; add weights.path=DIRECTORY or a hub id"
             )
         rest = {key: value for key, value in model.items() if key not in ("_target_", "config", "force_hf")}
         recipe["model"] = {**rest, "_target_": f"{target}.from_pretrained", "pretrained_model_name_or_path": path}

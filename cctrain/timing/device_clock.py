@@ -8,7 +8,7 @@ import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
 
-@triton.jit(do_not_specialize=["slot"])  # type: ignore[misc,untyped-decorator]
+@triton.jit(do_not_specialize=["slot"])
 def _stamp(ring, slot):  # type: ignore[no-untyped-def] # Triton reads annotations as globals
     tl.store(ring + slot, globaltimer())
 

@@ -42,7 +42,7 @@ class StepTimer:
             self._step.marks.append((name, self._clock.mark()))
 
     def step_end(self, last_phase: str, **facts: Any) -> None:
-        """The step ends here, and the next begins. `facts` are kept beside its times. Raises RuntimeError outside one."""
+        """The step ends here and the next begins; `facts` are kept beside its times. RuntimeError outside one."""
         if self._step is None:
             raise RuntimeError("StepTimer.step_end() before resume(): no step has begun")
         end = self._clock.mark()

@@ -122,7 +122,7 @@ def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
         (["recipe=tiny_llama_peft", "measure.warmup=-1"], ["measure.warmup=-1", "0 or more"]),
         (["recipe=tiny_llama_peft", "cc=of"], ["cc=of", "Did you mean off?"]),
         (["recipe=tiny_llama_peft", "data.lengths=long"], ["data.lengths=long", "fixed, squad"]),
-        (["recipe=tiny_llama_peft", "train.optimizer.lrr=1"], ["train.optimizer.lrr", "train.optimizer.lr?", "+train."]),
+        (["recipe=tiny_llama_peft", "train.optimizer.lrr=1"], ["train.optimizer.lrr", "optimizer.lr?", "+train."]),
         (["recipe=tiny_llama_peft", "train=1"], ["train=1", "train.optimizer.lr"]),
         (["recipe=tiny_llama_peft", "data=pydoc,squad"], ["one value a key"]),
         (["recipe=tiny_llama_peft", "--steps"], ["--steps", "key=value"]),

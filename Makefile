@@ -1,0 +1,26 @@
+# Each target does its own set-up; a second call starts at once.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test check-style
+
+demo: $(READY)  ## Train a tiny Llama with LoRA on this CPU: two ranks, real text, a minute
+	$(PYTHON) -m cctrain recipe=tiny_llama_peft
+
+test: $(READY)  ## Unit tests, then the real AutoModel recipes, tiny, on CPU
+	$(PYTHON) -m pytest
+
+check-style: $(READY)  ## ruff, mypy, import-linter
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+# torch goes first: any other package that asks for it may choose a build of its own.
+$(READY): pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --upgrade pip
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt torch
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
