@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -11,12 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cctrain.launcher import first_to_fail
 from cctrain.processes import is_alive, is_here, kill_session
 from cctrain.samples import parse_line
 
 _POLL_S = 0.2
 _GRACE_S = 4.0
 """How long the launcher gets to end the other ranks after one has failed, before they are killed."""
+_FULL_BYTES = 1 << 20
+_PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+"""What a rank's own error says when another one went first."""
 _EXIT_S = 60.0
 """How long ranks that have said they are done get to leave."""
 
@@ -42,24 +47,25 @@ class Follower:
 
     def follow(
         self,
-        launcher_exit: Callable[[], int | None],
+        launcher_exit: Callable[[], int | None] | None,
         on_step: Callable[[Mapping[int, Rank]], None],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> str | None:
         """Watch until the run ends. Returns None where every rank completed, else one sentence saying what happened.
 
-        `launcher_exit` is the launcher's exit code, None while it runs. Ranks may still live when this returns.
+        `launcher_exit` gives the launcher's exit code, None while it runs; it is None itself where somebody else
+        launched the ranks. Ranks may still live when this returns.
         """
         moved, failed_at, all_ended_at = clock(), None, None
         while True:
-            code = launcher_exit()
+            code = launcher_exit() if launcher_exit else None
             if self._read():
                 moved = clock()
                 on_step(self.ranks)
             if self._is_complete():
                 all_ended_at = all_ended_at or clock()
-                if code is not None or clock() - all_ended_at > _EXIT_S:
+                if code is not None or launcher_exit is None or clock() - all_ended_at > _EXIT_S:
                     return None
             elif self._failed_rank() is not None:
                 failed_at = failed_at or clock()
@@ -70,7 +76,7 @@ class Follower:
             limit, what = self._deadline()
             if clock() - moved > limit and all_ended_at is None:
                 self._ask_where()
-                return f"no {what} for {limit:g} s: a rank hangs ({self._stuck()}); where is in its log"
+                return f"{self._stuck()}: no {what} for {limit:g} s; where they are is in their logs"
             sleep(_POLL_S)
 
     def end_ranks(self, launcher: subprocess.Popen[bytes] | None) -> None:
@@ -81,7 +87,8 @@ class Follower:
             launcher.wait()
         self._read()
         for rank in self.ranks.values():
-            kill_session(rank.start)
+            if launcher or not rank.end:  # in a job of somebody else's, one that has ended leaves by itself
+                kill_session(rank.start)
 
     def _read(self) -> bool:
         is_new = False
@@ -115,10 +122,13 @@ class Follower:
 
     def _failed_rank(self) -> int | None:
         errors = {number: rank.end for number, rank in self.ranks.items() if rank.end and rank.end["event"] == "error"}
-        if errors:
-            return min(errors, key=lambda number: errors[number]["time"])
+        first = min(errors, key=lambda number: errors[number]["time"], default=None)
+        if first is not None and not any(words in errors[first]["message"] for words in _PEER_IS_GONE):
+            return first
         open_ranks = {number: rank.start for number, rank in self.ranks.items() if not rank.end}
-        return min((n for n, start in open_ranks.items() if is_here(start) and not is_alive(start)), default=None)
+        killed = first_to_fail(self.run_dir / "logs" / "torchrun.log")
+        dead = [number for number, start in open_ranks.items() if is_here(start) and not is_alive(start)]
+        return killed if killed in dead else min(dead, default=first)
 
     def _why_failed(self, code: int | None) -> str:
         number = self._failed_rank()
@@ -127,6 +137,8 @@ class Follower:
         end = self.ranks[number].end
         if end:
             return f"rank {number}: {end['message']}"
+        if shutil.disk_usage(self.run_dir).free < _FULL_BYTES:
+            return f"rank {number} ended after {self._progress(number)}: no space left on the disk of {self.run_dir}"
         return f"rank {number} was killed after {self._progress(number)}, from outside or for host memory"
 
     def _progress(self, number: int) -> str:
@@ -146,4 +158,7 @@ class Follower:
         return self.setup_timeout_s, "first step (measure.setup_timeout_s)"
 
     def _stuck(self) -> str:
-        return ", ".join(f"rank {number} after {self._progress(number)}" for number in self.ranks) or "no rank started"
+        """The ranks with how far they have come, the one furthest behind first."""
+        behind = sorted(self.ranks, key=lambda number: (self.ranks[number].last_step or {"step": 0})["step"])
+        listed = ", ".join(f"rank {number} after {self._progress(number)}" for number in behind)
+        return f"{listed} hang" if len(behind) > 1 else f"{listed or 'no rank started, it'} hangs"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from cctrain.processes import is_alive, is_here, this_process
 _PARENT_OF = "CCTRAIN_PARENT_OF_JOB"
 """Set for the child: "FILE:WORLD", where to write the run directory's name, and the number of ranks."""
 _WAIT_S = 600.0
+_REFUSAL_S = 10.0
+"""How long a refused request is announced to ranks that are slower to start; torchrun ends the wait by itself."""
 _OLDEST_S = 300.0
 """An announcement older than this process by more is an earlier job's."""
 
@@ -87,12 +90,21 @@ def run_rank(job: Job, arguments: list[str]) -> int:
     run_root.mkdir(parents=True, exist_ok=True)
     pointer = run_root / job.key
     if job.rank:
-        return _train(job, _wait_for_run(pointer))
+        return _left(_train(job, _wait_for_run(pointer)))
     pointer.unlink(missing_ok=True)
     try:
-        return _first_rank(job, arguments, pointer)
+        code = _first_rank(job, arguments, pointer)
     finally:
         pointer.unlink(missing_ok=True)
+    return _left(code)
+
+
+def _left(code: int) -> int:
+    """A rank that failed must not wait for the others in an exit handler."""
+    if code:
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _run_root(arguments: list[str]) -> Path:
@@ -114,7 +126,8 @@ def _first_rank(job: Job, arguments: list[str], pointer: Path) -> int:
         facts = {**this_process(), "time": time.time(), "master_port": _free_port()}
         if not said.exists():
             _write(pointer, {**facts, "exit_code": parent.returncode})
-            time.sleep(2.0)  # the others read it before it goes
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(parent.returncode))
+            time.sleep(_REFUSAL_S)
             return parent.returncode
         announcement = {**facts, "run_dir": said.read_text(encoding="utf-8")}
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,14 @@ def rank_environment(*, is_cpu: bool) -> dict[str, str]:
         environment["CUDA_VISIBLE_DEVICES"] = ""
         environment.setdefault("OMP_NUM_THREADS", "1")
     return environment
+
+
+def first_to_fail(log: Path) -> int | None:
+    """The rank that torchrun's log names as the root cause: the others ended because it had told them to."""
+    if not log.is_file():
+        return None
+    found = re.search(r"Root Cause.*?\brank\s*:\s*(\d+)", log.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    return int(found[1]) if found else None
 
 
 def launch(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:

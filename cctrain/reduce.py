@@ -111,7 +111,7 @@ def summarize(steps: Sequence[StepRecord], ranks: Mapping[int, RankSamples]) -> 
         peak_memory_gib=max(p for p in peaks if p is not None) / _GIB if all(p is not None for p in peaks) else None,
         mfu=None,
         joules_per_token=None,
-        steady_state=_steady_state(measured, cut, is_moving=stats.still_moves([s.step_time_s for s in measured], cut)),
+        steady_state=_steady_state(measured, cut),
     )
 
 
@@ -119,17 +119,15 @@ def _around(mean: float, half_width: float | None) -> tuple[float, float] | None
     return None if half_width is None else (mean - half_width, mean + half_width)
 
 
-def _steady_state(measured: Sequence[StepRecord], cut: int, *, is_moving: bool) -> SteadyState:
-    num_steps = len(measured) - cut
-    if num_steps < stats.MIN_STEPS:
-        why = f"not steady: {num_steps} measured steps, {stats.MIN_STEPS} are needed; raise measure.steps"
-        is_steady = False
-    elif is_moving:
-        why, is_steady = "not steady: step times still move in the second half of the run; raise measure.warmup", False
+def _steady_state(measured: Sequence[StepRecord], cut: int) -> SteadyState:
+    steady = measured[cut:]
+    shift = stats.find_shift([step.step_time_s for step in steady])
+    if len(steady) < stats.MIN_STEPS:
+        why = f"not steady, because only {len(steady)} steps were measured and {stats.MIN_STEPS} are needed"
+    elif shift:
+        step = steady[shift.index].step
+        why = f"not steady, because step times changed by {shift.change:+.1%} at step {step} and stayed there"
     else:
-        aside = f"{cut or 'no'} more set aside by MSER-5"
-        why, is_steady = (
-            f"steady from step {measured[cut].step}: {measured[0].step - 1} steps of warm-up, {aside}",
-            True,
-        )
-    return SteadyState(first_step=measured[cut].step, num_steps=num_steps, is_steady=is_steady, why=why)
+        why = f"steady from step {steady[0].step}: {measured[0].step - 1} of warm-up, {cut or 'no'} more by MSER-5"
+    is_steady = not shift and len(steady) >= stats.MIN_STEPS
+    return SteadyState(first_step=steady[0].step, num_steps=len(steady), is_steady=is_steady, why=why)

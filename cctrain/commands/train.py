@@ -180,7 +180,7 @@ def _train(request: _Request, run_dir: Path) -> str | None:
             environment = launcher.rank_environment(is_cpu=request.is_cpu)
             process = launcher.launch(command, run_dir / "logs" / "torchrun.log", environment)
         with Progress(measure.warmup + measure.steps, request.num_ranks) as progress:
-            return follower.follow(process.poll if process else lambda: None, progress.update)
+            return follower.follow(process.poll if process else None, progress.update)
     except KeyboardInterrupt:
         return "stopped by Ctrl-C or SIGTERM"
     finally:

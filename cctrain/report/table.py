@@ -9,17 +9,19 @@ from rich.console import Console
 from rich.table import Table
 
 _LOG_LINES = 15
+_CAPTION = "± is the 95 % interval of the mean, from the noise within this run"
 
 
-def print_summary(run_dir: Path, record: dict[str, Any]) -> None:
-    """Print what the run reached, from its record, to stdout."""
-    table = Table(title=f"{record['recipe']}  ·  CC {record['mode']}  ·  {record['status']}", show_header=False)
+def print_summary(run_dir: Path, record: dict[str, Any], console: Console | None = None) -> None:
+    """Print what the run reached, from its record; to stdout where no console is given."""
+    title = f"{record['recipe']}  ·  CC {record['mode']}  ·  {record['status']}"
+    table = Table(title=title, caption=_CAPTION, show_header=False)
     table.add_column(style="bold")
-    table.add_column(justify="right", overflow="fold")
+    table.add_column(overflow="fold")
     for name, value in _rows(record):
         table.add_row(name, value)
     table.add_row("record", str(run_dir / "run.json"))
-    Console(soft_wrap=True).print(table)
+    (console or Console(soft_wrap=True)).print(table)
 
 
 def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -43,7 +45,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     rows += [
         ("steady state", steady["why"]),
-        ("phases, mean", _phases(record["steps"], steady["first_step"])),
+        ("phases, share of a step", _phases(record["steps"], steady["first_step"])),
         ("loss, first to last step", f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}"),
     ]
     if summary["peak_memory_gib"] is not None:

@@ -32,17 +32,37 @@ def test_slow_first_steps_leave_no_bias(first_steps):
     assert np.quantile(np.abs(np.asarray(means) - 1.0), 0.95) < 0.003
 
 
-def test_steady_steps_are_rarely_called_moving():
-    alarms = [stats.still_moves(list(t), stats.mser5(list(t))) for phi in (0.0, 0.5) for t in traces(400, 30, phi)]
+@pytest.mark.parametrize("num_steps", [30, 100, 300])
+def test_steady_steps_are_called_shifted_at_most_once_in_twenty(num_steps):
+    alarms = [stats.find_shift(list(trace)) is not None for trace in traces(1000, num_steps, phi=0.5, noise=0.02)]
     assert np.mean(alarms) <= 0.05
 
 
-def test_a_run_that_never_settles_is_called_moving():
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
+def test_a_lasting_shift_of_three_percent_is_found_with_its_step(share):
+    found = []
+    for trace in traces(200, 100, phi=0.5):
+        trace[int(100 * share) :] *= 1.03
+        shift = stats.find_shift(list(trace))
+        found.append(shift is not None and abs(shift.index - 100 * share) <= 3 and 0.01 < shift.change < 0.04)
+    assert np.mean(found) > 0.9
+
+
+def test_a_drift_is_found():
+    drift = np.linspace(1.0, 1.05, 100)
+    assert np.mean([stats.find_shift(list(trace * drift)) is not None for trace in traces(100, 100)]) > 0.9
+
+
+def test_single_spikes_are_not_taken_for_a_shift():
     alarms = []
-    for steady in traces(100, 100):
-        trace = steady * np.linspace(1.3, 1.0, 100)
-        alarms.append(stats.still_moves(list(trace), stats.mser5(list(trace))))
-    assert np.mean(alarms) > 0.9
+    for trace in traces(300, 100, noise=0.02):
+        trace[[20, 55, 90]] *= 4
+        alarms.append(stats.find_shift(list(trace)) is not None)
+    assert np.mean(alarms) <= 0.05
+
+
+def test_steps_without_any_noise_are_steady():
+    assert stats.find_shift([0.5] * 50) is None
 
 
 @pytest.mark.parametrize("num_values", [1, 9])
@@ -50,3 +70,4 @@ def test_few_steps_have_no_interval(num_values):
     interval = stats.batch_means([2.0] * num_values)
     assert (interval.mean, interval.half_width) == (2.0, None)
     assert stats.mser5([2.0] * num_values) == 0
+    assert stats.find_shift([2.0] * num_values) is None
