@@ -75,7 +75,7 @@ class Follower:
                 return self._why_failed(code)
             limit, what = self._deadline()
             if clock() - moved > limit and all_ended_at is None:
-                self._ask_where()
+                self._ask_where(sleep)
                 return f"{self._stuck()}: no {what} for {limit:g} s; where they are is in their logs"
             sleep(_POLL_S)
 
@@ -100,10 +100,12 @@ class Follower:
             whole, newline, _ = block.rpartition(b"\n")
             self._offsets[path] = offset + len(whole) + len(newline)
             for line in map(parse_line, whole.decode("utf-8", errors="replace").splitlines()):
-                is_new |= line is not None and self._take(line, path)
+                if line is not None:
+                    self._take(line, path)
+                    is_new = True
         return is_new
 
-    def _take(self, line: dict[str, Any], path: Path) -> bool:
+    def _take(self, line: dict[str, Any], path: Path) -> None:
         rank = int(path.stem.removeprefix("rank"))
         if line.get("event") == "start":
             self.ranks[rank] = Rank(line)
@@ -111,7 +113,6 @@ class Follower:
             self.ranks[rank].end = line
         elif "step" in line:
             self.ranks[rank].last_step = line
-        return True
 
     def _world(self) -> int:
         return next(iter(self.ranks.values())).start["world_size"] if self.ranks else 0
@@ -145,12 +146,12 @@ class Follower:
         step = self.ranks[number].last_step
         return f"step {step['step']}" if step else "no step"
 
-    def _ask_where(self) -> None:
+    def _ask_where(self, sleep: Callable[[float], None]) -> None:
         """Have every rank write its stacks into its log (`faulthandler` in worker.py)."""
         for rank in self.ranks.values():
             if is_here(rank.start) and is_alive(rank.start):
                 os.kill(rank.start["pid"], signal.SIGUSR1)
-        time.sleep(1.0)
+        sleep(1.0)
 
     def _deadline(self) -> tuple[float, str]:
         if self.ranks and all(rank.last_step for rank in self.ranks.values()):

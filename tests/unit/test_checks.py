@@ -1,0 +1,179 @@
+"""What is refused before anything starts: layouts and batches that do not divide, too few GPUs, a hub out of reach."""
+
+import os
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from cctrain.config import MeasureConfig
+from cctrain.errors import RequestError
+from cctrain.request.checks import check_gpus, check_hub, check_layout
+
+MEASURE = MeasureConfig(warmup=1, steps=9)
+
+
+def layout(world, *, max_steps=10, batch=(32, 1), **distributed):
+    scheduler = {"max_steps": max_steps, "global_batch_size": batch[0], "local_batch_size": batch[1]}
+    return check_layout({"step_scheduler": scheduler, "distributed": distributed}, MEASURE, world)
+
+
+def refused(check, *arguments, **options) -> str:
+    with pytest.raises(RequestError) as caught:
+        check(*arguments, **options)
+    return str(caught.value)
+
+
+def test_what_is_left_of_the_ranks_is_data_parallel():
+    split = layout(16, tp_size=2, pp_size=2, cp_size=2, dp_size="none")
+    assert (split.world, split.data, split.tensor, split.pipeline, split.context) == (16, 2, 2, 2, 2)
+
+
+def test_a_recipe_without_a_distributed_section_is_data_parallel():
+    scheduler = {"max_steps": 10, "global_batch_size": 4}
+    assert check_layout({"step_scheduler": scheduler}, MEASURE, 4).data == 4
+
+
+def test_ranks_that_do_not_divide_are_refused_with_the_multiple_that_does():
+    message = refused(layout, 6, tp_size=2, pp_size=2)
+    assert "6 ranks" in message
+    assert "launch.nproc_per_node must be a multiple of 4" in message
+
+
+def test_a_number_of_data_ranks_that_contradicts_the_layout_is_refused():
+    message = refused(layout, 8, tp_size=2, dp_size=8)
+    assert "train.distributed.dp_size=8" in message
+    assert "leave 4" in message
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "two", True])
+def test_a_size_that_is_no_count_is_refused(size):
+    assert f"train.distributed.tp_size={size}" in refused(layout, 8, tp_size=size)
+    assert f"train.step_scheduler.local_batch_size={size}" in refused(layout, 8, batch=(32, size))
+
+
+@pytest.mark.parametrize(("batch", "divides"), [((32, 4), True), ((32, 2), True), ((32, 3), False), ((8, 2), False)])
+def test_the_global_batch_must_divide_into_micro_batches_of_all_data_ranks(batch, divides):
+    if divides:
+        assert layout(8, batch=batch).data == 8
+    else:
+        message = refused(layout, 8, batch=batch)
+        assert f"train.step_scheduler.global_batch_size={batch[0]}" in message
+        assert f"multiple of {8 * batch[1]}" in message
+
+
+def test_the_number_of_steps_is_set_by_measuring_only():
+    assert "measure.warmup + measure.steps" in refused(layout, 1, max_steps=50)
+
+
+def test_more_ranks_than_gpus_are_refused_and_ways_out_named():
+    check_gpus(8, 8, "llama70b_peft")
+    message = refused(check_gpus, 8, 2, "llama70b_peft")
+    assert all(words in message for words in ("8 ranks", "shows 2", "launch.nproc_per_node", "dry_run=true"))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on this machine; returns what it answers (an HTTP status by path) and the requests it got."""
+    answers: dict[str, int] = {}
+    requests: list[tuple[str, str | None]] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            requests.append((self.path, self.headers.get("Authorization")))
+            self.send_response(answers.get(self.path, 404))
+            self.end_headers()
+
+        def log_message(self, *_) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    set_hub(monkeypatch, tmp_path, f"http://127.0.0.1:{server.server_port}")
+    yield answers, requests
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """Nobody listens where the hub should be."""
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # bound, but it does not listen
+        endpoint = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        set_hub(monkeypatch, tmp_path, endpoint)
+        yield endpoint
+
+
+def set_hub(monkeypatch, home, endpoint):
+    for name in [name for name in os.environ if name.startswith("HF_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "no_proxy": "*"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def pretrained(name="meta-llama/Llama-3.3-70B", **dataset):
+    return {"model": {"pretrained_model_name_or_path": name}, "dataset": dataset}
+
+
+MODEL_URL = "/meta-llama/Llama-3.3-70B/resolve/main/config.json"
+
+
+def test_a_model_that_the_hub_gives_is_accepted(hub):
+    answers, requests = hub
+    answers[MODEL_URL] = 200
+    check_hub(pretrained())
+    assert requests == [(MODEL_URL, None)]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_model_that_the_hub_keeps_back_names_the_token(hub, status):
+    hub[0][MODEL_URL] = status
+    message = refused(check_hub, pretrained())
+    assert all(words in message for words in (str(status), "meta-llama/Llama-3.3-70B", "HF_TOKEN", "weights=random"))
+
+
+def test_the_token_goes_to_the_hub(hub, monkeypatch):
+    hub[0][MODEL_URL] = 200
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    check_hub(pretrained())
+    assert hub[1] == [(MODEL_URL, "Bearer hf_secret")]
+
+
+def test_a_hub_that_is_down_is_told_with_what_it_answers(hub):
+    hub[0][MODEL_URL] = 503
+    assert "answers 503" in refused(check_hub, pretrained())
+
+
+def test_a_data_set_of_the_hub_is_checked_too(hub):
+    hub[0][MODEL_URL] = 200
+    message = refused(check_hub, pretrained(dataset_name="rajpurkar/squad"))
+    assert "train.dataset.dataset_name=rajpurkar/squad" in message
+    assert "data=pydoc" in message
+    hub[0]["/api/datasets/rajpurkar/squad"] = 200
+    check_hub(pretrained(dataset_name="rajpurkar/squad"))
+
+
+def test_a_hub_out_of_reach_is_told_with_ways_to_do_without(no_hub):
+    message = refused(check_hub, pretrained())
+    assert all(words in message for words in (no_hub, "out of reach", "weights=random", "weights.path=DIRECTORY"))
+
+
+def test_an_offline_machine_does_not_ask_the_hub(hub, monkeypatch):
+    hub[0][MODEL_URL] = 200
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE" in refused(check_hub, pretrained())
+    assert hub[1] == []
+
+
+def test_what_is_cached_needs_no_hub(no_hub, tmp_path):
+    (tmp_path / "hub" / "models--meta-llama--Llama-3.3-70B" / "snapshots" / "abc").mkdir(parents=True)
+    (tmp_path / "datasets" / "rajpurkar___squad").mkdir(parents=True)
+    check_hub(pretrained(dataset_name="rajpurkar/squad"))
+
+
+def test_files_of_this_machine_need_no_hub(no_hub, tmp_path):
+    check_hub(pretrained(str(tmp_path), path_or_dataset_id="/data/mine.jsonl"))
+    packaged = {"config": {"pretrained_model_name_or_path": "{recipes}/models/tiny-llama"}}
+    check_hub({"model": packaged, "dataset": {"path_or_dataset_id": "{run_dir}/data/pydoc.jsonl"}})

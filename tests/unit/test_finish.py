@@ -1,0 +1,123 @@
+"""The end of a record: by the process that followed the run, or by the next verb where that one was killed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cctrain import rundir
+from cctrain.finish import finish_abandoned, finish_record
+from cctrain.processes import this_process
+from cctrain.records import RunRecord
+
+
+def make_run(run_root, owner=None, *, num_steps=3):
+    """A run directory as one rank's run leaves it; `owner` follows it, or did."""
+    run_dir = rundir.create(run_root, "tiny", "off")
+    facts = {"recipe": "tiny", "engine": "automodel", "step_kind": "stock", "mode": "off", "status": "partial"}
+    rest = {"identity": {}, "platform": {}, "command": (), "started_at": "", "ended_at": None, "notes": ()}
+    record = RunRecord(run_id=run_dir.name, failure="still running", steps=(), summary=None, **facts, **rest)
+    rundir.begin_record(run_dir, record)
+    rundir.write_json(run_dir / "config.json", {"measure": {"warmup": 1}})
+    if owner:
+        rundir.write_json(run_dir / "running.json", owner)
+    write_samples(run_dir, rank=0, world=1, num_steps=num_steps)
+    return run_dir
+
+
+def write_samples(run_dir, *, rank, world, num_steps, loss=1.5):
+    lines = [{"event": "start", "rank": rank, "world_size": world}, {"event": "ready", "data_rank": rank}]
+    counts = {"padded_tokens": 10, "real_tokens": 9, "label_tokens": 8, "num_images": 0}
+    times = {"step_time_s": 0.5, "data_wait_s": 0.1, "phases_s": {"forward": 0.5}}
+    lines += [{"step": number, "loss": loss, **times, **counts} for number in range(1, num_steps + 1)]
+    (run_dir / "samples" / f"rank{rank}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def read_record(run_dir):
+    return json.loads((run_dir / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def dead_process():
+    """Identity of a process of this machine that has ended."""
+    code = "import json; from cctrain.processes import this_process; print(json.dumps(this_process()))"
+    return json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+
+
+def test_a_record_is_complete_with_its_steps_and_summary(tmp_path):
+    run_dir = make_run(tmp_path)
+    finish_record(run_dir, None, warmup=1)
+    record = read_record(run_dir)
+    assert (record["status"], record["failure"]) == ("complete", None)
+    assert [step["is_warmup"] for step in record["steps"]] == [True, False, False]
+    assert record["summary"]["tokens_per_s_per_gpu"]["mean"] == pytest.approx(20)
+    assert record["ended_at"]
+
+
+def test_a_failed_run_is_partial_and_says_why(tmp_path):
+    record = finish_record(make_run(tmp_path), "rank 0: ValueError: bad", warmup=1)
+    assert (record["status"], record["failure"]) == ("partial", "rank 0: ValueError: bad")
+    assert len(record["steps"]) == 3
+
+
+def test_a_run_without_a_step_still_gets_its_record(tmp_path):
+    run_dir = make_run(tmp_path)
+    (run_dir / "samples" / "rank0.jsonl").unlink()
+    record = finish_record(run_dir, "no step", warmup=1)
+    assert (record["steps"], record["summary"], record["status"]) == ([], None, "partial")
+
+
+def test_a_finished_run_holds_no_marker_and_no_reserve(tmp_path):
+    run_dir = make_run(tmp_path)
+    finish_record(run_dir, None, warmup=1)
+    assert {path.name for path in run_dir.iterdir()} == {"config.json", "logs", "run.json", "samples"}
+
+
+def test_unequal_ranks_are_noted_and_only_common_steps_kept(tmp_path):
+    run_dir = make_run(tmp_path)
+    write_samples(run_dir, rank=0, world=2, num_steps=5)
+    write_samples(run_dir, rank=1, world=2, num_steps=2)
+    record = finish_record(run_dir, "rank 1 was killed", warmup=0)
+    assert [step["step"] for step in record["steps"]] == [1, 2]
+    (note,) = record["notes"]
+    assert "(rank 0: 5, rank 1: 2); the 2 that all finished are kept" in note
+
+
+def test_the_next_verb_finishes_what_a_killed_process_left_and_only_once(tmp_path, dead_process):
+    run_dir = make_run(tmp_path, dead_process)
+    assert finish_abandoned(tmp_path) == [run_dir]
+    record = read_record(run_dir)
+    assert record["status"] == "partial"
+    assert "was killed" in record["failure"]
+    assert [step["is_warmup"] for step in record["steps"]] == [True, False, False]
+    assert finish_abandoned(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", [{}, {"host": "another-machine", "pid": 1}])
+def test_a_run_that_may_still_be_followed_is_left_alone(tmp_path, change):
+    run_dir = make_run(tmp_path, this_process() | change)
+    assert finish_abandoned(tmp_path) == []
+    assert read_record(run_dir)["failure"] == "still running"
+
+
+def test_a_reused_pid_does_not_keep_a_record_open(tmp_path):
+    run_dir = make_run(tmp_path, this_process() | {"process_start": "another boot:1"})
+    assert finish_abandoned(tmp_path) == [run_dir]
+
+
+@pytest.mark.parametrize("garbage", ["", "[1]", "{}", '{"host": 1', '"x"'])
+def test_a_marker_that_is_not_ours_hides_no_other_run(tmp_path, dead_process, garbage):
+    strange = tmp_path / "00000000-strange"
+    strange.mkdir()
+    (strange / "running.json").write_text(garbage)
+    run_dir = make_run(tmp_path, dead_process)
+    assert finish_abandoned(tmp_path) == [run_dir]
+    assert (strange / "running.json").read_text() == garbage
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json"])
+def test_a_run_killed_while_it_was_made_hides_no_other(tmp_path, dead_process, name):
+    (make_run(tmp_path, dead_process) / name).unlink()
+    whole = make_run(tmp_path, dead_process)
+    assert finish_abandoned(tmp_path) == [whole]

@@ -1,0 +1,117 @@
+"""Which environments mean that somebody else has launched us as a rank."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cctrain import in_job
+from cctrain.errors import RequestError
+from cctrain.in_job import detect
+from cctrain.processes import this_process
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "node-1",
+    "MASTER_PORT": "29500",
+    "TORCHELASTIC_RUN_ID": "a/b c",
+    "TORCHELASTIC_RESTART_COUNT": "0",
+}
+SRUN = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_ID": "2",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "16",
+    "SLURM_STEP_NUM_TASKS": "8",
+}
+
+
+def test_outside_of_a_job_cctrain_launches_its_own_ranks():
+    assert detect({"HOME": "/home/me", "PATH": "/bin"}) is None
+
+
+def test_a_rank_of_torchrun_is_recognised():
+    job = detect(TORCHRUN)
+    assert (job.rank, job.world, job.local_rank) == (3, 8, 1)
+
+
+def test_a_rank_of_srun_is_one_of_its_step_not_of_the_allocation():
+    job = detect(SRUN)
+    assert (job.rank, job.world, job.local_rank) == (5, 8, 1)
+
+
+def test_a_single_task_of_srun_is_a_rank_too():
+    job = detect(SRUN | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"})
+    assert (job.rank, job.world) == (0, 1)
+
+
+def test_a_batch_script_that_calls_cctrain_without_srun_launches_its_own_ranks():
+    assert detect({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}) is None
+
+
+def test_torchrun_inside_srun_is_torchruns():
+    assert detect(SRUN | TORCHRUN) == detect(TORCHRUN)
+
+
+def test_the_parent_that_the_first_rank_starts_is_no_rank():
+    assert detect(TORCHRUN | {"CCTRAIN_PARENT_OF_JOB": "/runs/said:8"}) is None
+
+
+def test_ranks_of_one_job_meet_under_one_file_name():
+    assert detect(TORCHRUN).key == detect(TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0"}).key
+    assert detect(SRUN).key == detect(SRUN | {"SLURM_PROCID": "0"}).key
+    assert "/" not in detect(TORCHRUN).key
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (TORCHRUN, TORCHRUN | {"TORCHELASTIC_RUN_ID": "another"}),
+        (TORCHRUN, TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "1"}),
+        (SRUN, SRUN | {"SLURM_STEP_ID": "3"}),
+        (SRUN, SRUN | {"SLURM_JOB_ID": "8"}),
+    ],
+)
+def test_two_jobs_never_meet(one, other):
+    assert detect(one).key != detect(other).key
+
+
+def test_a_refusal_ends_the_ranks_that_wait(tmp_path):
+    job = detect(TORCHRUN)
+    refused = {**this_process(), "time": time.time(), "exit_code": 2}
+    (tmp_path / job.key).write_text(json.dumps(refused))
+    with pytest.raises(RequestError, match="first rank's request was refused"):
+        in_job.run_rank(job, ["recipe=x", f"run_root={tmp_path}"])
+
+
+WAITING_RANK = """
+import sys
+from cctrain import in_job
+job = in_job.Job(key="job", rank=1, world=2, local_rank=1)
+in_job.run_rank(job, ["recipe=x", "run_root=" + sys.argv[1]])
+"""
+
+
+def test_an_announcement_of_a_process_that_is_gone_is_an_earlier_jobs(tmp_path):
+    """A rank that waits takes the refusal of the living first rank, not what a dead one left."""
+    left = {**this_process(), "process_start": "another boot:1", "time": time.time(), "exit_code": 2}
+    (tmp_path / "job").write_text(json.dumps(left))
+    rank = subprocess.Popen([sys.executable, "-c", WAITING_RANK, tmp_path], stderr=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        rank.wait(0.6)  # it starts in 0.2 s
+    in_job.announce(tmp_path / "job", json.dumps({**left, **this_process()}))
+    _, stderr = rank.communicate(timeout=10)
+    assert "first rank's request was refused" in stderr
+
+
+def test_the_parent_knows_where_to_announce_its_run_directory_and_how_many_ranks_there_are(tmp_path):
+    environment = {"CCTRAIN_PARENT_OF_JOB": f"{tmp_path / 'with:colon'}:8"}
+    assert in_job.parent_job(environment) == tmp_path / "with:colon"
+    assert in_job.world_size(environment) == 8
+    assert in_job.parent_job({}) is None
+    assert in_job.world_size({}) is None
