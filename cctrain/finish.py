@@ -48,7 +48,7 @@ def finish_abandoned(run_root: Path) -> list[Path]:
     for marker in sorted(run_root.glob("*/running.json")):
         try:
             owner = json.loads(marker.read_text(encoding="utf-8"))
-            if not is_here(owner) or is_alive(owner):
+            if not isinstance(owner, dict) or not is_here(owner) or is_alive(owner):
                 continue
             config = json.loads((marker.parent / "config.json").read_text(encoding="utf-8"))
             warmup = int(config["measure"]["warmup"])

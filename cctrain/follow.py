@@ -31,6 +31,7 @@ class Rank:
     """What a rank has written so far."""
 
     start: dict[str, Any]
+    data_rank: int = 0
     last_step: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
 
@@ -109,6 +110,8 @@ class Follower:
         rank = int(path.stem.removeprefix("rank"))
         if line.get("event") == "start":
             self.ranks[rank] = Rank(line)
+        elif line.get("event") == "ready":
+            self.ranks[rank].data_rank = line["data_rank"]
         elif line.get("event") in ("end", "error"):
             self.ranks[rank].end = line
         elif "step" in line:

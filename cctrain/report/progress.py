@@ -37,7 +37,8 @@ class Progress:
             return
         behind = min(steps, key=lambda step: int(step["step"]))
         seconds = max(float(step["step_time_s"]) for step in steps)
-        tokens = sum(step["padded_tokens"] for step in steps) / len(steps)
+        by_sample = {rank.data_rank: rank.last_step["padded_tokens"] for rank in ranks.values() if rank.last_step}
+        tokens = sum(by_sample.values()) / self._world
         loss = "not a number" if behind["loss"] is None else f"{behind['loss']:.3f}"
         rate = f"{tokens / seconds:,.0f} tokens/s/GPU  loss {loss}"
         self._bar.update(self._task, description="step", completed=int(behind["step"]), rate=rate)
