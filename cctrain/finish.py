@@ -14,12 +14,18 @@ from cctrain.reduce import RankSamples, read_samples, step_records, summarize
 from cctrain.rundir import write_text
 
 
-def finish_record(run_dir: Path, failure: str | None, warmup: int) -> dict[str, Any]:
-    """Put the samples into run.json and end the run: complete, or partial where `failure` says why."""
+def finish_record(run_dir: Path, failure: str | None, warmup: int, num_measured: int) -> dict[str, Any]:
+    """Put the samples into run.json and end the run: complete, or partial where `failure` says why or steps lack.
+
+    Returns the record. Raises OSError where it cannot be written.
+    """
     record: dict[str, Any] = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     ranks = read_samples(run_dir)
     steps = step_records(ranks, warmup)
     summary = summarize(steps, ranks)
+    wanted = warmup + num_measured
+    if not failure and len(steps) < wanted:
+        failure = f"the data ended after {len(steps)} of {wanted} steps; lower measure.steps or give more data"
     record |= {
         "status": "partial" if failure else "complete",
         "failure": failure,
@@ -51,8 +57,9 @@ def finish_abandoned(run_root: Path) -> list[Path]:
             if not isinstance(owner, dict) or not is_here(owner) or is_alive(owner):
                 continue
             config = json.loads((marker.parent / "config.json").read_text(encoding="utf-8"))
-            warmup = int(config["measure"]["warmup"])
-            finish_record(marker.parent, "the process that followed the run was killed", warmup)
+            measure = config["measure"]
+            why = "the process that followed the run was killed"
+            finish_record(marker.parent, why, int(measure["warmup"]), int(measure["steps"]))
             finished.append(marker.parent)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not ours to mend: no record, or one that cannot be read

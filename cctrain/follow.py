@@ -130,9 +130,11 @@ class Follower:
         if first is not None and not any(words in errors[first]["message"] for words in _PEER_IS_GONE):
             return first
         open_ranks = {number: rank.start for number, rank in self.ranks.items() if not rank.end}
-        killed = first_to_fail(self.run_dir / "logs" / "torchrun.log")
         dead = [number for number, start in open_ranks.items() if is_here(start) and not is_alive(start)]
-        return killed if killed in dead else min(dead, default=first)
+        if len(dead) < 2:
+            return min(dead, default=first)
+        named = first_to_fail(self.run_dir / "logs" / "torchrun.log")
+        return named if named in dead else min(dead)
 
     def _why_failed(self, code: int | None) -> str:
         number = self._failed_rank()

@@ -17,12 +17,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def this_process() -> dict[str, Any]:
     """Identity of the calling process, for JSON."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "process_start": _start(os.getpid())}
+    return {"host": _host(), "pid": os.getpid(), "process_start": _start(os.getpid())}
 
 
 def is_here(identity: Mapping[str, Any]) -> bool:
     """Whether the process runs, or ran, on this machine."""
-    return bool(identity.get("host") == socket.gethostname())
+    return bool(identity.get("host") == _host())
+
+
+def _host() -> str:
+    """The host's name with its namespace of pids: containers may share the one and not the other."""
+    return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
 
 
 def is_alive(identity: Mapping[str, Any]) -> bool:

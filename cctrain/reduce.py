@@ -53,8 +53,8 @@ def step_records(ranks: Mapping[int, RankSamples], warmup: int) -> tuple[StepRec
         return ()
     finished = set.intersection(*(set(rank.steps) for rank in ranks.values()))
     return tuple(
-        _step_record(step, [ranks[rank] for rank in sorted(ranks)], is_warmup=step <= warmup)
-        for step in sorted(finished)
+        _step_record(step, [ranks[rank] for rank in sorted(ranks)], is_warmup=index < warmup)
+        for index, step in enumerate(sorted(finished))
     )
 
 
@@ -124,10 +124,11 @@ def _steady_state(measured: Sequence[StepRecord], cut: int) -> SteadyState:
     shift = stats.find_shift([step.step_time_s for step in steady])
     if len(steady) < stats.MIN_STEPS:
         why = f"not steady, because only {len(steady)} steps were measured and {stats.MIN_STEPS} are needed"
+    elif stats.is_cut_at_limit(len(measured), cut):
+        why = f"not steady, because step times still settle after {cut} measured steps; raise measure.warmup"
     elif shift:
         step = steady[shift.index].step
         why = f"not steady, because step times changed by {shift.change:+.1%} at step {step} and stayed there"
     else:
         why = f"steady from step {steady[0].step}: {measured[0].step - 1} of warm-up, {cut or 'no'} more by MSER-5"
-    is_steady = not shift and len(steady) >= stats.MIN_STEPS
-    return SteadyState(first_step=steady[0].step, num_steps=len(steady), is_steady=is_steady, why=why)
+    return SteadyState(first_step=steady[0].step, num_steps=len(steady), is_steady=why.startswith("steady"), why=why)

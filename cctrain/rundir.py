@@ -7,6 +7,7 @@ process that will finish it (`finish.py`).
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,19 +17,22 @@ from cctrain.errors import RequestError
 from cctrain.processes import this_process
 from cctrain.records import RunRecord, finite, to_json
 
-_RESERVE_BYTES = 2 << 20
-"""Kept free for the record itself: a disk that samples and logs filled up must still take run.json."""
+_RECORD_BYTES, _STEP_BYTES, _RANK_BYTES = 1 << 20, 512, 24
+"""Size of run.json, generously: the rest, a step, and a rank's time in it."""
 
 
-def create(run_root: Path, recipe: str, mode: str) -> Path:
+def create(run_root: Path, recipe: str, mode: str, num_steps: int, num_ranks: int) -> Path:
     """A new directory under `run_root`; two runs at once never share one. Raises RequestError where it cannot."""
+    recipe = re.sub(r"[^\w.-]+", "_", recipe)[:64]
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_dir = run_root / f"{stamp}-{recipe}-{mode}-{secrets.token_hex(2)}"
     try:
         run_dir.mkdir(parents=True)
         for name in ("samples", "logs"):
             (run_dir / name).mkdir()
-        (run_dir / ".reserve").write_bytes(b"\0" * _RESERVE_BYTES)
+        # Kept free for the record itself: a disk that samples and logs filled up must still take run.json.
+        record_bytes = _RECORD_BYTES + num_steps * (_STEP_BYTES + _RANK_BYTES * num_ranks)
+        (run_dir / ".reserve").write_bytes(b"\0" * record_bytes)
         write_json(run_dir / "running.json", this_process())
     except OSError as error:
         raise RequestError(f"run_root={run_root}: cannot make a run directory there ({error})") from error
@@ -43,7 +47,11 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace `path` in one step."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    try:
+        part.write_text(text, encoding="utf-8")
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     part.replace(path)
 
 

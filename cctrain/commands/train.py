@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ from cctrain.follow import Follower
 from cctrain.platform import cc, gpu, host
 from cctrain.records import RunRecord
 from cctrain.request.allowed import check_recipe
-from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout
+from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout, smallest_world
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import check_jsonl, prepare_data
-from cctrain.request.recipe import VLM, build_recipe, is_cpu_recipe, located, recipe_hash
+from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located, recipe_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,10 @@ class _Request:
     def is_cpu(self) -> bool:
         return is_cpu_recipe(self.config.train)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return launcher.rank_environment(is_cpu=self.is_cpu)
+
 
 def run(arguments: list[str]) -> int:
     """Train as `arguments` (overrides) say. Returns the exit code; raises CctrainError for what the user must mend."""
@@ -54,7 +59,8 @@ def run(arguments: list[str]) -> int:
         return _dry_run(config)
     _finish_abandoned(run_root)
     request = _check(config, world=in_job.world_size(os.environ))
-    run_dir = rundir.create(run_root, config.recipe.name, request.mode)
+    num_steps = config.measure.warmup + config.measure.steps
+    run_dir = rundir.create(run_root, config.recipe.name, request.mode, num_steps, request.num_ranks)
     _write_run_dir(request, run_dir, arguments)
     failure = _train(request, run_dir)
     return _finish(request, run_dir, failure)
@@ -73,6 +79,7 @@ def _finish_abandoned(run_root: Path) -> None:
 def _check(config: Config, world: int | None) -> _Request:
     """Everything that can be known to fail before the wait."""
     gpus = gpu.observe()
+    check_shape(config.train, "the recipe with its overrides")
     is_cpu = is_cpu_recipe(config.train)
     num_ranks = world or _num_ranks(config, 0 if is_cpu else len(gpus.names))
     layout = _check_request(config, num_ranks)
@@ -85,6 +92,7 @@ def _check(config: Config, world: int | None) -> _Request:
 
 
 def _check_request(config: Config, num_ranks: int) -> Layout:
+    check_shape(config.train, "the recipe with its overrides")
     check_recipe(config.train, config.allow_targets)
     return check_layout(config.train, config.measure, num_ranks)
 
@@ -94,12 +102,14 @@ def _num_ranks(config: Config, num_gpus: int) -> int:
 
 
 def _dry_run(config: Config) -> int:
-    num_ranks = _num_ranks(config, 0 if is_cpu_recipe(config.train) else len(gpu.observe().names))
+    check_jsonl(config.data)
+    num_gpus = 0 if is_cpu_recipe(config.train) else len(gpu.observe().names)
+    num_ranks = config.launch.nproc_per_node or num_gpus or smallest_world(config.train)
     layout = _check_request(config, num_ranks)
     run_dir = Path(config.run_root).expanduser() / "RUN_DIR"
     recipe = located(config.train, run_dir)
     command = launcher.worker_command(num_ranks, run_dir)
-    print(f"# {' '.join(command)}", yaml.safe_dump(recipe, sort_keys=False), sep="\n")
+    print(f"# {shlex.join(command)}", yaml.safe_dump(recipe, sort_keys=False), sep="\n")
     print(json.dumps({"dry_run": True, "command": command, "layout": dataclasses.asdict(layout), "recipe": recipe}))
     return 0
 
@@ -120,7 +130,7 @@ def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> No
         status="partial",
         failure="still running",
         identity=identity,
-        platform={"gpus": dataclasses.asdict(request.gpus), "host": host.observe()},
+        platform={"gpus": dataclasses.asdict(request.gpus), "host": host.observe(request.environment)},
         command=("python", "-m", "cctrain", *arguments),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         ended_at=None,
@@ -177,8 +187,7 @@ def _train(request: _Request, run_dir: Path) -> str | None:
             in_job.announce(outside, run_dir)
         else:
             command = launcher.worker_command(request.num_ranks, run_dir)
-            environment = launcher.rank_environment(is_cpu=request.is_cpu)
-            process = launcher.launch(command, run_dir / "logs" / "torchrun.log", environment)
+            process = launcher.launch(command, run_dir / "logs" / "torchrun.log", request.environment)
         with Progress(measure.warmup + measure.steps, request.num_ranks) as progress:
             return follower.follow(process.poll if process else None, progress.update)
     except KeyboardInterrupt:
@@ -195,17 +204,19 @@ def _finish(request: _Request, run_dir: Path, failure: str | None) -> int:
     from cctrain.report import table
 
     measure = request.config.measure
-    record = finish.finish_record(run_dir, failure, measure.warmup)
-    num_steps, wanted = len(record["steps"]), measure.warmup + measure.steps
-    if not failure and num_steps < wanted:
-        failure = f"the data ended after {num_steps} of {wanted} steps; lower measure.steps or give more data"
-        record = finish.finish_record(run_dir, failure, measure.warmup)
-    if failure:
+    try:
+        record = finish.finish_record(run_dir, failure, measure.warmup, measure.steps)
+    except OSError as error:
+        raise RunError(
+            f"{failure or 'the run is over'}, but its record cannot be written ({error}). The samples are whole: the "
+            f"next cctrain finishes the record once there is room"
+        ) from error
+    if record["failure"]:
         table.print_failure(run_dir, record)
     table.print_summary(run_dir, record)
     print(json.dumps(_last_line(run_dir, record)))
-    if failure:
-        raise RunError(f"{failure}. Record (partial): {run_dir / 'run.json'}; logs: {run_dir / 'logs'}")
+    if record["failure"]:
+        raise RunError(f"{record['failure']}. Record (partial): {run_dir / 'run.json'}; logs: {run_dir / 'logs'}")
     return 0
 
 

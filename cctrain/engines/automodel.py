@@ -55,7 +55,7 @@ def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
     recipe = timed(ConfigNode(config["train"]))
     recipe.setup()
     recipe.run_train_validation_loop()
-    return _peak_memory()
+    return {"peak_allocated_bytes": timed.observer.peak_bytes}
 
 
 def _is_built_on_cpu(model: dict[str, Any]) -> bool:
@@ -72,15 +72,6 @@ def _on_this_gpu(build_model: Any) -> Any:
             return build_model(*args, **kwargs)
 
     return build
-
-
-def _peak_memory() -> dict[str, Any]:
-    if not torch.cuda.is_available():
-        return {"peak_allocated_bytes": None, "peak_reserved_bytes": None}
-    return {
-        "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
-        "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
-    }
 
 
 def _clock() -> StepClock:
@@ -105,9 +96,9 @@ class _TimedLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self._loader)
+        begin = time.perf_counter()
+        batches = iter(self._loader)  # starts the loader's workers, at each epoch
         while True:
-            begin = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
@@ -115,6 +106,7 @@ class _TimedLoader:
             finally:
                 self._waited_s += time.perf_counter() - begin
             yield batch
+            begin = time.perf_counter()
 
     def take_wait_s(self) -> float:
         """Seconds waited since the last call."""
@@ -127,6 +119,8 @@ class _Observer:
 
     def __init__(self, samples: SampleFile) -> None:
         self._samples = samples
+        self.peak_bytes: int | None = None
+        """Most memory that torch's allocator held in a step, None on CPU."""
         self.timer: StepTimer
         self.loader: _TimedLoader
         self.thread: SampleThread
@@ -153,11 +147,15 @@ class _Observer:
         what was queued (a collective whose peer is gone), so only a complete run waits for it."""
         if is_complete and torch.cuda.is_available():
             torch.cuda.synchronize()
+            # For the ranks on which AutoModel does not reset the counter.
+            self.peak_bytes = max(self.peak_bytes or 0, torch.cuda.max_memory_allocated())
         self.thread.close()
 
     def step_end(self, log: Any, counts: dict[str, int]) -> None:
         """A step is over. Raises LossNotFiniteError, and what the samples' thread ran into."""
         step, loss = log.step + 1, float(log.metrics["loss"])
+        if log.metrics["mem"]:  # in GiB; AutoModel's main rank resets the counter after each step
+            self.peak_bytes = max(self.peak_bytes or 0, int(log.metrics["mem"] * 2**30))
         self.timer.step_end("optimizer", step=step, loss=loss, data_wait_s=self.loader.take_wait_s(), **counts)
         self.thread.check()
         if not math.isfinite(loss):

@@ -55,6 +55,8 @@ def _visible(count: int) -> list[int]:
     if value is None:
         return list(range(count))
     entries = [entry.strip() for entry in value.split(",") if entry.strip()]
+    hidden = next((index for index, entry in enumerate(entries) if entry.startswith("-")), None)
+    entries = entries[:hidden]  # CUDA stops at the first that does not exist
     if all(entry.isdigit() for entry in entries):
         return [int(entry) for entry in entries if int(entry) < count]
     return list(range(min(len(entries), count)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ _ENVIRONMENT = ("CUDA_", "NCCL_", "OMP_NUM", "PYTORCH_", "TORCH_SYMM_MEM")
 """Prefixes of the variables that change speed. Everything else stays out of the record: it may be secret."""
 
 
-def observe() -> dict[str, Any]:
-    """CPU model and cores, kernel, Python, and the environment variables that change speed."""
+def observe(environment: Mapping[str, str]) -> dict[str, Any]:
+    """CPU model and cores, kernel, Python, and those variables of the ranks' `environment` that change speed."""
     return {
         "cpu": _cpu_model(),
         "num_cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "environment": {key: os.environ[key] for key in sorted(os.environ) if key.startswith(_ENVIRONMENT)},
+        "environment": {key: environment[key] for key in sorted(environment) if key.startswith(_ENVIRONMENT)},
     }
 
 

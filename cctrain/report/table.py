@@ -36,8 +36,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     if summary is None:
         return [*rows, ("steps", f"{len(record['steps'])}, none of them measured")]
     time, tokens, steady = summary["step_time_s"], summary["tokens_per_s_per_gpu"], summary["steady_state"]
-    is_steady = steady["is_steady"]
-    if is_steady:
+    if steady["is_steady"] or time["ci95"] is None:
         rows += [
             ("step time", f"{_seconds(time['median'])} median, {_with_interval(time, _seconds)} mean"),
             ("tokens/s/GPU, padded", _with_interval(tokens, lambda value: f"{value:,.0f}")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ def check_layout(recipe: dict[str, Any], measure: MeasureConfig, world: int) -> 
     model_ranks = tensor * pipeline * context
     if world % model_ranks:
         raise RequestError(
-            f"{world} ranks cannot hold train.distributed tp_size={tensor} x pp_size={pipeline} x cp_size={context}: "
+            f"{world} rank{'s' * (world > 1)} cannot hold train.distributed tp_size={tensor} x pp_size={pipeline} x cp_size={context}: "
             f"launch.nproc_per_node must be a multiple of {model_ranks}, or lower those keys"
         )
     layout = Layout(world=world, data=world // model_ranks, tensor=tensor, pipeline=pipeline, context=context)
@@ -44,6 +45,12 @@ def check_layout(recipe: dict[str, Any], measure: MeasureConfig, world: int) -> 
         )
     _check_batch(recipe["step_scheduler"], layout)
     return layout
+
+
+def smallest_world(recipe: dict[str, Any]) -> int:
+    """The fewest ranks that can hold the recipe's layout."""
+    distributed = recipe.get("distributed") or {}
+    return math.prod(_size(distributed, key) for key in ("tp_size", "pp_size", "cp_size"))
 
 
 def _size(distributed: dict[str, Any], key: str) -> int:
@@ -80,18 +87,20 @@ def check_gpus(num_ranks: int, num_gpus: int, recipe_name: str) -> None:
         )
 
 
-def check_hub(recipe: dict[str, Any], timeout_s: float = 4.0) -> None:
+def check_hub(recipe: dict[str, Any]) -> None:
     """Raises RequestError where a model or data set of the hub is neither on this disk nor to be had."""
     for key, kind, name in _hub_names(recipe):
-        if name.startswith("{") or Path(name).expanduser().exists() or _is_cached(kind, name):
+        if name.startswith("{") or Path(name).expanduser().exists():
             continue
-        way_out = {
-            "models": "weights=random needs no download; weights=pretrained weights.path=DIRECTORY reads a local one",
-            "datasets": "data=pydoc and data=synthetic need no download; data=jsonl data.path=FILE reads your own",
-        }[kind]
-        problem = _unreachable(kind, name, timeout_s)
+        problem = _out_of_reach(kind, name)
         if problem:
-            raise RequestError(f"{key}={name}: {problem}; {way_out}")
+            raise RequestError(f"{key}={name}: {problem}; {_WAY_OUT[kind]}")
+
+
+_WAY_OUT = {
+    "model": "weights=random needs no download; weights=pretrained weights.path=DIRECTORY reads a local one",
+    "dataset": "data=pydoc and data=synthetic need no download; data=jsonl data.path=FILE reads your own",
+}
 
 
 def _hub_names(recipe: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -100,40 +109,35 @@ def _hub_names(recipe: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     source = model if "pretrained_model_name_or_path" in model else config if isinstance(config, dict) else {}
     name = config if isinstance(config, str) else source.get("pretrained_model_name_or_path")
     if isinstance(name, str):
-        yield "train.model.pretrained_model_name_or_path", "models", name
+        yield "train.model.pretrained_model_name_or_path", "model", name
     dataset = recipe.get("dataset") or {}
     for key in ("dataset_name", "path_or_dataset", "path_or_dataset_id"):
         value = dataset.get(key)
         if isinstance(value, str) and not value.startswith(("/", ".")):
-            yield f"train.dataset.{key}", "datasets", value
+            yield f"train.dataset.{key}", "dataset", value
 
 
-def _is_cached(kind: str, name: str) -> bool:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
-    folder = hub / f"{kind}--{name.replace('/', '--')}" / "snapshots"
-    return folder.is_dir() or (kind == "datasets" and (prepared / name.replace("/", "___")).is_dir())
+def _out_of_reach(kind: str, name: str) -> str | None:
+    """Why the hub's `name` cannot be had, in words; None where it can, or is on this disk already."""
+    import httpx  # both only where a recipe names the hub: 0.3 s
+    from huggingface_hub import HfApi, constants, errors
 
-
-def _unreachable(kind: str, name: str, timeout_s: float) -> str | None:
-    import urllib.error  # 50 ms that only hub names should pay
-    import urllib.request
-
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return "not on this disk, and HF_HUB_OFFLINE is set"
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    what = f"{name}/resolve/main/config.json" if kind == "models" else f"api/datasets/{name}"
-    request = urllib.request.Request(f"{endpoint}/{what}", method="HEAD")
-    token = os.environ.get("HF_TOKEN")
-    if token:
-        request.add_header("Authorization", f"Bearer {token}")
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets") / name.replace(
+        "/", "___"
+    )
+    if folder.is_dir() or (kind == "dataset" and prepared.is_dir()):
+        return None
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s):
-            return None
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403, 404):
-            return f"{endpoint} answers {error.code}: no such {kind[:-1]}, or it needs HF_TOKEN and an accepted licence"
-        return f"{endpoint} answers {error.code}"
-    except (OSError, ValueError) as error:
-        return f"not on this disk, and the hub {endpoint} is out of reach ({getattr(error, 'reason', error)})"
+        HfApi().auth_check(name, repo_type=kind)
+    except errors.OfflineModeIsEnabled:
+        return "not on this disk, and HF_HUB_OFFLINE is set"
+    except errors.GatedRepoError:
+        return f"{constants.ENDPOINT} wants its licence accepted and a login (hf auth login, or HF_TOKEN)"
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        return (
+            f"{constants.ENDPOINT} has no such {kind}, or it is private and needs a login (hf auth login, or HF_TOKEN)"
+        )
+    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        return f"not on this disk, and the hub {constants.ENDPOINT} is out of reach ({type(error).__name__}: {error})"
+    return None

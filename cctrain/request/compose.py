@@ -9,6 +9,7 @@ node `train`, so that any of its keys can be overridden with Hydra's own grammar
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def compose_config(arguments: list[str], build_recipe: BuildRecipe) -> Config:
     Raises RequestError for anything that is not a valid request.
     """
     refuse_secret_interpolations(arguments)
-    overrides = _parse(arguments)
+    overrides = _parse([_quoted_path(argument) for argument in arguments])
     recipe_entry = _recipe_by_path(overrides)
     own = [o for o in overrides if not _is_train(o)]
     for override in overrides:
@@ -49,16 +50,19 @@ def compose_config(arguments: list[str], build_recipe: BuildRecipe) -> Config:
             raise RequestError(f"{override.input_line}: name a key of the recipe, as in train.optimizer.lr=1e-4")
     for override in own:
         _check_key(override)
-    if not any(o.key_or_group == "recipe" for o in own):
+    recipes = [o for o in own if o.key_or_group == "recipe"]
+    if len(recipes) > 1:
+        raise RequestError(f"recipe is given {len(recipes)} times: {', '.join(str(o.input_line) for o in recipes)}")
+    if not recipes:
         raise RequestError(f"no recipe given: add recipe=NAME, one of {', '.join(_options('recipe'))}, or recipe=FILE")
     lines = [f"recipe={OWN_FILE}" if o.key_or_group == "recipe" and recipe_entry else str(o.input_line) for o in own]
     first = _compose("config", lines, {}, recipe_entry)
     config = _to_config(first)
-    train = build_recipe(config)
+    config.train = build_recipe(config)
     train_lines = [str(o.input_line) for o in overrides if _is_train(o)]
-    config.train = OmegaConf.to_container(  # type: ignore[assignment]
-        _compose("config", lines + train_lines, train, recipe_entry).train, resolve=True
-    )
+    if train_lines:
+        composed = _compose("config", lines + train_lines, config.train, recipe_entry)
+        config.train = _resolved(composed.train, config.train)
     return config
 
 
@@ -69,11 +73,21 @@ def _parse(arguments: list[str]) -> list[Override]:
     try:
         overrides = OverridesParser.create().parse_overrides(arguments)
     except HydraException as error:
-        raise RequestError(f"cannot read the override: {error}. Settings are written key=value") from error
+        found = re.search(r"Error (?:when )?parsing override '(.*?)'", str(error))
+        what = found[1] if found else " ".join(arguments)
+        raise RequestError(
+            f"cannot read {what}: put a value with special characters into quotes, 'key=\"a=b\"'"
+        ) from error
     for override in overrides:
         if override.is_sweep_override():
             raise RequestError(f"{override.input_line}: one value a key; a comma list needs [brackets] or quotes")
     return list(overrides)
+
+
+def _quoted_path(argument: str) -> str:
+    """A recipe file may be named anything; Hydra's grammar wants quotes around most of it."""
+    key, _, value = argument.partition("=")
+    return f"recipe='{value}'" if key == "recipe" and Path(value).expanduser().is_file() else argument
 
 
 def _is_train(override: Override) -> bool:
@@ -108,7 +122,9 @@ def _check_key(override: Override) -> None:
     key = override.key_or_group
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     value = override.value()
-    if key in groups and not isinstance(value, dict):
+    if key in groups:
+        if isinstance(value, (dict, list)):
+            raise RequestError(f"{override.input_line}: allowed is {key}=NAME, one of {_listed(key)}")
         name = {True: "on", False: "off", None: "null"}.get(value, str(value)) if not isinstance(value, str) else value
         is_path = key == "recipe" and ("/" in name or name.endswith((".yaml", ".yml")))
         if name not in _options(key) and not is_path:
@@ -158,6 +174,8 @@ def _explain(error: Exception, train: dict[str, Any]) -> str:
         return (
             f"the recipe has no key {key}.{did_you_mean(key, _paths(train, 'train'))} To add a new one write +{key}=..."
         )
+    if "'ListConfig'" in text or "not assignable" in text:
+        return f"{text.partition(' full_key')[0]}: a list is written in brackets, key=[a,b]"
     wrong = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+) full_key: (\S+)", text)
     if wrong:
         kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(wrong[2], wrong[2])
@@ -181,7 +199,17 @@ def _escaped(node: Any) -> Any:
         return {key: _escaped(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_escaped(value) for value in node]
-    return node.replace("${", "\\${") if isinstance(node, str) else node
+    if isinstance(node, str):  # OmegaConf reads a backslash before `${` as its escape, and two as a backslash
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", node)
+    return node
+
+
+def _resolved(node: DictConfig, train: dict[str, Any]) -> dict[str, Any]:
+    try:
+        resolved: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise RequestError(_explain(error, train)) from error
+    return resolved
 
 
 def _to_config(composed: DictConfig) -> Config:
@@ -203,4 +231,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RequestError(f"recipe file {path}: {error}") from error
     if not isinstance(content, dict):
         raise RequestError(f"recipe file {path}: expected a mapping of sections, got {type(content).__name__}")
-    return content
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))  # a date is text, as every key is
+    return {section: value for section, value in plain.items() if value is not None}

@@ -25,13 +25,29 @@ def put_data(recipe: dict[str, Any], data: DataConfig, entry: RecipeConfig, *, i
         raise RequestError(f"data=squad is text for LLM recipes; {entry.name} is a VLM recipe: use medpix, pydoc")
     if not is_vlm and data.kind is DataKind.medpix:
         raise RequestError(f"data=medpix holds images; {entry.name} is an LLM recipe: use squad, pydoc, jsonl")
-    if data.image and (not is_vlm or data.kind is not DataKind.jsonl):
-        raise RequestError(f"data.image={data.image} is only read with data=jsonl by VLM recipes")
+    _refuse_unread(data)
+    if data.image and not is_vlm:
+        raise RequestError(f"data.image={data.image} is read by VLM recipes only")
     if data.kind is not DataKind.recipe:
         for key in [key for key in recipe if key.startswith("validation_")]:
             del recipe[key]
         (_put_vlm if is_vlm else _put_llm)(recipe, data)
     _put_text_model(recipe, entry, is_vlm=is_vlm)
+
+
+def _refuse_unread(data: DataConfig) -> None:
+    """A setting that this kind of data does not read would stand in the record as if it had been used."""
+    defaults = DataConfig()
+    read_by = {
+        "seq_len": [kind for kind in DataKind if kind is not DataKind.recipe],
+        "lengths": [DataKind.synthetic],
+        **dict.fromkeys(("question", "answer", "context", "image"), [DataKind.jsonl]),
+    }
+    for key, kinds in read_by.items():
+        value = getattr(data, key)
+        if value != getattr(defaults, key) and data.kind not in kinds:
+            names = ", ".join(f"data={kind.value}" for kind in kinds)
+            raise RequestError(f"data.{key}={getattr(value, 'value', value)} is read with {names} only")
 
 
 def _put_llm(recipe: dict[str, Any], data: DataConfig) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,30 @@ def build_recipe(config: Config) -> dict[str, Any]:
     """The AutoModel recipe asked for by `config`, before the user's `train.*` overrides. Raises RequestError."""
     path = Path(config.recipe.file)
     recipe = read_yaml(path if path.is_absolute() else RECIPES / path)
-    name = str(recipe.get("recipe", "")).rpartition(".")[2]
-    if name not in (LLM, VLM):
-        raise RequestError(f"{path}: its key recipe is {recipe.get('recipe')!r}; allowed is {LLM} or {VLM}")
-    if not isinstance(recipe.get("model"), dict) or not isinstance(recipe.get("step_scheduler"), dict):
-        raise RequestError(f"{path}: an AutoModel recipe needs the sections model and step_scheduler")
-    recipe["recipe"] = name
+    stated = recipe.get("recipe")
+    recipe["recipe"] = str(stated.get("_target_") if isinstance(stated, dict) else stated).rpartition(".")[2]
+    check_shape(recipe, str(path))
+    name = recipe["recipe"]
     if not path.is_absolute():
         recipe = _symbolic(recipe)
     _put_weights(recipe, config.weights, config.recipe)
     put_data(recipe, config.data, config.recipe, is_vlm=name == VLM)
     _put_measuring(recipe, config.measure)
     return recipe
+
+
+def check_shape(recipe: dict[str, Any], where: str) -> None:
+    """Raises RequestError where `recipe` lacks what every AutoModel fine-tuning recipe has; `where` it came from."""
+    if recipe.get("recipe") not in (LLM, VLM):
+        raise RequestError(f"{where}: its key recipe is {recipe.get('recipe')!r}; allowed is {LLM} or {VLM}")
+    for section in ("model", "step_scheduler"):
+        if not isinstance(recipe.get(section), dict):
+            raise RequestError(f"{where}: an AutoModel recipe needs the section {section}")
+    for section in ("dataset", "dataloader", "dist_env", "distributed", "checkpoint", "packed_sequence", "processor"):
+        if not isinstance(recipe.get(section, {}), dict):
+            raise RequestError(
+                f"{where}: section {section} is {recipe[section]!r}; allowed is a mapping, or to leave it out"
+            )
 
 
 def is_cpu_recipe(recipe: dict[str, Any]) -> bool:
@@ -61,8 +74,9 @@ def recipe_hash(recipe: dict[str, Any]) -> str:
     trained = copy.deepcopy(recipe)
     for key in ("max_steps", "num_epochs", "ckpt_every_steps", "val_every_steps"):
         trained["step_scheduler"].pop(key, None)
-    trained.pop("checkpoint", None)
-    return hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:16]
+    trained = {key: value for key, value in trained.items() if not key.startswith(("checkpoint", "validation_"))}
+    text = re.sub(r'"/[^"]*/', '"', json.dumps(trained, sort_keys=True))  # a file's place differs between machines
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _symbolic(node: Any) -> Any:

@@ -14,12 +14,12 @@ from cctrain.records import RunRecord
 
 def make_run(run_root, owner=None, *, num_steps=3):
     """A run directory as one rank's run leaves it; `owner` follows it, or did."""
-    run_dir = rundir.create(run_root, "tiny", "off")
+    run_dir = rundir.create(run_root, "tiny", "off", num_steps, num_ranks=1)
     facts = {"recipe": "tiny", "engine": "automodel", "step_kind": "stock", "mode": "off", "status": "partial"}
     rest = {"identity": {}, "platform": {}, "command": (), "started_at": "", "ended_at": None, "notes": ()}
     record = RunRecord(run_id=run_dir.name, failure="still running", steps=(), summary=None, **facts, **rest)
     rundir.begin_record(run_dir, record)
-    rundir.write_json(run_dir / "config.json", {"measure": {"warmup": 1}})
+    rundir.write_json(run_dir / "config.json", {"measure": {"warmup": 1, "steps": num_steps - 1}})
     if owner:
         rundir.write_json(run_dir / "running.json", owner)
     write_samples(run_dir, rank=0, world=1, num_steps=num_steps)
@@ -47,7 +47,7 @@ def dead_process():
 
 def test_a_record_is_complete_with_its_steps_and_summary(tmp_path):
     run_dir = make_run(tmp_path)
-    finish_record(run_dir, None, warmup=1)
+    finish_record(run_dir, None, warmup=1, num_measured=2)
     record = read_record(run_dir)
     assert (record["status"], record["failure"]) == ("complete", None)
     assert [step["is_warmup"] for step in record["steps"]] == [True, False, False]
@@ -56,21 +56,38 @@ def test_a_record_is_complete_with_its_steps_and_summary(tmp_path):
 
 
 def test_a_failed_run_is_partial_and_says_why(tmp_path):
-    record = finish_record(make_run(tmp_path), "rank 0: ValueError: bad", warmup=1)
+    record = finish_record(make_run(tmp_path), "rank 0: ValueError: bad", warmup=1, num_measured=2)
     assert (record["status"], record["failure"]) == ("partial", "rank 0: ValueError: bad")
     assert len(record["steps"]) == 3
+
+
+def test_a_run_whose_data_ended_early_is_partial(tmp_path):
+    record = finish_record(make_run(tmp_path), None, warmup=1, num_measured=9)
+    assert record["status"] == "partial"
+    assert "the data ended after 3 of 10 steps" in record["failure"]
+
+
+def test_room_is_kept_for_every_step_of_the_record_before_the_run_starts(tmp_path):
+    reserve_bytes, record_bytes = [], []
+    for num_steps in (10, 510):
+        run_dir = make_run(tmp_path, num_steps=num_steps)
+        reserve_bytes.append((run_dir / ".reserve").stat().st_size)
+        finish_record(run_dir, None, warmup=1, num_measured=num_steps - 1)
+        record_bytes.append((run_dir / "run.json").stat().st_size)
+    assert record_bytes[1] - record_bytes[0] < reserve_bytes[1] - reserve_bytes[0]
+    assert record_bytes[1] < reserve_bytes[1]
 
 
 def test_a_run_without_a_step_still_gets_its_record(tmp_path):
     run_dir = make_run(tmp_path)
     (run_dir / "samples" / "rank0.jsonl").unlink()
-    record = finish_record(run_dir, "no step", warmup=1)
+    record = finish_record(run_dir, "no step", warmup=1, num_measured=2)
     assert (record["steps"], record["summary"], record["status"]) == ([], None, "partial")
 
 
 def test_a_finished_run_holds_no_marker_and_no_reserve(tmp_path):
     run_dir = make_run(tmp_path)
-    finish_record(run_dir, None, warmup=1)
+    finish_record(run_dir, None, warmup=1, num_measured=2)
     assert {path.name for path in run_dir.iterdir()} == {"config.json", "logs", "run.json", "samples"}
 
 
@@ -78,7 +95,7 @@ def test_unequal_ranks_are_noted_and_only_common_steps_kept(tmp_path):
     run_dir = make_run(tmp_path)
     write_samples(run_dir, rank=0, world=2, num_steps=5)
     write_samples(run_dir, rank=1, world=2, num_steps=2)
-    record = finish_record(run_dir, "rank 1 was killed", warmup=0)
+    record = finish_record(run_dir, "rank 1 was killed", warmup=0, num_measured=5)
     assert [step["step"] for step in record["steps"]] == [1, 2]
     (note,) = record["notes"]
     assert "(rank 0: 5, rank 1: 2); the 2 that all finished are kept" in note

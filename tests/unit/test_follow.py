@@ -157,7 +157,7 @@ def test_no_step_until_the_deadline_is_a_hang(scene):
     failure = scene.follow(lambda: scene.ranks[0].step(4), poll_s=5.0)
     assert failure.startswith("rank 1 after step 3, rank 0 after step 4 hang")
     assert "measure.step_timeout_s" in failure
-    assert 5 + 20 < scene.now < 5 + 20 + 10
+    assert 5 + 20 < scene.now < 5 + 20 + 15
     for rank in scene.ranks:
         assert rank.says_where_it_is()
 
@@ -166,7 +166,7 @@ def test_set_up_has_a_deadline_of_its_own(scene):
     scene.ranks[1].path.write_text(json.dumps(scene.ranks[1].start) + "\n")
     failure = scene.follow(poll_s=30.0)
     assert "measure.setup_timeout_s" in failure
-    assert 100 < scene.now < 150
+    assert 100 < scene.now < 200
 
 
 def test_a_launcher_that_ends_before_any_rank_is_told_with_its_exit_code(tmp_path):

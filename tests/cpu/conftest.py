@@ -1,0 +1,175 @@
+"""The real command with real ranks and real AutoModel recipes, on this CPU.
+
+A run costs 10 to 30 s, most of it AutoModel's import; so a fixture makes one run and many tests look at it.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_RUN_S = 150.0
+"""Longest that any run here may take."""
+_OUTSIDE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_", "HF_", "CCTRAIN_", "TORCHDYNAMO_")
+"""Prefixes of the variables of whatever job runs these tests."""
+
+
+@dataclass
+class Run:
+    """A command under way, or finished."""
+
+    process: subprocess.Popen[str]
+    run_root: Path
+    output: Path
+    """Directory of what it printed."""
+
+    def finish(self, timeout_s: float = _RUN_S) -> "Run":
+        """Wait for its end."""
+        self.process.wait(timeout_s)
+        return self
+
+    @property
+    def code(self) -> int:
+        return self.process.returncode
+
+    @property
+    def stdout(self) -> str:
+        return (self.output / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self.output / "stderr").read_text()
+
+    @cached_property
+    def last_line(self) -> dict[str, Any]:
+        """The JSON object that ends stdout."""
+        return json.loads(self.stdout.splitlines()[-1])
+
+    @property
+    def run_dirs(self) -> list[Path]:
+        return sorted(path for path in self.run_root.glob("*") if path.is_dir())
+
+    @property
+    def run_dir(self) -> Path:
+        (run_dir,) = self.run_dirs
+        return run_dir
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """run.json; raises where it is not strict JSON."""
+        return read_strict_json(self.run_dir / "run.json")
+
+    def pids(self) -> list[int]:
+        """The ranks that have started, rank 0 first."""
+        lines = [path.read_text().partition("\n")[0] for path in sorted(self.run_dir.glob("samples/rank*.jsonl"))]
+        return [json.loads(line)["pid"] for line in lines]
+
+    def wait_for_steps(self, seconds: float) -> None:
+        """Wait until the ranks have trained for that long."""
+        self.wait_until(lambda: bool(self.steps_older_than(seconds)), "no steps")
+
+    def steps_older_than(self, seconds: float) -> set[int]:
+        """Steps that by AutoModel's own log were finished that long ago."""
+        latest = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
+        steps = set()
+        for log in self.run_root.glob("*/checkpoints/training.jsonl"):
+            for line in log.read_text().splitlines():
+                with contextlib.suppress(ValueError):  # it may be writing the last one
+                    entry = json.loads(line)
+                    if datetime.datetime.fromisoformat(entry["timestamp"]) < latest:
+                        steps.add(entry["step"] + 1)
+        return steps
+
+    def wait_until(self, is_true: Callable[[], bool], problem: str, timeout_s: float = _RUN_S) -> None:
+        """Poll; fails the test with what was printed where it takes too long or the run is over."""
+        begin = time.monotonic()
+        while not is_true():
+            assert self.process.poll() is None, f"{problem}, and the run is over:\n{self.stderr}"
+            assert time.monotonic() - begin < timeout_s, f"{problem} in {timeout_s} s:\n{self.stderr}"
+            time.sleep(0.1)
+
+    def processes(self) -> list[str]:
+        """Command lines of this run's processes that still live, the command itself included."""
+        return [line for line in _command_lines() if str(self.run_root) in line]
+
+    def seconds_until_gone(self, timeout_s: float = 60.0) -> float:
+        """How long until no process of this run is left; `timeout_s` where some never go."""
+        begin = time.monotonic()
+        while self.processes() and time.monotonic() - begin < timeout_s:
+            self.process.poll()  # reaps it
+            time.sleep(0.1)
+        return time.monotonic() - begin
+
+
+def read_strict_json(path: Path) -> dict[str, Any]:
+    """JSON without NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{path} holds {constant}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def _command_lines() -> Iterator[str]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+@pytest.fixture(scope="session")
+def clean_environment(tmp_path_factory) -> dict[str, str]:
+    """No job, no hub and no GPU around the run, and nothing cached in the user's home.
+
+    Without torch.compile a run starts five seconds sooner; the tests of the default recipe keep it.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(_OUTSIDE)}
+    fixed = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    return kept | fixed | {"HF_HOME": str(tmp_path_factory.mktemp("huggingface"))}
+
+
+@pytest.fixture(scope="session")
+def start_cctrain(tmp_path_factory, clean_environment) -> Iterator[Callable[..., Run]]:
+    """Start the command with some overrides in an empty directory; whatever is left of it at the end is killed."""
+    started: list[Run] = []
+
+    def start(*overrides: str, run_root: Path | None = None, launcher: tuple[str, ...] = (), **variables: str) -> Run:
+        output, cwd = tmp_path_factory.mktemp("output"), tmp_path_factory.mktemp("cwd")
+        root = run_root or output / "runs"
+        with (output / "stdout").open("w") as stdout, (output / "stderr").open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, *launcher, "-m", "cctrain", *overrides, f"run_root={root}"],
+                cwd=cwd,
+                env={key: value for key, value in (clean_environment | variables).items() if value},
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+            )
+        started.append(Run(process, root, output))
+        return started[-1]
+
+    yield start
+    for run in started:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.wait()
+
+
+@pytest.fixture(scope="session")
+def run_cctrain(start_cctrain) -> Callable[..., Run]:
+    """Run the command with some overrides to its end."""
+
+    def run(*overrides: str, **options: Any) -> Run:
+        return start_cctrain(*overrides, **options).finish()
+
+    return run
