@@ -56,11 +56,19 @@ def finish_abandoned(run_root: Path) -> list[Path]:
             owner = json.loads(marker.read_text(encoding="utf-8"))
             if not isinstance(owner, dict) or not is_here(owner) or is_alive(owner):
                 continue
-            config = json.loads((marker.parent / "config.json").read_text(encoding="utf-8"))
-            measure = config["measure"]
-            why = "the process that followed the run was killed"
-            finish_record(marker.parent, why, int(measure["warmup"]), int(measure["steps"]))
+            _finish_killed(marker.parent, owner)
             finished.append(marker.parent)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not ours to mend: no record, or one that cannot be read
     return finished
+
+
+def _finish_killed(run_dir: Path, owner: dict[str, Any]) -> None:
+    if not (run_dir / "run.json").exists():  # killed before anything was started: there is nothing to record
+        for name in ("running.json", ".reserve"):
+            (run_dir / name).unlink(missing_ok=True)
+        return
+    ranks = read_samples(run_dir).values()
+    is_over = bool(ranks) and all(rank.end and rank.end["event"] == "end" for rank in ranks)
+    why = None if is_over else "the process that followed the run was killed"
+    finish_record(run_dir, why, int(owner["warmup"]), int(owner["steps"]))

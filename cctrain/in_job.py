@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.errors import RequestError, RunError
+from cctrain.launcher import rank_environment
 from cctrain.processes import is_alive, is_here, this_process
+from cctrain.request.recipe import is_cpu_recipe
 
 _PARENT_OF = "CCTRAIN_PARENT_OF_JOB"
 """Set for the child: "FILE:WORLD", where to write the run directory's name, and the number of ranks."""
@@ -109,7 +111,10 @@ def _left(code: int) -> int:
 
 def _run_root(arguments: list[str]) -> Path:
     values = [argument.partition("=")[2] for argument in arguments if argument.startswith("run_root=")]
-    return Path(values[-1] if values else "runs").expanduser()
+    value = values[-1].strip("'\"") if values else "runs"
+    if "$" in value:
+        raise RequestError(f"run_root={value}: inside a job of torchrun or srun allowed is a plain path")
+    return Path(value).expanduser()
 
 
 def _first_rank(job: Job, arguments: list[str], pointer: Path) -> int:
@@ -127,7 +132,7 @@ def _first_rank(job: Job, arguments: list[str], pointer: Path) -> int:
         if not said.exists():
             _write(pointer, {**facts, "exit_code": parent.returncode})
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(parent.returncode))
-            time.sleep(_REFUSAL_S)
+            time.sleep(_REFUSAL_S if job.world > 1 else 0)
             return parent.returncode
         announcement = {**facts, "run_dir": said.read_text(encoding="utf-8")}
     finally:
@@ -178,10 +183,12 @@ def _is_stale(announcement: Mapping[str, Any], begin: float) -> bool:
 def _train(job: Job, announcement: Mapping[str, Any]) -> int:
     from cctrain import worker
 
+    config = json.loads((Path(announcement["run_dir"]) / "config.json").read_text(encoding="utf-8"))
+    os.environ.update(rank_environment(is_cpu=is_cpu_recipe(config["train"])))
     os.environ.setdefault("RANK", str(job.rank))
     os.environ.setdefault("WORLD_SIZE", str(job.world))
     os.environ.setdefault("LOCAL_RANK", str(job.local_rank))
-    os.environ.setdefault("MASTER_ADDR", str(announcement["host"]))
+    os.environ.setdefault("MASTER_ADDR", str(announcement["host"]).partition("/")[0])
     os.environ.setdefault("MASTER_PORT", str(announcement["master_port"]))
     return RunError.exit_code if worker.main(Path(announcement["run_dir"])) else 0
 

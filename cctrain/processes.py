@@ -27,7 +27,7 @@ def is_here(identity: Mapping[str, Any]) -> bool:
 
 def _host() -> str:
     """The host's name with its namespace of pids: containers may share the one and not the other."""
-    return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
+    return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').readlink()}"
 
 
 def is_alive(identity: Mapping[str, Any]) -> bool:

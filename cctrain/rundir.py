@@ -7,8 +7,10 @@ process that will finish it (`finish.py`).
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ _RECORD_BYTES, _STEP_BYTES, _RANK_BYTES = 1 << 20, 512, 24
 """Size of run.json, generously: the rest, a step, and a rank's time in it."""
 
 
-def create(run_root: Path, recipe: str, mode: str, num_steps: int, num_ranks: int) -> Path:
-    """A new directory under `run_root`; two runs at once never share one. Raises RequestError where it cannot."""
+def create(run_root: Path, recipe: str, mode: str, expected: dict[str, int]) -> Path:
+    """A new directory under `run_root`; two runs at once never share one. `expected` counts warmup steps, steps and
+    ranks. Raises RequestError where it cannot be made."""
     recipe = re.sub(r"[^\w.-]+", "_", recipe)[:64]
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_dir = run_root / f"{stamp}-{recipe}-{mode}-{secrets.token_hex(2)}"
@@ -30,13 +33,19 @@ def create(run_root: Path, recipe: str, mode: str, num_steps: int, num_ranks: in
         run_dir.mkdir(parents=True)
         for name in ("samples", "logs"):
             (run_dir / name).mkdir()
-        # Kept free for the record itself: a disk that samples and logs filled up must still take run.json.
-        record_bytes = _RECORD_BYTES + num_steps * (_STEP_BYTES + _RANK_BYTES * num_ranks)
-        (run_dir / ".reserve").write_bytes(b"\0" * record_bytes)
-        write_json(run_dir / "running.json", this_process())
+        _reserve(run_dir, expected)
+        write_json(run_dir / "running.json", {**this_process(), **expected})
     except OSError as error:
         raise RequestError(f"run_root={run_root}: cannot make a run directory there ({error})") from error
     return run_dir.resolve()
+
+
+def _reserve(run_dir: Path, expected: dict[str, int]) -> None:
+    """Keep room for the record: a disk that samples and logs filled up must still take run.json."""
+    num_steps = expected["warmup"] + expected["steps"]
+    record_bytes = _RECORD_BYTES + num_steps * (_STEP_BYTES + _RANK_BYTES * expected["ranks"])
+    room = min(record_bytes, shutil.disk_usage(run_dir).free // 4)
+    (run_dir / ".reserve").write_bytes(os.urandom(room))  # zeros would hold nothing where the disk compresses
 
 
 def write_json(path: Path, content: Any) -> None:

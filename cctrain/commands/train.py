@@ -51,18 +51,29 @@ class _Request:
 def run(arguments: list[str]) -> int:
     """Train as `arguments` (overrides) say. Returns the exit code; raises CctrainError for what the user must mend."""
     job = in_job.detect(os.environ)
-    if job:
+    if job and "dry_run=true" not in arguments:
         return in_job.run_rank(job, arguments)
+    if job and job.rank:
+        return 0
     config = compose_config(arguments, build_recipe)
     run_root = Path(config.run_root).expanduser()
     if config.dry_run:
         return _dry_run(config)
     _finish_abandoned(run_root)
     request = _check(config, world=in_job.world_size(os.environ))
-    num_steps = config.measure.warmup + config.measure.steps
-    run_dir = rundir.create(run_root, config.recipe.name, request.mode, num_steps, request.num_ranks)
-    _write_run_dir(request, run_dir, arguments)
-    failure = _train(request, run_dir)
+    expected = {"warmup": config.measure.warmup, "steps": config.measure.steps, "ranks": request.num_ranks}
+    run_dir = rundir.create(run_root, config.recipe.name, request.mode, expected)
+    # A scheduler's SIGTERM ends the run like a Ctrl-C: as a partial record.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _write_run_dir(request, run_dir, arguments)
+        failure = _train(request, run_dir)
+    except KeyboardInterrupt:
+        failure = "stopped by Ctrl-C or SIGTERM"
+    except OSError as error:
+        failure = f"the run directory cannot be written ({error})"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return _finish(request, run_dir, failure)
 
 
@@ -117,10 +128,8 @@ def _dry_run(config: Config) -> int:
 def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> None:
     """Everything the ranks and a reader of the record need, before anything starts."""
     config = request.config
-    prepare_data(config.data, run_dir, is_vlm=config.train["recipe"] == VLM)
     identity = _identity(request)
     recipe = located(config.train, run_dir)
-    rundir.write_text(run_dir / "automodel.yaml", yaml.safe_dump(recipe, sort_keys=False))
     record = RunRecord(
         run_id=run_dir.name,
         recipe=config.recipe.name,
@@ -139,6 +148,8 @@ def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> No
         summary=None,
     )
     rundir.begin_record(run_dir, record)
+    prepare_data(config.data, run_dir, is_vlm=config.train["recipe"] == VLM)
+    rundir.write_text(run_dir / "automodel.yaml", yaml.safe_dump(recipe, sort_keys=False))
     # Last, because ranks started by somebody else wait for it.
     rundir.write_json(run_dir / "config.json", {**_plain(dataclasses.asdict(config)), "train": recipe})
 
@@ -180,8 +191,6 @@ def _train(request: _Request, run_dir: Path) -> str | None:
     follower = Follower(run_dir, measure.setup_timeout_s, measure.step_timeout_s)
     outside = in_job.parent_job(os.environ)
     process = None
-    # A scheduler's SIGTERM ends the run like a Ctrl-C: as a partial record.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if outside:
             in_job.announce(outside, run_dir)
@@ -190,8 +199,6 @@ def _train(request: _Request, run_dir: Path) -> str | None:
             process = launcher.launch(command, run_dir / "logs" / "torchrun.log", request.environment)
         with Progress(measure.warmup + measure.steps, request.num_ranks) as progress:
             return follower.follow(process.poll if process else None, progress.update)
-    except KeyboardInterrupt:
-        return "stopped by Ctrl-C or SIGTERM"
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -51,11 +51,12 @@ def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
     if torch.cuda.is_available() and _is_built_on_cpu(config["train"]["model"]):
         module.build_model = _on_this_gpu(module.build_model)
     # AutoModel takes every attribute of a recipe with a state for something to checkpoint: ours is the class's.
-    timed = type(name, (TimedRecipe, getattr(module, name)), {"observer": _Observer(samples)})
+    observer = _Observer(samples)
+    timed: Any = type(name, (TimedRecipe, getattr(module, name)), {"observer": observer})
     recipe = timed(ConfigNode(config["train"]))
     recipe.setup()
     recipe.run_train_validation_loop()
-    return {"peak_allocated_bytes": timed.observer.peak_bytes}
+    return {"peak_allocated_bytes": observer.peak_bytes}
 
 
 def _is_built_on_cpu(model: dict[str, Any]) -> bool:

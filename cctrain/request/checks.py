@@ -33,8 +33,8 @@ def check_layout(recipe: dict[str, Any], measure: MeasureConfig, world: int) -> 
     model_ranks = tensor * pipeline * context
     if world % model_ranks:
         raise RequestError(
-            f"{world} rank{'s' * (world > 1)} cannot hold train.distributed tp_size={tensor} x pp_size={pipeline} x cp_size={context}: "
-            f"launch.nproc_per_node must be a multiple of {model_ranks}, or lower those keys"
+            f"{world} rank{'s' * (world > 1)} cannot hold train.distributed tp_size={tensor} x pp_size={pipeline} x "
+            f"cp_size={context}: launch.nproc_per_node must be a multiple of {model_ranks}, or lower those keys"
         )
     layout = Layout(world=world, data=world // model_ranks, tensor=tensor, pipeline=pipeline, context=context)
     wanted = distributed.get("dp_size")
@@ -109,7 +109,8 @@ def _hub_names(recipe: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     source = model if "pretrained_model_name_or_path" in model else config if isinstance(config, dict) else {}
     name = config if isinstance(config, str) else source.get("pretrained_model_name_or_path")
     if isinstance(name, str):
-        yield "train.model.pretrained_model_name_or_path", "model", name
+        section = "train.model" if source is model or config is name else "train.model.config"
+        yield f"{section}.{'config' if config is name else 'pretrained_model_name_or_path'}", "model", name
     dataset = recipe.get("dataset") or {}
     for key in ("dataset_name", "path_or_dataset", "path_or_dataset_id"):
         value = dataset.get(key)
@@ -119,25 +120,21 @@ def _hub_names(recipe: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _out_of_reach(kind: str, name: str) -> str | None:
     """Why the hub's `name` cannot be had, in words; None where it can, or is on this disk already."""
-    import httpx  # both only where a recipe names the hub: 0.3 s
-    from huggingface_hub import HfApi, constants, errors
+    from huggingface_hub import HfApi, constants, errors  # 0.3 s that only a recipe that names the hub pays
 
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
-    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets") / name.replace(
-        "/", "___"
-    )
-    if folder.is_dir() or (kind == "dataset" and prepared.is_dir()):
+    datasets = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    if folder.is_dir() or (kind == "dataset" and (datasets / name.replace("/", "___")).is_dir()):
         return None
+    login = "a login (hf auth login, or HF_TOKEN)"
     try:
         HfApi().auth_check(name, repo_type=kind)
     except errors.OfflineModeIsEnabled:
         return "not on this disk, and HF_HUB_OFFLINE is set"
     except errors.GatedRepoError:
-        return f"{constants.ENDPOINT} wants its licence accepted and a login (hf auth login, or HF_TOKEN)"
+        return f"{constants.ENDPOINT} wants its licence accepted and {login}"
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        return (
-            f"{constants.ENDPOINT} has no such {kind}, or it is private and needs a login (hf auth login, or HF_TOKEN)"
-        )
-    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        return f"not on this disk, and the hub {constants.ENDPOINT} is out of reach ({type(error).__name__}: {error})"
+        return f"{constants.ENDPOINT} has no such {kind}, or it is private and needs {login}"
+    except Exception as error:  # noqa: BLE001 - whatever its HTTP client raises, which differs between its versions
+        return f"not on this disk, and the hub {constants.ENDPOINT} is out of reach ({error})"
     return None

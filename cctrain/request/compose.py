@@ -9,13 +9,11 @@ node `train`, so that any of its keys can be overridden with Hydra's own grammar
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -169,13 +167,13 @@ def _explain(error: Exception, train: dict[str, Any]) -> str:
     causes = [str(e) for e in (error, error.__cause__) if e]
     text = " ".join(dict.fromkeys(re.sub(r"\s+", " ", cause).strip() for cause in causes))
     found = re.search(r"full_key: (train[\w.]*)", text)
-    if found and ("not in struct" in text or "not found" in text):
+    if found and "nterpolation" not in text and ("not in struct" in text or "not found" in text):
         key = found.group(1)
         return (
             f"the recipe has no key {key}.{did_you_mean(key, _paths(train, 'train'))} To add a new one write +{key}=..."
         )
-    if "'ListConfig'" in text or "not assignable" in text:
-        return f"{text.partition(' full_key')[0]}: a list is written in brackets, key=[a,b]"
+    if "is not a ListConfig" in text:
+        return f"{text.partition(' Invalid value')[0]}: a list is written in brackets, key=[a,b]"
     wrong = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+) full_key: (\S+)", text)
     if wrong:
         kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(wrong[2], wrong[2])
@@ -221,15 +219,3 @@ def _to_config(composed: DictConfig) -> Config:
         raise RequestError(_explain(error, {})) from error
     assert isinstance(config, Config)
     return config
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A recipe file as a dictionary. Raises RequestError naming the file and line where it is no YAML mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RequestError(f"recipe file {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise RequestError(f"recipe file {path}: expected a mapping of sections, got {type(content).__name__}")
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))  # a date is text, as every key is
-    return {section: value for section, value in plain.items() if value is not None}

@@ -37,11 +37,11 @@ def put_data(recipe: dict[str, Any], data: DataConfig, entry: RecipeConfig, *, i
 
 def _refuse_unread(data: DataConfig) -> None:
     """A setting that this kind of data does not read would stand in the record as if it had been used."""
-    defaults = DataConfig()
-    read_by = {
-        "seq_len": [kind for kind in DataKind if kind is not DataKind.recipe],
-        "lengths": [DataKind.synthetic],
-        **dict.fromkeys(("question", "answer", "context", "image"), [DataKind.jsonl]),
+    defaults, jsonl = DataConfig(), (DataKind.jsonl,)
+    read_by: dict[str, tuple[DataKind, ...]] = {
+        "seq_len": tuple(kind for kind in DataKind if kind is not DataKind.recipe),
+        "lengths": (DataKind.synthetic,),
+        **{"question": jsonl, "answer": jsonl, "context": jsonl, "image": jsonl},
     }
     for key, kinds in read_by.items():
         value = getattr(data, key)

@@ -13,10 +13,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cctrain.config import Config, MeasureConfig, RecipeConfig, WeightsConfig, WeightsKind
 from cctrain.errors import RequestError
 from cctrain.packaged import RECIPES
-from cctrain.request.compose import read_yaml
 from cctrain.request.data import put_data
 
 LLM, VLM = "TrainFinetuneRecipeForNextTokenPrediction", "FinetuneRecipeForVLM"
@@ -28,7 +29,7 @@ _EVERY = 10**9
 def build_recipe(config: Config) -> dict[str, Any]:
     """The AutoModel recipe asked for by `config`, before the user's `train.*` overrides. Raises RequestError."""
     path = Path(config.recipe.file)
-    recipe = read_yaml(path if path.is_absolute() else RECIPES / path)
+    recipe = _read_yaml(path if path.is_absolute() else RECIPES / path)
     stated = recipe.get("recipe")
     recipe["recipe"] = str(stated.get("_target_") if isinstance(stated, dict) else stated).rpartition(".")[2]
     check_shape(recipe, str(path))
@@ -67,6 +68,18 @@ def located(recipe: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         text = text.replace(symbol, json.dumps(str(path.resolve()))[1:-1])
     located_recipe: dict[str, Any] = json.loads(text)
     return located_recipe
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe file as a dictionary. Raises RequestError naming the file and line where it is no YAML mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RequestError(f"recipe file {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"recipe file {path}: expected a mapping of sections, got {type(content).__name__}")
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))  # a date is text, as every key is
+    return {section: value for section, value in plain.items() if value is not None}
 
 
 def recipe_hash(recipe: dict[str, Any]) -> str:

@@ -24,6 +24,19 @@ GOOD = {"_target_": "torch.optim.AdamW", "lr": 1e-4}
         ({"model": {"trust_remote_code": 1}}, "train.model.trust_remote_code"),
         ({"model": {"attn_implementation": "someone/kernel"}}, "train.model.attn_implementation"),
         ({"packed_sequence": {"packing_strategy": "evil.Packing"}}, "train.packed_sequence.packing_strategy"),
+        ({"distributed": {"tp_plan": "mine.plan"}}, "train.distributed.tp_plan"),
+        (
+            {"distributed": {"megatron_fsdp_unit_modules": ["mine.Module"]}},
+            "train.distributed.megatron_fsdp_unit_modules",
+        ),
+        ({"model": {"pretrained_model_name_or_path": "nvidia/some-model"}}, "train.model"),
+        ({"model": {"config": {"pretrained_model_name_or_path": "nvidia/x"}}}, "train.model.config"),
+        ({"model": {"attn_implementation": {"text_config": "someone/kernel"}}}, "train.model.attn_implementation"),
+        ({"model": {"use_kernels": True}}, "train.model.use_kernels"),
+        ({"checkpoint": {"allow_legacy_pickle_restore": "true"}}, "train.checkpoint.allow_legacy_pickle_restore"),
+        ({"optimizer": {"_target_": [["os.system"]]}}, "train.optimizer._target_"),
+        ({"note": "evil/${X_UNSET,$HF_}TOKEN"}, "train.note"),
+        ({"note": "${DB_PASS}"}, "train.note"),
         ({"note": "${oc.env:HF_TOKEN}"}, "train.note"),
         ({"note": ["x", "$WANDB_API_KEY"]}, "train.note[1]"),
         ({"note": "a ${AWS_SECRET_ACCESS_KEY,none}"}, "train.note"),
@@ -39,7 +52,11 @@ def test_what_recipes_need_is_allowed():
     check_recipe(
         {
             "optimizer": GOOD,
-            "model": {"trust_remote_code": False, "attn_implementation": "sdpa"},
+            "model": {
+                "pretrained_model_name_or_path": "nvidia/some-model",
+                "trust_remote_code": False,
+                "attn_implementation": "sdpa",
+            },
             "loss_fn": {"_target_": "nemo_automodel.components.loss.masked_ce.MaskedCrossEntropy"},
             "dataset": {"path": "${oc.env:DATA_DIR}/x"},
             "packed_sequence": {"packing_strategy": "neat"},

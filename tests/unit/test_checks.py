@@ -6,6 +6,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from huggingface_hub import constants
 
 from cctrain.config import MeasureConfig
 from cctrain.errors import RequestError
@@ -75,14 +76,18 @@ def test_more_ranks_than_gpus_are_refused_and_ways_out_named():
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub on this machine; returns what it answers (an HTTP status by path) and the requests it got."""
-    answers: dict[str, int] = {}
+    """A hub on this machine; returns what it answers (status and error code by path) and the requests it got."""
+    answers: dict[str, tuple[int, str]] = {}
     requests: list[tuple[str, str | None]] = []
 
     class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            requests.append((self.path, self.headers.get("Authorization")))
-            self.send_response(answers.get(self.path, 404))
+        def do_GET(self) -> None:
+            if self.path.endswith("auth-check"):  # the library also asks for things of its own
+                requests.append((self.path, self.headers.get("Authorization")))
+            status, code = answers.get(self.path, (404, "RepoNotFound"))
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
             self.end_headers()
 
         def log_message(self, *_) -> None:
@@ -109,49 +114,53 @@ def no_hub(monkeypatch, tmp_path):
 def set_hub(monkeypatch, home, endpoint):
     for name in [name for name in os.environ if name.startswith("HF_")]:
         monkeypatch.delenv(name)
-    for name, value in {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "no_proxy": "*"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("no_proxy", "*")
+    places = {"HF_HOME": home, "HF_HUB_CACHE": home / "hub", "HF_TOKEN_PATH": home / "token"}
+    for name, value in {"ENDPOINT": endpoint, **{name: str(path) for name, path in places.items()}}.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 def pretrained(name="meta-llama/Llama-3.3-70B", **dataset):
     return {"model": {"pretrained_model_name_or_path": name}, "dataset": dataset}
 
 
-MODEL_URL = "/meta-llama/Llama-3.3-70B/resolve/main/config.json"
+MODEL_URL = "/api/models/meta-llama/Llama-3.3-70B/auth-check"
+GIVEN = (200, "")
 
 
 def test_a_model_that_the_hub_gives_is_accepted(hub):
     answers, requests = hub
-    answers[MODEL_URL] = 200
+    answers[MODEL_URL] = GIVEN
     check_hub(pretrained())
     assert requests == [(MODEL_URL, None)]
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_model_that_the_hub_keeps_back_names_the_token(hub, status):
-    hub[0][MODEL_URL] = status
+@pytest.mark.parametrize("answer", [(401, "RepoNotFound"), (403, "GatedRepo"), (404, "RepoNotFound")])
+def test_a_model_that_the_hub_keeps_back_names_the_login(hub, answer):
+    hub[0][MODEL_URL] = answer
     message = refused(check_hub, pretrained())
-    assert all(words in message for words in (str(status), "meta-llama/Llama-3.3-70B", "HF_TOKEN", "weights=random"))
+    assert all(words in message for words in ("meta-llama/Llama-3.3-70B", "hf auth login", "weights=random"))
 
 
-def test_the_token_goes_to_the_hub(hub, monkeypatch):
-    hub[0][MODEL_URL] = 200
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+def test_who_is_logged_in_is_told_to_the_hub(hub, tmp_path):
+    hub[0][MODEL_URL] = GIVEN
+    (tmp_path / "token").write_text("hf_secret")
     check_hub(pretrained())
     assert hub[1] == [(MODEL_URL, "Bearer hf_secret")]
 
 
-def test_a_hub_that_is_down_is_told_with_what_it_answers(hub):
-    hub[0][MODEL_URL] = 503
-    assert "answers 503" in refused(check_hub, pretrained())
+def test_a_hub_that_fails_is_told_with_what_it_answers(hub):
+    hub[0][MODEL_URL] = (400, "")
+    assert "Bad request" in refused(check_hub, pretrained())
 
 
 def test_a_data_set_of_the_hub_is_checked_too(hub):
-    hub[0][MODEL_URL] = 200
+    hub[0][MODEL_URL] = GIVEN
     message = refused(check_hub, pretrained(dataset_name="rajpurkar/squad"))
     assert "train.dataset.dataset_name=rajpurkar/squad" in message
     assert "data=pydoc" in message
-    hub[0]["/api/datasets/rajpurkar/squad"] = 200
+    hub[0]["/api/datasets/rajpurkar/squad/auth-check"] = GIVEN
     check_hub(pretrained(dataset_name="rajpurkar/squad"))
 
 
@@ -161,10 +170,15 @@ def test_a_hub_out_of_reach_is_told_with_ways_to_do_without(no_hub):
 
 
 def test_an_offline_machine_does_not_ask_the_hub(hub, monkeypatch):
-    hub[0][MODEL_URL] = 200
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub[0][MODEL_URL] = GIVEN
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in refused(check_hub, pretrained())
     assert hub[1] == []
+
+
+def test_the_key_to_change_is_named_where_the_model_is_built_from_its_config(no_hub):
+    recipe = {"model": {"config": {"pretrained_model_name_or_path": "google/gemma-4-31B-it"}}}
+    assert refused(check_hub, recipe).startswith("train.model.config.pretrained_model_name_or_path=google/")
 
 
 def test_what_is_cached_needs_no_hub(no_hub, tmp_path):

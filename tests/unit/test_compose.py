@@ -10,7 +10,7 @@ from cctrain.errors import RequestError
 from cctrain.packaged import CONF, RECIPES
 from cctrain.request.allowed import check_recipe
 from cctrain.request.compose import compose_config
-from cctrain.request.recipe import build_recipe, recipe_hash
+from cctrain.request.recipe import build_recipe, check_shape, recipe_hash
 
 NAMES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 
@@ -51,7 +51,9 @@ def test_every_conf_file_composes(choice):
         "data=medpix": ["recipe=tiny_gemma_peft"],
         "weights=pretrained": ["weights.path=x"],
     }
-    assert composed("recipe=tiny_llama_peft", choice, *needs.get(choice, [])) is not None
+    wanted = needs.get(choice, [])
+    recipe = [] if any(key.startswith("recipe=") for key in wanted) else ["recipe=tiny_llama_peft"]
+    assert composed(*recipe, choice, *wanted) is not None
 
 
 def test_every_recipe_file_has_an_entry_in_conf():
@@ -106,6 +108,45 @@ def test_an_own_recipes_environment_variables_are_left_to_automodel(tmp_path):
     assert composed(f"recipe={path}").train["note"] == "${oc.env:MY_DATA}/x and ${OTHER}"
 
 
+def test_a_backslash_does_not_bring_an_interpolation_to_life(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    path = own_recipe(tmp_path, note=r"\${oc.env:HF_TOKEN}")
+    train = composed(f"recipe={path}", "train.seed=3").train
+    assert train["note"] == r"\${oc.env:HF_TOKEN}"
+    with pytest.raises(RequestError, match="HF_TOKEN"):
+        check_recipe(train)
+
+
+@pytest.mark.parametrize("name", ["with space.yaml", "a=b.yaml", "my(1).yaml"])
+def test_a_recipe_file_may_be_named_anything(tmp_path, name):
+    path = tmp_path / name
+    path.write_text((RECIPES / "llama70b_peft.yaml").read_text())
+    assert composed(f"recipe={path}").recipe.name == path.stem
+
+
+def test_a_recipe_may_name_its_class_as_a_target(tmp_path):
+    target = "nemo_automodel.recipes.llm.train_ft.TrainFinetuneRecipeForNextTokenPrediction"
+    config = composed(f"recipe={own_recipe(tmp_path, recipe={'_target_': target})}")
+    assert config.train["recipe"] == "TrainFinetuneRecipeForNextTokenPrediction"
+
+
+def test_empty_sections_and_dates_of_an_own_recipe_do_no_harm(tmp_path):
+    path = own_recipe(tmp_path, checkpoint=None, dist_env=None)
+    with Path(path).open("a") as file:
+        file.write("made: 2026-01-01\n")
+    train = composed(f"recipe={path}", "train.seed=3").train
+    assert train["made"] == "2026-01-01"
+    assert train["checkpoint"]["enabled"] is False
+
+
+@pytest.mark.parametrize(
+    "override", ["~train.step_scheduler", "train.model=null", "train.recipe=Foo", "train.dataset=3"]
+)
+def test_overrides_that_leave_no_recipe_are_refused(override):
+    with pytest.raises(RequestError):
+        check_shape(composed("recipe=tiny_llama_peft", override).train, "the recipe")
+
+
 def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
     assert "wandb" not in composed(f"recipe={own_recipe(tmp_path, wandb={'project': 'x'})}").train
 
@@ -128,6 +169,14 @@ def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
         (["recipe=tiny_llama_peft", "--steps"], ["--steps", "key=value"]),
         (["recipe=tiny_llama_peft", "data=jsonl"], ["data.path=FILE"]),
         (["recipe=tiny_llama_peft", "data.path=x"], ["data=jsonl"]),
+        (["recipe=tiny_llama_peft", "data=recipe", "data.seq_len=64"], ["data.seq_len=64", "data=pydoc"]),
+        (["recipe=tiny_llama_peft", "data.lengths=squad"], ["data.lengths=squad", "data=synthetic"]),
+        (["recipe=tiny_llama_peft", "data.question=q"], ["data.question=q", "data=jsonl"]),
+        (["recipe=tiny_llama_peft", "recipe=tiny_llama_sft"], ["given 2 times"]),
+        (["recipe=tiny_llama_peft", "cc=[on]"], ["cc=NAME"]),
+        (["recipe=tiny_llama_peft", "+train.x=${nothing}"], ["nothing"]),
+        (["recipe=tiny_llama_peft", "data.path=a=b"], ["data.path=a=b", "quotes"]),
+        (["recipe=tiny_llama_peft", "allow_targets=x"], ["[a,b]"]),
         (["recipe=tiny_llama_peft", "data=medpix"], ["medpix", "LLM recipe"]),
         (["recipe=tiny_gemma_peft", "data=squad"], ["squad", "VLM recipe"]),
         (["recipe=tiny_llama_peft", "weights=pretrained"], ["weights.path=DIRECTORY"]),
@@ -155,3 +204,12 @@ def test_the_recipe_hash_is_of_what_is_trained_not_of_how_long_or_where():
     assert hashed("measure.steps=7", "run_root=/elsewhere", "cc=on") == same
     assert hashed("train.step_scheduler.local_batch_size=1") != same
     assert hashed("data=synthetic") != same
+
+
+def test_the_recipe_hash_does_not_depend_on_where_a_file_lies(tmp_path):
+    hashes = set()
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "mine.jsonl"
+        hashes.add(recipe_hash(composed("recipe=tiny_llama_peft", "data=jsonl", f"data.path={path}").train))
+    assert len(hashes) == 1

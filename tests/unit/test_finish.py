@@ -14,14 +14,14 @@ from cctrain.records import RunRecord
 
 def make_run(run_root, owner=None, *, num_steps=3):
     """A run directory as one rank's run leaves it; `owner` follows it, or did."""
-    run_dir = rundir.create(run_root, "tiny", "off", num_steps, num_ranks=1)
+    expected = {"warmup": 1, "steps": num_steps - 1}
+    run_dir = rundir.create(run_root, "tiny", "off", {**expected, "ranks": 1})
     facts = {"recipe": "tiny", "engine": "automodel", "step_kind": "stock", "mode": "off", "status": "partial"}
     rest = {"identity": {}, "platform": {}, "command": (), "started_at": "", "ended_at": None, "notes": ()}
     record = RunRecord(run_id=run_dir.name, failure="still running", steps=(), summary=None, **facts, **rest)
     rundir.begin_record(run_dir, record)
-    rundir.write_json(run_dir / "config.json", {"measure": {"warmup": 1, "steps": num_steps - 1}})
     if owner:
-        rundir.write_json(run_dir / "running.json", owner)
+        rundir.write_json(run_dir / "running.json", {**owner, **expected})
     write_samples(run_dir, rank=0, world=1, num_steps=num_steps)
     return run_dir
 
@@ -88,7 +88,7 @@ def test_a_run_without_a_step_still_gets_its_record(tmp_path):
 def test_a_finished_run_holds_no_marker_and_no_reserve(tmp_path):
     run_dir = make_run(tmp_path)
     finish_record(run_dir, None, warmup=1, num_measured=2)
-    assert {path.name for path in run_dir.iterdir()} == {"config.json", "logs", "run.json", "samples"}
+    assert {path.name for path in run_dir.iterdir()} == {"logs", "run.json", "samples"}
 
 
 def test_unequal_ranks_are_noted_and_only_common_steps_kept(tmp_path):
@@ -133,8 +133,18 @@ def test_a_marker_that_is_not_ours_hides_no_other_run(tmp_path, dead_process, ga
     assert (strange / "running.json").read_text() == garbage
 
 
-@pytest.mark.parametrize("name", ["run.json", "config.json"])
-def test_a_run_killed_while_it_was_made_hides_no_other(tmp_path, dead_process, name):
-    (make_run(tmp_path, dead_process) / name).unlink()
+def test_a_run_killed_before_it_had_a_record_is_met_once(tmp_path, dead_process):
+    half = make_run(tmp_path, dead_process)
+    (half / "run.json").unlink()
     whole = make_run(tmp_path, dead_process)
-    assert finish_abandoned(tmp_path) == [whole]
+    assert whole in finish_abandoned(tmp_path)
+    assert finish_abandoned(tmp_path) == []
+    assert not (half / ".reserve").exists()
+
+
+def test_a_run_whose_ranks_were_all_done_is_complete_though_its_parent_was_killed(tmp_path, dead_process):
+    run_dir = make_run(tmp_path, dead_process)
+    with (run_dir / "samples" / "rank0.jsonl").open("a") as file:
+        file.write('{"event": "end", "peak_allocated_bytes": null}\n')
+    finish_abandoned(tmp_path)
+    assert read_record(run_dir)["status"] == "complete"
