@@ -38,25 +38,30 @@ def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
 
     Every finished step is appended to `samples`. Raises whatever the recipe raises.
     """
+    recipe, observer = build(config["train"], samples)
+    recipe.setup()
+    recipe.run_train_validation_loop()
+    return {"peak_allocated_bytes": observer.peak_bytes}
+
+
+def build(train: dict[str, Any], samples: SampleFile) -> tuple[Any, Observer]:
+    """The recipe `train`, not set up yet, and what will time it."""
     if not torch.cuda.is_available():
         from cctrain.engines import cpu
 
         cpu.install()
-    name = config["train"]["recipe"]
+    name = train["recipe"]
     if name == "FinetuneRecipeForVLM":
         images.install()
     from nemo_automodel.components.config.loader import ConfigNode
 
     module: Any = importlib.import_module(_RECIPE_MODULES[name])
-    if torch.cuda.is_available() and _is_built_on_cpu(config["train"]["model"]):
+    if torch.cuda.is_available() and _is_built_on_cpu(train["model"]):
         module.build_model = _on_this_gpu(module.build_model)
     # AutoModel takes every attribute of a recipe with a state for something to checkpoint: ours is the class's.
-    observer = _Observer(samples)
+    observer = Observer(samples)
     timed: Any = type(name, (TimedRecipe, getattr(module, name)), {"observer": observer})
-    recipe = timed(ConfigNode(config["train"]))
-    recipe.setup()
-    recipe.run_train_validation_loop()
-    return {"peak_allocated_bytes": observer.peak_bytes}
+    return timed(ConfigNode(train)), observer
 
 
 def _is_built_on_cpu(model: dict[str, Any]) -> bool:
@@ -115,7 +120,7 @@ class _TimedLoader:
         return waited
 
 
-class _Observer:
+class Observer:
     """The clock, the loader and the samples of one recipe."""
 
     def __init__(self, samples: SampleFile) -> None:
@@ -166,7 +171,7 @@ class _Observer:
 class TimedRecipe:
     """Mixed into a recipe class of AutoModel before it; the methods are AutoModel's."""
 
-    observer: _Observer
+    observer: Observer
 
     def setup(self: Any) -> None:
         """Set up, then attach the observer."""
@@ -202,12 +207,14 @@ class TimedRecipe:
         return result
 
     def _run_validation_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        self.observer.timer.pause()
         result = super()._run_validation_epoch(*args, **kwargs)  # type: ignore[misc]
         self.observer.timer.resume()
         return result
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Save one where the recipe does; its time belongs to no step."""
+        self.observer.timer.pause()
         result = super().save_checkpoint(*args, **kwargs)  # type: ignore[misc]
         self.observer.timer.resume()
         return result

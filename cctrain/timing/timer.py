@@ -36,6 +36,10 @@ class StepTimer:
         """The next step begins here."""
         self._step = _Step(self._clock.mark())
 
+    def pause(self) -> None:
+        """What follows belongs to no step, until `resume`."""
+        self._step = None
+
     def phase_end(self, name: str) -> None:
         """What ran since the last mark was `name`; the same name twice in a step adds up. Ignored outside a step."""
         if self._step is not None:

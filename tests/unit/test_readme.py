@@ -1,0 +1,35 @@
+"""Every command of the README and of `--help` is one that can be typed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cctrain.__main__ import HELP
+from cctrain.packaged import CONF
+from cctrain.request.allowed import check_recipe
+from cctrain.request.checks import check_layout, smallest_world
+from cctrain.request.compose import compose_config
+from cctrain.request.recipe import build_recipe
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+TEXT = re.sub(r"\\\n\s*", "", README + HELP)
+LINES = {line.strip() for line in re.findall(r"^ *python -m cctrain .*recipe=.*$", TEXT, re.MULTILINE)}
+COMMANDS = sorted(line for line in LINES if "recipe=my_recipe.yaml" not in line)
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_composes_and_its_layout_divides(command):
+    arguments = shlex.split(re.split(r" {3,}", command)[0])[3:]
+    config = compose_config(arguments, build_recipe)
+    check_recipe(config.train)
+    check_layout(config.train, config.measure, config.launch.nproc_per_node or smallest_world(config.train))
+
+
+def test_help_names_every_recipe():
+    assert all(path.stem in HELP for path in (CONF / "recipe").glob("*.yaml"))
