@@ -65,7 +65,9 @@ class Bench:
         self.timed = type(self.recipe)
         for part in self.recipe.model_parts:
             part.train()
-        self.batches = iter(self.recipe.step_scheduler)
+        self.recipe.timestamp = time.perf_counter()  # AutoModel's loop sets it
+        # A new epoch whenever the data end; the scheduler's own iterator ends with them.
+        self.batches = itertools.chain.from_iterable(itertools.repeat(self.recipe.step_scheduler))
         self.observer.begin()
 
     def steps(self, count: int, *, is_timed: bool) -> float:
@@ -126,7 +128,7 @@ def host_work(bench: Bench, repeats: int = 2000) -> dict[str, float]:
     }
 
 
-def profiled(bench: Bench, steps: int = 3) -> dict[str, Any]:
+def profiled(bench: Bench, steps: int = 1) -> dict[str, Any]:
     """CUDA calls a step by kind, bare and instrumented, in this thread; and stamps against the profiler's timeline."""
     counts, result = {}, {}
     for is_timed in (False, True):
@@ -168,8 +170,9 @@ def main() -> None:
         bench.observer.timer.finished()
         is_gpu = torch.cuda.is_available()
         result: dict[str, Any] = {"device": torch.cuda.get_device_name() if is_gpu else "cpu", **vars(options)}
-        result |= cost(bench, options.pairs, options.block) | host_work(bench)
-        result |= profiled(bench) if is_gpu else {}
+        for part in (host_work(bench), cost(bench, options.pairs, options.block), profiled(bench) if is_gpu else {}):
+            print(part, flush=True)
+            result |= part
     result["cost_by_count"] = (4 * result["mark_us"] + result["count_tokens_us"]) * 1e-6 / result["bare_step_s"]
     for name, value in result.items():
         print(f"{name:28} {value}")
