@@ -19,6 +19,7 @@ check-style: $(READY)  ## ruff, mypy, import-linter
 
 # torch goes first: any other package that asks for it may choose a build of its own.
 $(READY): pyproject.toml constraints.txt
+	python3 -c 'import sys; sys.exit("cctrain needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade pip
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt torch

@@ -54,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
         if error.exit_code < 4:  # a failed run has printed its line
             print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
+    except KeyboardInterrupt:
+        print("cctrain: stopped before anything was started", file=sys.stderr)
+        return 130
 
 
 def _run(arguments: list[str]) -> int:

@@ -56,6 +56,7 @@ def run(arguments: list[str]) -> int:
     if job and job.rank:
         return 0
     config = compose_config(arguments, build_recipe)
+    check_shape(config.train, "the recipe with its overrides")
     run_root = Path(config.run_root).expanduser()
     if config.dry_run:
         return _dry_run(config)
@@ -90,7 +91,6 @@ def _finish_abandoned(run_root: Path) -> None:
 def _check(config: Config, world: int | None) -> _Request:
     """Everything that can be known to fail before the wait."""
     gpus = gpu.observe()
-    check_shape(config.train, "the recipe with its overrides")
     is_cpu = is_cpu_recipe(config.train)
     num_ranks = world or _num_ranks(config, 0 if is_cpu else len(gpus.names))
     layout = _check_request(config, num_ranks)
@@ -103,7 +103,6 @@ def _check(config: Config, world: int | None) -> _Request:
 
 
 def _check_request(config: Config, num_ranks: int) -> Layout:
-    check_shape(config.train, "the recipe with its overrides")
     check_recipe(config.train, config.allow_targets)
     return check_layout(config.train, config.measure, num_ranks)
 
