@@ -164,7 +164,7 @@ class MeasureConfig:
         if self.steps < 1:
             raise RequestError(f"measure.steps={self.steps}: allowed is 1 or more steps")
         for key in ("setup_timeout_s", "step_timeout_s"):
-            if getattr(self, key) <= 0:
+            if not getattr(self, key) > 0:
                 raise RequestError(f"measure.{key}={getattr(self, key)}: allowed is more than 0 seconds")
 
 

@@ -69,6 +69,6 @@ def _finish_killed(run_dir: Path, owner: dict[str, Any]) -> None:
             (run_dir / name).unlink(missing_ok=True)
         return
     ranks = read_samples(run_dir).values()
-    is_over = bool(ranks) and all(rank.end and rank.end["event"] == "end" for rank in ranks)
+    is_over = len(ranks) == owner["ranks"] and all(rank.end and rank.end["event"] == "end" for rank in ranks)
     why = None if is_over else "the process that followed the run was killed"
     finish_record(run_dir, why, int(owner["warmup"]), int(owner["steps"]))

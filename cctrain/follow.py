@@ -48,25 +48,27 @@ class Follower:
 
     def follow(
         self,
-        launcher_exit: Callable[[], int | None] | None,
+        launcher_exit: Callable[[], int | None],
         on_step: Callable[[Mapping[int, Rank]], None],
+        *,
+        is_ours: bool = True,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> str | None:
         """Watch until the run ends. Returns None where every rank completed, else one sentence saying what happened.
 
-        `launcher_exit` gives the launcher's exit code, None while it runs; it is None itself where somebody else
-        launched the ranks. Ranks may still live when this returns.
+        `launcher_exit` gives the launcher's exit code, None while it runs; `is_ours` is false where somebody else
+        launched the ranks, who will not wait for their end. Ranks may still live when this returns.
         """
         moved, failed_at, all_ended_at = clock(), None, None
         while True:
-            code = launcher_exit() if launcher_exit else None
+            code = launcher_exit()
             if self._read():
                 moved = clock()
                 on_step(self.ranks)
             if self._is_complete():
                 all_ended_at = all_ended_at or clock()
-                if code is not None or launcher_exit is None or clock() - all_ended_at > _EXIT_S:
+                if code is not None or not is_ours or clock() - all_ended_at > _EXIT_S:
                     return None
             elif self._failed_rank() is not None:
                 failed_at = failed_at or clock()
@@ -77,7 +79,7 @@ class Follower:
             limit, what = self._deadline()
             if clock() - moved > limit and all_ended_at is None:
                 self._ask_where(sleep)
-                return f"{self._stuck()}: no {what} for {limit:g} s; where they are is in their logs"
+                return f"{self._stuck('hangs after')}: no {what} for {limit:g} s; where it is stands in its log"
             sleep(_POLL_S)
 
     def end_ranks(self, launcher: subprocess.Popen[bytes] | None) -> None:
@@ -126,8 +128,9 @@ class Follower:
 
     def _failed_rank(self) -> int | None:
         errors = {number: rank.end for number, rank in self.ranks.items() if rank.end and rank.end["event"] == "error"}
-        first = min(errors, key=lambda number: errors[number]["time"], default=None)
-        if first is not None and not any(words in errors[first]["message"] for words in _PEER_IS_GONE):
+        echoes = {number: any(words in errors[number]["message"] for words in _PEER_IS_GONE) for number in errors}
+        first = min(errors, key=lambda number: (echoes[number], errors[number]["time"]), default=None)
+        if first is not None and not echoes[first]:
             return first
         open_ranks = {number: rank.start for number, rank in self.ranks.items() if not rank.end}
         dead = [number for number, start in open_ranks.items() if is_here(start) and not is_alive(start)]
@@ -139,7 +142,8 @@ class Follower:
     def _why_failed(self, code: int | None) -> str:
         number = self._failed_rank()
         if number is None:
-            return f"the launcher ended with exit code {code} before any rank started"
+            when = f"with {self._stuck('at')}" if self.ranks else "before any rank started"
+            return f"the launcher ended with exit code {code} {when}"
         end = self.ranks[number].end
         if end:
             return f"rank {number}: {end['message']}"
@@ -163,8 +167,8 @@ class Follower:
             return self.step_timeout_s, "step (measure.step_timeout_s)"
         return self.setup_timeout_s, "first step (measure.setup_timeout_s)"
 
-    def _stuck(self) -> str:
-        """The ranks with how far they have come, the one furthest behind first."""
-        behind = sorted(self.ranks, key=lambda number: (self.ranks[number].last_step or {"step": 0})["step"])
-        listed = ", ".join(f"rank {number} after {self._progress(number)}" for number in behind)
-        return f"{listed} hang" if len(behind) > 1 else f"{listed or 'no rank started, it'} hangs"
+    def _stuck(self, word: str) -> str:
+        """The ranks that have not ended, with how far they have come, the one furthest behind first."""
+        open_ranks = [number for number, rank in self.ranks.items() if not rank.end]
+        behind = sorted(open_ranks, key=lambda number: (self.ranks[number].last_step or {"step": 0})["step"])
+        return ", ".join(f"rank {number} {word} {self._progress(number)}" for number in behind) or "no rank started"

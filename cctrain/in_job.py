@@ -49,16 +49,17 @@ def detect(environment: Mapping[str, str]) -> Job | None:
     """The job this process is a rank of, or None where cctrain should launch its own ranks."""
     if _PARENT_OF in environment:
         return None
-    if "RANK" in environment:
+    if environment.get("RANK"):
         names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
         key = "-".join(environment[name] for name in names if name in environment)
-        rank, world = int(environment["RANK"]), int(environment.get("WORLD_SIZE", "1"))
-        return Job(_file_name(key or "job"), rank, world, int(environment.get("LOCAL_RANK", "0")))
-    if "SLURM_PROCID" in environment:
+        rank, world = int(environment["RANK"]), int(environment.get("WORLD_SIZE") or "1")
+        return Job(_file_name(key or "job"), rank, world, int(environment.get("LOCAL_RANK") or "0"))
+    if environment.get("SLURM_PROCID"):
         world = int(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1")
-        if world == 1 and "SLURM_STEP_ID" not in environment and "SLURM_JOB_ID" in environment:
+        if "SLURM_STEP_ID" not in environment and "SLURM_JOB_ID" in environment:
             return None  # an sbatch script that calls cctrain without srun
         key = f"slurm-{environment.get('SLURM_JOB_ID', '0')}.{environment.get('SLURM_STEP_ID', '0')}"
+        key += f".{environment.get('SLURM_RESTART_COUNT', '0')}"
         return Job(_file_name(key), int(environment["SLURM_PROCID"]), world, int(environment.get("SLURM_LOCALID", "0")))
     return None
 

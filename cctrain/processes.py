@@ -27,7 +27,9 @@ def is_here(identity: Mapping[str, Any]) -> bool:
 
 def _host() -> str:
     """The host's name with its namespace of pids: containers may share the one and not the other."""
-    return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').readlink()}"
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').readlink()}"
+    return socket.gethostname()
 
 
 def is_alive(identity: Mapping[str, Any]) -> bool:

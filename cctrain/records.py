@@ -58,7 +58,7 @@ class Estimate:
 class SteadyState:
     """Which steps the summary is over."""
 
-    first_step: int | None
+    first_step: int
     num_steps: int
     is_steady: bool
     why: str

@@ -79,12 +79,12 @@ def _step_record(step: int, ranks: Sequence[RankSamples], *, is_warmup: bool) ->
 
 
 def summarize(steps: Sequence[StepRecord], ranks: Mapping[int, RankSamples]) -> Summary | None:
-    """What the measured steps reached; None where there are none."""
+    """What the measured steps reached; None where there are none, or a clock that stood still."""
     measured = [step for step in steps if not step.is_warmup]
-    if not measured:
+    if not measured or not all(step.step_time_s > 0 for step in measured):
         return None
-    cut = stats.mser5([step.step_time_s for step in measured])
-    steady = measured[cut:]
+    found = stats.find_steady([step.step_time_s for step in measured])
+    steady = measured[found.cut :]
     world = len(ranks)
     seconds = sum(step.step_time_s for step in steady)
     interval = stats.batch_means([step.step_time_s for step in steady])
@@ -111,7 +111,7 @@ def summarize(steps: Sequence[StepRecord], ranks: Mapping[int, RankSamples]) -> 
         peak_memory_gib=max(p for p in peaks if p is not None) / _GIB if all(p is not None for p in peaks) else None,
         mfu=None,
         joules_per_token=None,
-        steady_state=_steady_state(measured, cut),
+        steady_state=_steady_state(measured, found),
     )
 
 
@@ -119,16 +119,15 @@ def _around(mean: float, half_width: float | None) -> tuple[float, float] | None
     return None if half_width is None else (mean - half_width, mean + half_width)
 
 
-def _steady_state(measured: Sequence[StepRecord], cut: int) -> SteadyState:
-    steady = measured[cut:]
-    shift = stats.find_shift([step.step_time_s for step in steady])
-    if len(steady) < stats.MIN_STEPS:
-        why = f"not steady, because only {len(steady)} steps were measured and {stats.MIN_STEPS} are needed"
-    elif stats.is_cut_at_limit(len(measured), cut):
-        why = f"not steady, because step times still settle after {cut} measured steps; raise measure.warmup"
-    elif shift:
-        step = steady[shift.index].step
-        why = f"not steady, because step times changed by {shift.change:+.1%} at step {step} and stayed there"
+def _steady_state(measured: Sequence[StepRecord], found: stats.Steady) -> SteadyState:
+    first, num_steps = measured[found.cut].step, len(measured) - found.cut
+    if num_steps < stats.MIN_STEPS:
+        why = f"not steady, because only {num_steps} steps were measured and {stats.MIN_STEPS} are needed"
+    elif found.shift:
+        step = measured[found.shift.index].step
+        why = f"not steady, because step times changed by {found.shift.change:+.1%} at step {step} and stayed there"
+    elif found.is_settling:
+        why = f"not steady, because step times still settle after {found.cut} measured steps; raise measure.warmup"
     else:
-        why = f"steady from step {steady[0].step}: {measured[0].step - 1} of warm-up, {cut or 'no'} more by MSER-5"
-    return SteadyState(first_step=steady[0].step, num_steps=len(steady), is_steady=why.startswith("steady"), why=why)
+        why = f"steady from step {first}: {measured[0].step - 1} of warm-up, {found.cut or 'no'} more by MSER-5"
+    return SteadyState(first_step=first, num_steps=num_steps, is_steady=why.startswith("steady"), why=why)

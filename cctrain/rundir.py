@@ -21,6 +21,7 @@ from cctrain.records import RunRecord, finite, to_json
 
 _RECORD_BYTES, _STEP_BYTES, _RANK_BYTES = 1 << 20, 512, 24
 """Size of run.json, generously: the rest, a step, and a rank's time in it."""
+_MOST_BYTES = 64 << 20
 
 
 def create(run_root: Path, recipe: str, mode: str, expected: dict[str, int]) -> Path:
@@ -44,7 +45,7 @@ def _reserve(run_dir: Path, expected: dict[str, int]) -> None:
     """Keep room for the record: a disk that samples and logs filled up must still take run.json."""
     num_steps = expected["warmup"] + expected["steps"]
     record_bytes = _RECORD_BYTES + num_steps * (_STEP_BYTES + _RANK_BYTES * expected["ranks"])
-    room = min(record_bytes, shutil.disk_usage(run_dir).free // 4)
+    room = min(record_bytes, _MOST_BYTES, shutil.disk_usage(run_dir).free // 4)
     (run_dir / ".reserve").write_bytes(os.urandom(room))  # zeros would hold nothing where the disk compresses
 
 

@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -21,7 +22,7 @@ from cctrain.config import Config
 from cctrain.errors import RunError
 from cctrain.follow import Follower
 from cctrain.platform import cc, gpu, host
-from cctrain.records import RunRecord
+from cctrain.records import RunRecord, finite
 from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout, smallest_world
 from cctrain.request.compose import compose_config
@@ -64,18 +65,28 @@ def run(arguments: list[str]) -> int:
     request = _check(config, world=in_job.world_size(os.environ))
     expected = {"warmup": config.measure.warmup, "steps": config.measure.steps, "ranks": request.num_ranks}
     run_dir = rundir.create(run_root, config.recipe.name, request.mode, expected)
-    # A scheduler's SIGTERM ends the run like a Ctrl-C: as a partial record.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A scheduler's SIGTERM and a closed terminal end the run like a Ctrl-C: as a partial record.
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(stop) is not signal.SIG_IGN:
+            signal.signal(stop, signal.default_int_handler)
     try:
         _write_run_dir(request, run_dir, arguments)
         failure = _train(request, run_dir)
     except KeyboardInterrupt:
-        failure = "stopped by Ctrl-C or SIGTERM"
+        failure = "stopped by Ctrl-C, SIGTERM or SIGHUP"
     except OSError as error:
         failure = f"the run directory cannot be written ({error})"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the record must not stay "still running"
+        traceback.print_exc()
+        failure = f"{type(error).__name__}: {error}"
+    _ignore_stops()
     return _finish(request, run_dir, failure)
+
+
+def _ignore_stops() -> None:
+    """The run is ending; another Ctrl-C must not leave a rank or half a record behind."""
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, signal.SIG_IGN)
 
 
 def _finish_abandoned(run_root: Path) -> None:
@@ -158,7 +169,7 @@ def _identity(request: _Request) -> dict[str, Any]:
     scheduler, model = recipe["step_scheduler"], recipe["model"]
     return {
         "recipe_hash": recipe_hash(recipe),
-        "model": config.recipe.model or model.get("pretrained_model_name_or_path") or model.get("config"),
+        "model": _model_name(config),
         "layout": dataclasses.asdict(request.layout),
         "batch": {key: scheduler.get(key, 1) for key in ("global_batch_size", "local_batch_size")},
         "sequence": {
@@ -172,6 +183,14 @@ def _identity(request: _Request) -> dict[str, Any]:
         "gpu": sorted(set(request.gpus.names)) if not request.is_cpu else ["cpu"],
         "num_gpus": request.num_ranks,
     }
+
+
+def _model_name(config: Config) -> str:
+    """The model's name without the place it lies at, which differs between machines."""
+    model = config.train["model"]
+    source = model.get("pretrained_model_name_or_path") or model.get("config")
+    name = source.get("pretrained_model_name_or_path") if isinstance(source, dict) else source
+    return str(name).removeprefix("{recipes}/") if not str(name).startswith("/") else Path(str(name)).name
 
 
 def _plain(node: Any) -> Any:
@@ -189,7 +208,7 @@ def _train(request: _Request, run_dir: Path) -> str | None:
     measure = request.config.measure
     follower = Follower(run_dir, measure.setup_timeout_s, measure.step_timeout_s)
     outside = in_job.parent_job(os.environ)
-    process = None
+    process, first_rank = None, os.getppid()
     try:
         if outside:
             in_job.announce(outside, run_dir)
@@ -197,10 +216,12 @@ def _train(request: _Request, run_dir: Path) -> str | None:
             command = launcher.worker_command(request.num_ranks, run_dir)
             process = launcher.launch(command, run_dir / "logs" / "torchrun.log", request.environment)
         with Progress(measure.warmup + measure.steps, request.num_ranks) as progress:
-            return follower.follow(process.poll if process else None, progress.update)
+            if process:
+                return follower.follow(process.poll, progress.update)
+            # In a job of somebody else's, the first rank started us: with it gone before it trains, nothing will come.
+            return follower.follow(lambda: None if os.getppid() == first_rank else 1, progress.update, is_ours=False)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _ignore_stops()
         follower.end_ranks(process)
 
 
@@ -213,14 +234,15 @@ def _finish(request: _Request, run_dir: Path, failure: str | None) -> int:
     try:
         record = finish.finish_record(run_dir, failure, measure.warmup, measure.steps)
     except OSError as error:
-        raise RunError(
-            f"{failure or 'the run is over'}, but its record cannot be written ({error}). The samples are whole: the "
-            f"next cctrain finishes the record once there is room"
-        ) from error
+        has_record = (run_dir / "run.json").exists()
+        later = "The samples are whole: the next cctrain finishes the record once there is room" if has_record else ""
+        why = f"{failure or 'the run is over'}, but its record cannot be written ({error}). {later}".strip()
+        print(json.dumps({"error": why, "exit_code": RunError.exit_code, "run_dir": str(run_dir)}))
+        raise RunError(why) from error
     if record["failure"]:
         table.print_failure(run_dir, record)
     table.print_summary(run_dir, record)
-    print(json.dumps(_last_line(run_dir, record)))
+    print(json.dumps(finite(_last_line(run_dir, record))))
     if record["failure"]:
         raise RunError(f"{record['failure']}. Record (partial): {run_dir / 'run.json'}; logs: {run_dir / 'logs'}")
     return 0

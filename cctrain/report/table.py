@@ -21,7 +21,7 @@ def print_summary(run_dir: Path, record: dict[str, Any], console: Console | None
     for name, value in _rows(record):
         table.add_row(name, value)
     table.add_row("record", str(run_dir / "run.json"))
-    (console or Console(soft_wrap=True)).print(table)
+    (console or Console(soft_wrap=True, markup=False)).print(table)
 
 
 def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -34,7 +34,8 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("batch", f"global {batch['global_batch_size']}, micro {batch['local_batch_size']}"),
     ]
     if summary is None:
-        return [*rows, ("steps", f"{len(record['steps'])}, none of them measured")]
+        steps = ("steps", f"{len(record['steps'])}, none of them measured")
+        return [*rows, steps, *(("note", note) for note in record["notes"])]
     time, tokens, steady = summary["step_time_s"], summary["tokens_per_s_per_gpu"], summary["steady_state"]
     if steady["is_steady"] or time["ci95"] is None:
         rows += [
@@ -80,7 +81,7 @@ def _phases(steps: list[dict[str, Any]], first_step: int) -> str:
 
 def print_failure(run_dir: Path, record: dict[str, Any]) -> None:
     """Print the last lines of the log that says why, to stderr."""
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(stderr=True, soft_wrap=True, markup=False)
     log = _log_of_failure(run_dir, str(record["failure"]))
     if log is None:
         return

@@ -7,6 +7,7 @@ What this cannot hold: the code of AutoModel itself, some of whose model classes
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,8 +26,15 @@ _IMPORTING_KEYS = ("_target_", "tp_plan", "megatron_fsdp_unit_modules")
 """Keys whose values AutoModel imports, beside those that end in _fn."""
 _CODE_KEYS = ("trust_remote_code", "use_kernels", "kernel_config", "allow_all_kernels", "allow_legacy_pickle_restore")
 """Keys that run code which came with a download or a checkpoint."""
+_NAMES = ("pretrained_model_name_or_path", "config")
 _FALSE = (None, False, 0, "false", "False", "none", "None", "0", "")
 _SECRET_NAME = re.compile(r"token|secret|pass|credential|key|auth", re.IGNORECASE)
+_WELL_FORMED = re.compile(
+    r"(?:[^$'\"(\[{]"  # no quotes and brackets beside an interpolation: the whole could become a literal
+    r"|\$\{\s*(?:oc\.env:)?\s*[A-Za-z_][\w.]*\s*(?:,[\w./:@ -]*)?\}"
+    r"|\$[A-Za-z_][\w.]*(?![\w.$]))*"
+)
+"""Text whose interpolations AutoModel's two passes, braces and then bare names, cannot put together to another one."""
 _INTERPOLATION = re.compile(r"\$\{([^}]*)|\$([A-Za-z_][A-Za-z0-9_.]*)")
 
 
@@ -34,6 +42,10 @@ def check_recipe(recipe: dict[str, Any], allow_targets: Iterable[str] = ()) -> N
     """Raise RequestError at the first key of `recipe` that would run code it may not, or read a secret."""
     allowed = ALLOWED_TARGETS | set(allow_targets)
     for path, key, value in _walk(recipe, "train"):
+        if isinstance(value, str):
+            _check_text(path, key, value)
+        elif isinstance(value, dict):
+            _check_trusted_by_name(path, value, allowed)
         if key in _IMPORTING_KEYS or key.endswith("_fn"):
             _check_imports(path, value, allowed)
         elif key in _CODE_KEYS and value not in _FALSE and key not in allowed:
@@ -41,19 +53,36 @@ def check_recipe(recipe: dict[str, Any], allow_targets: Iterable[str] = ()) -> N
                 f"{path}={value}: it runs code that comes with a download; allowed is false. Override {path}=false, "
                 f"or if you trust it add 'allow_targets=[{key}]'"
             )
-        elif key == "attn_implementation" and "/" in str(value):
+        elif key == "weights_only" and value is not True:
+            raise RequestError(f"{path}={value}: unpickling a download runs its code; allowed is true")
+        elif key.endswith("attn_implementation") and "/" in str(value):
             raise RequestError(f"{path}={value}: a kernel fetched from the hub is code; allowed is a built-in: sdpa")
         elif key == "packing_strategy" and value not in ("thd", "neat", None):
             raise RequestError(f"{path}={value}: allowed is thd or neat")
-        elif isinstance(value, dict):
-            _check_trusted_by_name(path, value, allowed)
-        elif isinstance(value, str):
-            _check_interpolation(path, value)
+
+
+def _check_text(path: str, key: str, value: str) -> None:
+    """AutoModel resolves variables in text and evaluates what is a Python literal, twice: what was checked here must be
+    what it sees then."""
+    try:
+        literal = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        literal = None
+    items = literal if isinstance(literal, (list, tuple)) else [literal]
+    if any(isinstance(item, (str, bytes, dict, set, list, tuple)) for item in items):
+        raise RequestError(f"{path}: its text is a Python literal ({value[:60]}); write it as YAML")
+    if "$" in value and (key in _NAMES or not _WELL_FORMED.fullmatch(value)):
+        raise RequestError(
+            f"{path}={value[:60]}: allowed is ${{NAME}} or ${{NAME,default}}, and none in a model's name"
+        )
+    _check_interpolation(path, value)
 
 
 def _check_trusted_by_name(path: str, section: dict[str, Any], allowed: frozenset[str]) -> None:
     """AutoModel runs the code of nvidia/ repositories unless it is told not to."""
-    names = [section.get(key) for key in ("pretrained_model_name_or_path", "config")]
+    names = [section.get(key) for key in _NAMES]
+    config = section.get("config")
+    names += [config.get("pretrained_model_name_or_path")] if isinstance(config, dict) else []
     is_nvidia = any(isinstance(name, str) and name.startswith("nvidia/") for name in names)
     if is_nvidia and "trust_remote_code" not in section and "trust_remote_code" not in allowed:
         raise RequestError(

@@ -90,7 +90,7 @@ def check_gpus(num_ranks: int, num_gpus: int, recipe_name: str) -> None:
 def check_hub(recipe: dict[str, Any]) -> None:
     """Raises RequestError where a model or data set of the hub is neither on this disk nor to be had."""
     for key, kind, name in _hub_names(recipe):
-        if name.startswith("{") or Path(name).expanduser().exists():
+        if name.startswith("{") or "$" in name or Path(name).expanduser().exists():
             continue
         problem = _out_of_reach(kind, name)
         if problem:

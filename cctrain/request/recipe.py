@@ -88,7 +88,9 @@ def recipe_hash(recipe: dict[str, Any]) -> str:
     for key in ("max_steps", "num_epochs", "ckpt_every_steps", "val_every_steps"):
         trained["step_scheduler"].pop(key, None)
     trained = {key: value for key, value in trained.items() if not key.startswith(("checkpoint", "validation_"))}
-    text = re.sub(r'"/[^"]*/', '"', json.dumps(trained, sort_keys=True))  # a file's place differs between machines
+    text = re.sub(
+        r'"/(?:[^"]*/)?([^"/]+)/?"', r'"\1"', json.dumps(trained, sort_keys=True)
+    )  # a file's place differs between machines
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -30,7 +30,21 @@ GOOD = {"_target_": "torch.optim.AdamW", "lr": 1e-4}
             "train.distributed.megatron_fsdp_unit_modules",
         ),
         ({"model": {"pretrained_model_name_or_path": "nvidia/some-model"}}, "train.model"),
-        ({"model": {"config": {"pretrained_model_name_or_path": "nvidia/x"}}}, "train.model.config"),
+        (
+            {"model": {"config": {"pretrained_model_name_or_path": "nvidia/x", "trust_remote_code": False}}},
+            "train.model",
+        ),
+        ({"model": {"weights_only": False}}, "train.model.weights_only"),
+        ({"model": {"_attn_implementation": "someone/kernel"}}, "train.model._attn_implementation"),
+        ({"model": {"pretrained_model_name_or_path": "${NOPE,nvidia/evil}"}}, "train.model.pretrained_model_name"),
+        ({"optimizer": "{'_target_': 'os.system'}"}, "train.optimizer"),
+        ({"dataloader": {"dataset": "{'_target_': 'os.system', 'command': 'true'}"}}, "train.dataloader.dataset"),
+        ({"model": {"attn_implementation": "'org\\x2fkernel'"}}, "train.model.attn_implementation"),
+        ({"compile": {"options": {"cpp.cxx": "(None, '/bin/sh')"}}}, "train.compile.options.cpp.cxx"),
+        ({"note": "$HF_TO${X,KEN}"}, "train.note"),
+        ({"note": "$${X,HF_TO}KEN"}, "train.note"),
+        ({"note": "'\\x24{HF_\\x54OKEN}'"}, "train.note"),
+        ({"note": "{'_target_': 'os.system', 'x': ${X,1}}"}, "train.note"),
         ({"model": {"attn_implementation": {"text_config": "someone/kernel"}}}, "train.model.attn_implementation"),
         ({"model": {"use_kernels": True}}, "train.model.use_kernels"),
         ({"checkpoint": {"allow_legacy_pickle_restore": "true"}}, "train.checkpoint.allow_legacy_pickle_restore"),
@@ -60,6 +74,7 @@ def test_what_recipes_need_is_allowed():
             "loss_fn": {"_target_": "nemo_automodel.components.loss.masked_ce.MaskedCrossEntropy"},
             "dataset": {"path": "${oc.env:DATA_DIR}/x"},
             "packed_sequence": {"packing_strategy": "neat"},
+            "notes": ["(0.9, 0.95)", "1e-5", "train[:1000]", "${HOME}/a/${USER}", "*_proj", "none"],
         }
     )
 

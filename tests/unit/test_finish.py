@@ -14,8 +14,8 @@ from cctrain.records import RunRecord
 
 def make_run(run_root, owner=None, *, num_steps=3):
     """A run directory as one rank's run leaves it; `owner` follows it, or did."""
-    expected = {"warmup": 1, "steps": num_steps - 1}
-    run_dir = rundir.create(run_root, "tiny", "off", {**expected, "ranks": 1})
+    expected = {"warmup": 1, "steps": num_steps - 1, "ranks": 1}
+    run_dir = rundir.create(run_root, "tiny", "off", expected)
     facts = {"recipe": "tiny", "engine": "automodel", "step_kind": "stock", "mode": "off", "status": "partial"}
     rest = {"identity": {}, "platform": {}, "command": (), "started_at": "", "ended_at": None, "notes": ()}
     record = RunRecord(run_id=run_dir.name, failure="still running", steps=(), summary=None, **facts, **rest)

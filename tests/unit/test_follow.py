@@ -78,8 +78,8 @@ class Scene:
         def look(ranks) -> None:
             self.seen.append({number: rank.last_step and rank.last_step["step"] for number, rank in ranks.items()})
 
-        launcher_exit = (lambda: self.code) if launched_by_us else None
-        return self.follower.follow(launcher_exit, look, clock=lambda: self.now, sleep=sleep)
+        watch = {"is_ours": launched_by_us, "clock": lambda: self.now, "sleep": sleep}
+        return self.follower.follow(lambda: self.code, look, **watch)
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_killed_rank_is_the_reason_where_the_other_only_lost_its_peer(scene):
 
 def test_no_step_until_the_deadline_is_a_hang(scene):
     failure = scene.follow(lambda: scene.ranks[0].step(4), poll_s=5.0)
-    assert failure.startswith("rank 1 after step 3, rank 0 after step 4 hang")
+    assert failure.startswith("rank 1 hangs after step 3, rank 0 hangs after step 4")
     assert "measure.step_timeout_s" in failure
     assert 5 + 20 < scene.now < 5 + 20 + 15
     for rank in scene.ranks:

@@ -33,9 +33,17 @@ def test_slow_first_steps_leave_no_bias(first_steps):
 
 
 @pytest.mark.parametrize("num_steps", [30, 100, 300])
-def test_steady_steps_are_called_shifted_at_most_once_in_twenty(num_steps):
-    alarms = [stats.find_shift(list(trace)) is not None for trace in traces(1000, num_steps, phi=0.5, noise=0.02)]
-    assert np.mean(alarms) <= 0.05
+def test_steady_steps_are_called_unsteady_at_most_once_in_twenty(num_steps):
+    found = [stats.find_steady(list(trace)) for trace in traces(1000, num_steps, phi=0.5, noise=0.02)]
+    assert np.mean([one.shift is not None or one.is_settling for one in found]) <= 0.05
+
+
+def test_a_slowdown_in_the_middle_is_not_hidden_as_warm_up():
+    found = []
+    for trace in traces(100, 120, phi=0.5):
+        trace[60:] *= 1.02
+        found.append(stats.find_steady(list(trace)).shift)
+    assert np.mean([shift is not None and abs(shift.index - 60) <= 3 for shift in found]) > 0.9
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
