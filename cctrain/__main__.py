@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
-from cctrain.errors import CctrainError
+from cctrain import __version__
+from cctrain.errors import CctrainError, RequestError, RunError
+from cctrain.packaged import CONF
 
 HELP = """\
 usage: python -m cctrain [train] recipe=NAME|FILE [key=value ...]
@@ -44,30 +47,50 @@ VERBS = ("train",)
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _answered(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _answered(arguments: list[str]) -> int:
+    """Run, with every error that is the user's to mend in one line on stderr and one JSON line on stdout."""
     if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(HELP)
         return 0 if arguments else 2
+    if arguments == ["--version"]:
+        print(__version__)
+        return 0
     try:
         return _run(arguments)
     except CctrainError as error:
-        print(f"cctrain: {error}", file=sys.stderr)
-        if error.exit_code < 4:  # a failed run has printed its line
-            print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
-        return error.exit_code
+        return _refuse(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        way_out = "`make demo` makes an environment; then: source .venv/bin/activate"
+        return _refuse(f"{error.name} is not installed in {sys.executable}: {way_out}", RequestError.exit_code)
     except KeyboardInterrupt:
-        print("cctrain: stopped before anything was started", file=sys.stderr)
-        return 130
+        return _refuse("stopped before anything was started", 130)
+
+
+def _refuse(message: str, code: int) -> int:
+    print(f"cctrain: {message}", file=sys.stderr)
+    if code != RunError.exit_code:  # a failed run has printed its line
+        print(json.dumps({"error": message, "exit_code": code}))
+    return code
 
 
 def _run(arguments: list[str]) -> int:
     verb = arguments[0] if "=" not in arguments[0] and not arguments[0].startswith(("-", "~")) else None
     if verb not in (*VERBS, None):
-        from cctrain.errors import RequestError
         from cctrain.request.nearest import did_you_mean
 
-        raise RequestError(
-            f"unknown verb {verb}: allowed is {', '.join(VERBS)}.{did_you_mean(str(verb), VERBS)} Settings: key=value"
-        )
+        meant = did_you_mean(str(verb), VERBS)
+        if (CONF / "recipe" / f"{verb}.yaml").is_file():
+            meant = f" Did you mean recipe={verb}?"
+        raise RequestError(f"unknown verb {verb}: allowed is {', '.join(VERBS)}.{meant} Settings: key=value, no spaces")
     from cctrain.commands import train
 
     return train.run(arguments[1:] if verb else arguments)

@@ -19,7 +19,7 @@ import yaml
 
 from cctrain import in_job, launcher, rundir
 from cctrain.config import Config
-from cctrain.errors import RunError
+from cctrain.errors import RequestError, RunError
 from cctrain.follow import Follower
 from cctrain.platform import cc, gpu, host
 from cctrain.records import RunRecord, finite
@@ -52,12 +52,21 @@ class _Request:
 def run(arguments: list[str]) -> int:
     """Train as `arguments` (overrides) say. Returns the exit code; raises CctrainError for what the user must mend."""
     job = in_job.detect(os.environ)
-    if job and "dry_run=true" not in arguments:
-        return in_job.run_rank(job, arguments)
-    if job and job.rank:
-        return 0
+    if job:
+        is_dry = any(argument.lower().lstrip("+") == "dry_run=true" for argument in arguments)
+        if not is_dry:
+            return in_job.run_rank(job, arguments)
+        if job.rank:
+            return 0
+    return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     config = compose_config(arguments, build_recipe)
     check_shape(config.train, "the recipe with its overrides")
+    if not config.run_root:
+        raise RequestError("run_root is empty: allowed is a directory, runs by default")
+    check_jsonl(config.data)
     run_root = Path(config.run_root).expanduser()
     if config.dry_run:
         return _dry_run(config)
@@ -108,7 +117,6 @@ def _check(config: Config, world: int | None) -> _Request:
     if not is_cpu and world is None:
         check_gpus(num_ranks, len(gpus.names), config.recipe.name)
     mode = cc.observed_mode(config.cc.mode, gpus.cc)
-    check_jsonl(config.data)
     check_hub(config.train)
     return _Request(config, num_ranks, layout, gpus, mode)
 
@@ -123,7 +131,6 @@ def _num_ranks(config: Config, num_gpus: int) -> int:
 
 
 def _dry_run(config: Config) -> int:
-    check_jsonl(config.data)
     num_gpus = 0 if is_cpu_recipe(config.train) else len(gpu.observe().names)
     num_ranks = config.launch.nproc_per_node or num_gpus or smallest_world(config.train)
     layout = _check_request(config, num_ranks)
@@ -256,4 +263,7 @@ def _last_line(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_s_per_gpu": summary and summary["tokens_per_s_per_gpu"]["mean"],
         "step_time_s": summary and summary["step_time_s"]["median"],
         "steady": bool(summary and summary["steady_state"]["is_steady"]),
+        "status": record["status"],
+        "exit_code": RunError.exit_code if record["failure"] else 0,
+        **({"error": record["failure"]} if record["failure"] else {}),
     }

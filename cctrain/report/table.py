@@ -15,12 +15,16 @@ _CAPTION = "± is the 95 % interval of the mean, from the noise within this run"
 def print_summary(run_dir: Path, record: dict[str, Any], console: Console | None = None) -> None:
     """Print what the run reached, from its record; to stdout where no console is given."""
     title = f"{record['recipe']}  ·  CC {record['mode']}  ·  {record['status']}"
-    table = Table(title=title, caption=_CAPTION, show_header=False)
+    table = Table(title=title, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in _rows(record):
+    rows = _rows(record)
+    table.caption = _CAPTION if any("±" in value for _, value in rows) else None
+    for name, value in rows:
         table.add_row(name, value)
-    table.add_row("record", str(run_dir / "run.json"))
+    here = Path.cwd()
+    shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
+    table.add_row("record", str(shown / "run.json"))
     (console or Console(soft_wrap=True, markup=False)).print(table)
 
 

@@ -82,8 +82,9 @@ def check_gpus(num_ranks: int, num_gpus: int, recipe_name: str) -> None:
     """Raises RequestError where this machine has fewer GPUs than ranks are asked for."""
     if num_ranks > num_gpus:
         raise RequestError(
-            f"recipe {recipe_name} on {num_ranks} rank{'s' * (num_ranks > 1)} needs as many GPUs; this machine shows "
-            f"{num_gpus}. Set launch.nproc_per_node, or look at the recipe with dry_run=true; tiny_* recipes run on CPU"
+            f"recipe {recipe_name} needs {num_ranks} GPU{'s' * (num_ranks > 1)}, one a rank; this machine shows "
+            f"{num_gpus or 'none'}.{' Set launch.nproc_per_node, or' * bool(num_gpus)} Look at the recipe with "
+            "dry_run=true; tiny_* recipes run on CPU"
         )
 
 
@@ -94,10 +95,12 @@ def check_hub(recipe: dict[str, Any]) -> None:
             continue
         problem = _out_of_reach(kind, name)
         if problem:
-            raise RequestError(f"{key}={name}: {problem}; {_WAY_OUT[kind]}")
+            way_out = _WAY_OUT["config" if key.startswith("train.model.config") else kind]
+            raise RequestError(f"{key}={name}: no such directory ({Path(name).absolute()}), {problem}; {way_out}")
 
 
 _WAY_OUT = {
+    "config": "give a directory with the model's config.json; a relative path is relative to where you stand",
     "model": "weights=random needs no download; weights=pretrained weights.path=DIRECTORY reads a local one",
     "dataset": "data=pydoc and data=synthetic need no download; data=jsonl data.path=FILE reads your own",
 }
@@ -130,11 +133,11 @@ def _out_of_reach(kind: str, name: str) -> str | None:
     try:
         HfApi().auth_check(name, repo_type=kind)
     except errors.OfflineModeIsEnabled:
-        return "not on this disk, and HF_HUB_OFFLINE is set"
+        return "not in the hub's cache, and HF_HUB_OFFLINE is set"
     except errors.GatedRepoError:
         return f"{constants.ENDPOINT} wants its licence accepted and {login}"
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         return f"{constants.ENDPOINT} has no such {kind}, or it is private and needs {login}"
     except Exception as error:  # noqa: BLE001 - whatever its HTTP client raises, which differs between its versions
-        return f"not on this disk, and the hub {constants.ENDPOINT} is out of reach ({error})"
+        return f"not in the hub's cache, and the hub {constants.ENDPOINT} is out of reach ({error})"
     return None

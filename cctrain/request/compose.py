@@ -66,8 +66,12 @@ def compose_config(arguments: list[str], build_recipe: BuildRecipe) -> Config:
 
 def _parse(arguments: list[str]) -> list[Override]:
     for argument in arguments:
-        if argument.startswith("-"):
-            raise RequestError(f"got {argument}: settings are written key=value; see `python -m cctrain --help`")
+        if argument.startswith("-") or ("=" not in argument and not argument.startswith("~")):
+            recipe = f" Did you mean recipe={argument}?" if argument in _options("recipe") else ""
+            raise RequestError(
+                f"got {argument}: settings are written key=value, no space around =, quotes around a value with spaces."
+                f"{recipe} See `python -m cctrain --help`"
+            )
     try:
         overrides = OverridesParser.create().parse_overrides(arguments)
     except HydraException as error:
@@ -85,7 +89,10 @@ def _parse(arguments: list[str]) -> list[Override]:
 def _quoted_path(argument: str) -> str:
     """A recipe file may be named anything; Hydra's grammar wants quotes around most of it."""
     key, _, value = argument.partition("=")
-    return f"recipe='{value}'" if key == "recipe" and Path(value).expanduser().is_file() else argument
+    if key != "recipe" or not Path(value).expanduser().is_file():
+        return argument
+    quoted = value.replace("'", "\\'")
+    return f"recipe='{quoted}'"
 
 
 def _is_train(override: Override) -> bool:
@@ -123,17 +130,19 @@ def _check_key(override: Override) -> None:
     if key in groups:
         if isinstance(value, (dict, list)):
             raise RequestError(f"{override.input_line}: allowed is {key}=NAME, one of {_listed(key)}")
-        name = {True: "on", False: "off", None: "null"}.get(value, str(value)) if not isinstance(value, str) else value
+        name = str(override.input_line).partition("=")[2].strip("'\"")
         is_path = key == "recipe" and ("/" in name or name.endswith((".yaml", ".yml")))
         if name not in _options(key) and not is_path:
-            raise RequestError(f"{key}={name}: allowed is {_listed(key)}.{did_you_mean(name, _options(key))}")
+            also = " or a file whose name ends in .yaml" if key == "recipe" else ""
+            raise RequestError(f"{key}={name}: allowed is {_listed(key)}{also}.{did_you_mean(name, _options(key))}")
         return
     known = _keys(Config)
     if key not in known:
-        allowed = [*known, *groups]
+        same_end = [name for name in known if name.rpartition(".")[2] == key]
+        meant = f" Did you mean {same_end[0]}?" if same_end else did_you_mean(key, [*known, *groups])
         raise RequestError(
-            f"unknown key {key}.{did_you_mean(key, allowed)} Keys are listed by `python -m cctrain --help`; "
-            "those of the AutoModel recipe begin with train."
+            f"unknown key {key}.{meant} Keys are listed by `python -m cctrain --help`; those of the AutoModel recipe "
+            "begin with train."
         )
 
 
@@ -176,8 +185,14 @@ def _explain(error: Exception, train: dict[str, Any]) -> str:
         return f"{text.partition(' Invalid value')[0]}: a list is written in brackets, key=[a,b]"
     wrong = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+) full_key: (\S+)", text)
     if wrong:
-        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(wrong[2], wrong[2])
+        kind = {
+            "Integer": "a whole number",
+            "Float": "a number",
+        }.get(wrong[2], wrong[2])
         return f"{wrong[3]}={wrong[1]}: allowed is {kind}"
+    flag = re.search(r"Value '(.*?)' is not a valid bool .*?full_key: (\S+)", text)
+    if flag:
+        return f"{flag[2]}={flag[1]}: allowed is true or false"
     choice = re.search(r"Invalid value '(.*?)', expected one of \[(.*?)\] full_key: (\S+)", text)
     if choice:
         return f"{choice[3]}={choice[1]}: allowed is {choice[2]}"

@@ -127,13 +127,16 @@ def _check_line(where: str, line: str, columns: dict[str, str], folder: Path) ->
     try:
         sample = json.loads(line)
     except ValueError as error:
-        raise RequestError(f"data.path: {where}: not JSON ({error}): {line.strip()[:80]}") from error
+        raise RequestError(
+            f"data.path: {where}: not JSON ({error}): {line.strip()[:80]}. Allowed is one JSON object a "
+            "line, no array and no CSV"
+        ) from error
     if not isinstance(sample, dict):
         raise RequestError(f"data.path: {where}: expected a JSON object, got {type(sample).__name__}")
     for key, column in columns.items():
         value = sample.get(column)
         if not isinstance(value, str) or not value.strip():
-            got = "nothing" if column not in sample else repr(value)[:40]
+            got = "nothing" if column not in sample else json.dumps(value)[:40]
             raise RequestError(
                 f"data.path: {where}: column {column!r} ({key}) should hold text, got {got}; the line has the columns "
                 f"{', '.join(map(str, sample))}.{did_you_mean(column, map(str, sample))}"

@@ -46,7 +46,7 @@ def check_shape(recipe: dict[str, Any], where: str) -> None:
     """Raises RequestError where `recipe` lacks what every AutoModel fine-tuning recipe has; `where` it came from."""
     if recipe.get("recipe") not in (LLM, VLM):
         raise RequestError(f"{where}: its key recipe is {recipe.get('recipe')!r}; allowed is {LLM} or {VLM}")
-    for section in ("model", "step_scheduler"):
+    for section in ("model", "step_scheduler", "dataset"):
         if not isinstance(recipe.get(section), dict):
             raise RequestError(f"{where}: an AutoModel recipe needs the section {section}")
     for section in ("dataset", "dataloader", "dist_env", "distributed", "checkpoint", "packed_sequence", "processor"):

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -137,6 +138,11 @@ def clean_environment(tmp_path_factory) -> dict[str, str]:
     return kept | fixed | {"HF_HOME": str(tmp_path_factory.mktemp("huggingface"))}
 
 
+def heed_ctrl_c() -> None:
+    """Tests that a script starts in the background inherit an ignored SIGINT; a terminal hands down none."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def start_cctrain(tmp_path_factory, clean_environment) -> Iterator[Callable[..., Run]]:
     """Start the command with some overrides in an empty directory; whatever is left of it at the end is killed."""
@@ -154,6 +160,7 @@ def start_cctrain(tmp_path_factory, clean_environment) -> Iterator[Callable[...,
                 stdout=stdout,
                 stderr=stderr,
                 text=True,
+                preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - the tests have one thread
             )
         started.append(Run(process, root, output))
         return started[-1]

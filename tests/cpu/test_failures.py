@@ -72,7 +72,7 @@ def test_a_schedulers_stop_before_the_first_step_is_a_stop_too(start_cctrain):
     run.wait_until(lambda: len(run.run_dirs) == 1 and len(run.pids()) == 2, "no ranks")
     run.process.send_signal(signal.SIGTERM)
     assert run.seconds_until_gone() < 10
-    assert_failed_as_promised(run.finish(), set(), because="stopped by Ctrl-C or SIGTERM")
+    assert_failed_as_promised(run.finish(), set(), because="stopped by Ctrl-C, SIGTERM")
     assert run.record["steps"] == []
     assert run.last_line["tokens_per_s_per_gpu"] is None
 

@@ -71,7 +71,7 @@ def test_the_number_of_steps_is_set_by_measuring_only():
 def test_more_ranks_than_gpus_are_refused_and_ways_out_named():
     check_gpus(8, 8, "llama70b_peft")
     message = refused(check_gpus, 8, 2, "llama70b_peft")
-    assert all(words in message for words in ("8 ranks", "shows 2", "launch.nproc_per_node", "dry_run=true"))
+    assert all(words in message for words in ("8 GPUs", "shows 2", "launch.nproc_per_node", "dry_run=true"))
 
 
 @pytest.fixture

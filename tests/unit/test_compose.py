@@ -117,7 +117,7 @@ def test_a_backslash_does_not_bring_an_interpolation_to_life(tmp_path, monkeypat
         check_recipe(train)
 
 
-@pytest.mark.parametrize("name", ["with space.yaml", "a=b.yaml", "my(1).yaml"])
+@pytest.mark.parametrize("name", ["with space.yaml", "a=b.yaml", "my(1).yaml", "it's.yaml"])
 def test_a_recipe_file_may_be_named_anything(tmp_path, name):
     path = tmp_path / name
     path.write_text((RECIPES / "llama70b_peft.yaml").read_text())
@@ -173,6 +173,12 @@ def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
         (["recipe=tiny_llama_peft", "data.lengths=squad"], ["data.lengths=squad", "data=synthetic"]),
         (["recipe=tiny_llama_peft", "data.question=q"], ["data.question=q", "data=jsonl"]),
         (["recipe=tiny_llama_peft", "recipe=tiny_llama_sft"], ["given 2 times"]),
+        (["recipe=tiny_llama_peft", "cc=True"], ["cc=True", "auto, off, on, unverified"]),
+        (["recipe=tiny_llama_peft", "cc=1"], ["cc=1", "auto, off, on, unverified"]),
+        (["recipe=my"], ["recipe=my", "ends in .yaml"]),
+        (["tiny_llama_peft"], ["Did you mean recipe=tiny_llama_peft?"]),
+        (["recipe=tiny_llama_peft", "steps=5"], ["Did you mean measure.steps?"]),
+        (["recipe=tiny_llama_peft", "dry_run=treu"], ["dry_run=treu", "true or false"]),
         (["recipe=tiny_llama_peft", "cc=[on]"], ["cc=NAME"]),
         (["recipe=tiny_llama_peft", "+train.x=${nothing}"], ["nothing"]),
         (["recipe=tiny_llama_peft", "data.path=a=b"], ["data.path=a=b", "quotes"]),
