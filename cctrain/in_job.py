@@ -27,7 +27,8 @@ from cctrain.processes import is_alive, is_here, this_process
 from cctrain.request.recipe import is_cpu_recipe
 
 _PARENT_OF = "CCTRAIN_PARENT_OF_JOB"
-"""Set for the child: "FILE:WORLD", where to write the run directory's name, and the number of ranks."""
+"""Set for the child, a JSON object: the `file` to write the run directory's name to, the job's `world` of ranks, and
+the first rank's `pid`."""
 _WAIT_S = 600.0
 _REFUSAL_S = 10.0
 """How long a refused request is announced to ranks that are slower to start; torchrun ends the wait by itself."""
@@ -68,23 +69,29 @@ def _file_name(key: str) -> str:
     return ".job-" + re.sub(r"[^A-Za-z0-9.]+", "_", key)
 
 
-def parent_job(environment: Mapping[str, str]) -> Path | None:
-    """In the first rank's child: the file to write the run directory's name to."""
+@dataclass(frozen=True, slots=True)
+class FirstRank:
+    """What the first rank's child, the parent of the run, knows of it."""
+
+    file: str
+    world: int
+    pid: int
+
+    def announce(self, run_dir: Path) -> None:
+        """Tell the waiting first rank where the run directory is."""
+        part = Path(f"{self.file}.part")
+        part.write_text(str(run_dir), encoding="utf-8")
+        part.replace(self.file)
+
+    def is_gone(self) -> bool:
+        """Whether it ended: it is no longer the process that started this one."""
+        return os.getppid() != self.pid
+
+
+def first_rank(environment: Mapping[str, str]) -> FirstRank | None:
+    """In the first rank's child: who started it. None elsewhere."""
     value = environment.get(_PARENT_OF)
-    return Path(value.rpartition(":")[0]) if value else None
-
-
-def world_size(environment: Mapping[str, str]) -> int | None:
-    """In the first rank's child: the number of ranks of the job."""
-    value = environment.get(_PARENT_OF)
-    return int(value.rpartition(":")[2]) if value else None
-
-
-def announce(file: Path, run_dir: Path) -> None:
-    """Tell the waiting first rank where the run directory is."""
-    part = file.with_suffix(".part")
-    part.write_text(str(run_dir), encoding="utf-8")
-    part.replace(file)
+    return FirstRank(**json.loads(value)) if value else None
 
 
 def run_rank(job: Job, arguments: list[str]) -> int:
@@ -123,7 +130,10 @@ def _first_rank(job: Job, arguments: list[str], pointer: Path) -> int:
     said.unlink(missing_ok=True)
     parent = subprocess.Popen(
         [sys.executable, "-m", "cctrain", *arguments],
-        env={**os.environ, _PARENT_OF: f"{said.resolve()}:{job.world}"},
+        env={
+            **os.environ,
+            _PARENT_OF: json.dumps({"file": str(said.resolve()), "world": job.world, "pid": os.getpid()}),
+        },
         start_new_session=True,  # it outlives a first rank that is killed, and writes the record
     )
     try:

@@ -71,7 +71,8 @@ def _run(arguments: list[str]) -> int:
     if config.dry_run:
         return _dry_run(config)
     _finish_abandoned(run_root)
-    request = _check(config, world=in_job.world_size(os.environ))
+    starter = in_job.first_rank(os.environ)
+    request = _check(config, world=starter.world if starter else None)
     expected = {"warmup": config.measure.warmup, "steps": config.measure.steps, "ranks": request.num_ranks}
     run_dir = rundir.create(run_root, config.recipe.name, request.mode, expected)
     # A scheduler's SIGTERM and a closed terminal end the run like a Ctrl-C: as a partial record.
@@ -80,7 +81,7 @@ def _run(arguments: list[str]) -> int:
             signal.signal(stop, signal.default_int_handler)
     try:
         _write_run_dir(request, run_dir, arguments)
-        failure = _train(request, run_dir)
+        failure = _train(request, run_dir, starter)
     except KeyboardInterrupt:
         failure = "stopped by Ctrl-C, SIGTERM or SIGHUP"
     except OSError as error:
@@ -208,25 +209,25 @@ def _plain(node: Any) -> Any:
     return node.value if isinstance(node, Enum) else node
 
 
-def _train(request: _Request, run_dir: Path) -> str | None:
+def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None) -> str | None:
     """Start the ranks, follow them to the end, leave none behind. Returns why the run failed, or None."""
     from cctrain.report.progress import Progress
 
     measure = request.config.measure
     follower = Follower(run_dir, measure.setup_timeout_s, measure.step_timeout_s)
-    outside = in_job.parent_job(os.environ)
-    process, first_rank = None, os.getppid()
+    process = None
     try:
-        if outside:
-            in_job.announce(outside, run_dir)
+        if starter:
+            starter.announce(run_dir)
         else:
             command = launcher.worker_command(request.num_ranks, run_dir)
             process = launcher.launch(command, run_dir / "logs" / "torchrun.log", request.environment)
         with Progress(measure.warmup + measure.steps, request.num_ranks) as progress:
             if process:
                 return follower.follow(process.poll, progress.update)
-            # In a job of somebody else's, the first rank started us: with it gone before it trains, nothing will come.
-            return follower.follow(lambda: None if os.getppid() == first_rank else 1, progress.update, is_ours=False)
+            assert starter
+            # With the first rank gone before it trains, nothing will come.
+            return follower.follow(lambda: 1 if starter.is_gone() else None, progress.update, is_ours=False)
     finally:
         _ignore_stops()
         follower.end_ranks(process)

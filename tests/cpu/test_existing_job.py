@@ -52,3 +52,13 @@ def test_the_record_is_finished_although_the_first_rank_was_killed(start_cctrain
     assert run.record["status"] == "partial"
     assert {step["step"] for step in run.record["steps"]} >= steps
     assert "rank 0 was killed" in run.stderr
+
+
+def test_a_first_rank_that_is_stopped_before_it_trains_leaves_no_parent_behind(start_cctrain):
+    job = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
+    run = start_cctrain("recipe=tiny_llama_peft", **job)  # its peer never comes
+    run.wait_until(lambda: any(run.run_root.glob("*/config.json")), "no run directory")
+    run.process.kill()
+    assert run.seconds_until_gone() < 10
+    assert run.record["status"] == "partial"
+    assert not (run.run_dir / "running.json").exists()

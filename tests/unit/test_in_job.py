@@ -1,6 +1,7 @@
 """Which environments mean that somebody else has launched us as a rank."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ def test_torchrun_inside_srun_is_torchruns():
 
 
 def test_the_parent_that_the_first_rank_starts_is_no_rank():
-    assert detect(TORCHRUN | {"CCTRAIN_PARENT_OF_JOB": "/runs/said:8"}) is None
+    assert detect(TORCHRUN | {"CCTRAIN_PARENT_OF_JOB": "{}"}) is None
 
 
 def test_ranks_of_one_job_meet_under_one_file_name():
@@ -104,14 +105,21 @@ def test_an_announcement_of_a_process_that_is_gone_is_an_earlier_jobs(tmp_path):
     rank = subprocess.Popen([sys.executable, "-c", WAITING_RANK, tmp_path], stderr=subprocess.PIPE, text=True)
     with pytest.raises(subprocess.TimeoutExpired):
         rank.wait(0.6)  # it starts in 0.2 s
-    in_job.announce(tmp_path / "job", json.dumps({**left, **this_process()}))
+    (tmp_path / "job").write_text(json.dumps({**left, **this_process()}))
     _, stderr = rank.communicate(timeout=10)
     assert "first rank's request was refused" in stderr
 
 
-def test_the_parent_knows_where_to_announce_its_run_directory_and_how_many_ranks_there_are(tmp_path):
-    environment = {"CCTRAIN_PARENT_OF_JOB": f"{tmp_path / 'with:colon'}:8"}
-    assert in_job.parent_job(environment) == tmp_path / "with:colon"
-    assert in_job.world_size(environment) == 8
-    assert in_job.parent_job({}) is None
-    assert in_job.world_size({}) is None
+def test_the_parent_knows_who_started_it_and_where_to_announce_its_run_directory(tmp_path):
+    said = tmp_path / "said"
+    environment = {"CCTRAIN_PARENT_OF_JOB": json.dumps({"file": str(said), "world": 8, "pid": os.getppid()})}
+    starter = in_job.first_rank(environment)
+    starter.announce(tmp_path / "run")
+    assert said.read_text() == str(tmp_path / "run")
+    assert (starter.world, starter.is_gone()) == (8, False)
+    assert in_job.first_rank({}) is None
+
+
+def test_a_first_rank_that_ended_is_told():
+    gone = in_job.first_rank({"CCTRAIN_PARENT_OF_JOB": json.dumps({"file": "x", "world": 2, "pid": 0})})
+    assert gone.is_gone()
