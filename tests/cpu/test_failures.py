@@ -23,6 +23,8 @@ def assert_failed_as_promised(run, steps, because):
     assert because in run.stderr.splitlines()[-1]
     assert {step["step"] for step in run.record["steps"]} >= steps
     assert run.last_line["run_dir"] == str(run.run_dir)
+    assert (run.last_line["status"], run.last_line["exit_code"]) == ("partial", 4)
+    assert because in run.last_line["error"]
     assert not (run.run_dir / "running.json").exists()
 
 
