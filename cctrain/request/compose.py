@@ -52,14 +52,14 @@ def compose_config(arguments: list[str], build_recipe: BuildRecipe) -> Config:
     if len(recipes) > 1:
         raise RequestError(f"recipe is given {len(recipes)} times: {', '.join(str(o.input_line) for o in recipes)}")
     if not recipes:
-        raise RequestError(f"no recipe given: add recipe=NAME, one of {', '.join(_options('recipe'))}, or recipe=FILE")
+        raise RequestError(f"no recipe given: add recipe=NAME, one of {_listed('recipe')}, or recipe=FILE")
     lines = [f"recipe={OWN_FILE}" if o.key_or_group == "recipe" and recipe_entry else str(o.input_line) for o in own]
-    first = _compose("config", lines, {}, recipe_entry)
+    first = _compose(lines, {}, recipe_entry)
     config = _to_config(first)
     config.train = build_recipe(config)
     train_lines = [str(o.input_line) for o in overrides if _is_train(o)]
     if train_lines:
-        composed = _compose("config", lines + train_lines, config.train, recipe_entry)
+        composed = _compose(lines + train_lines, config.train, recipe_entry)
         config.train = _resolved(composed.train, config.train)
     return config
 
@@ -157,7 +157,7 @@ def _keys(schema: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def _compose(name: str, lines: list[str], train: dict[str, Any], recipe_entry: dict[str, Any] | None) -> DictConfig:
+def _compose(lines: list[str], train: dict[str, Any], recipe_entry: dict[str, Any] | None) -> DictConfig:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="train", name="recipe", node=_escaped(train), package="train")
@@ -165,7 +165,7 @@ def _compose(name: str, lines: list[str], train: dict[str, Any], recipe_entry: d
         store.store(group="recipe", name=OWN_FILE, node=recipe_entry, package="_global_")
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF.resolve())):
-            composed: DictConfig = compose(name, overrides=lines)
+            composed: DictConfig = compose("config", overrides=lines)
             return composed
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_explain(error, train)) from error
