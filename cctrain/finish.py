@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cctrain.processes import is_alive, is_here
-from cctrain.records import finite
+from cctrain.records import StepRecord, finite
 from cctrain.reduce import RankSamples, read_samples, step_records, summarize
 from cctrain.rundir import write_text
 
@@ -30,7 +31,7 @@ def finish_record(run_dir: Path, failure: str | None, warmup: int, num_measured:
         "status": "partial" if failure else "complete",
         "failure": failure,
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "notes": [*record["notes"], *_notes(ranks, len(steps))],
+        "notes": [*record["notes"], *_notes(ranks, steps)],
         "steps": [dataclasses.asdict(step) for step in steps],
         "summary": dataclasses.asdict(summary) if summary else None,
     }
@@ -40,12 +41,16 @@ def finish_record(run_dir: Path, failure: str | None, warmup: int, num_measured:
     return record
 
 
-def _notes(ranks: dict[int, RankSamples], num_steps: int) -> list[str]:
+def _notes(ranks: dict[int, RankSamples], steps: Sequence[StepRecord]) -> list[str]:
+    notes = []
     counts = {rank: len(samples.steps) for rank, samples in ranks.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"rank {rank}: {count}" for rank, count in counts.items())
-        return [f"ranks finished unequal numbers of steps ({listed}); the {num_steps} that all finished are kept"]
-    return []
+        notes.append(f"ranks finished unequal numbers of steps ({listed}); the {len(steps)} that all finished are kept")
+    stopped = [step.step for step in steps if step.step_time_s <= 0]
+    if stopped:
+        notes.append(f"the clock stood still or went backwards at step {stopped[0]}; no summary is made of such times")
+    return notes
 
 
 def finish_abandoned(run_root: Path) -> list[Path]:

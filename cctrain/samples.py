@@ -46,21 +46,20 @@ class SampleThread:
     def __init__(self, finished: Callable[[], list[dict[str, Any]]], file: SampleFile) -> None:
         self._finished, self._file = finished, file
         self._stopping = threading.Event()
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="cctrain-samples", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
         """Raise in the training thread what the writing thread ran into."""
         if self._error:
-            raise RuntimeError(f"samples cannot be written: {self._error.strerror}") from self._error
+            raise RuntimeError(f"samples cannot be written: {self._error}") from self._error
 
     def close(self) -> None:
-        """Write what is left and stop."""
+        """Write what is left and stop. What goes wrong here waits for `check`, so as not to hide why training ended."""
         self._stopping.set()
         self._thread.join()
         self._write()
-        self.check()
 
     def _run(self) -> None:
         while not self._stopping.wait(_FLUSH_S) and not self._error:
@@ -70,5 +69,5 @@ class SampleThread:
         try:
             for line in self._finished():
                 self._file.write(line)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - a full disk or a lost device; the training thread raises it
             self._error = error

@@ -156,6 +156,8 @@ class Observer:
             # For the ranks on which AutoModel does not reset the counter.
             self.peak_bytes = max(self.peak_bytes or 0, torch.cuda.max_memory_allocated())
         self.thread.close()
+        if is_complete:
+            self.thread.check()
 
     def step_end(self, log: Any, counts: dict[str, int]) -> None:
         """A step is over. Raises LossNotFiniteError, and what the samples' thread ran into."""

@@ -31,6 +31,13 @@ def observe() -> Gpus:
     except pynvml.NVMLError as error:
         absent = isinstance(error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded))
         return Gpus(names=(), memory_gib=(), driver=None, cc={"missing": f"NVML: {error}", "is_absent": absent})
+    try:
+        return _read()
+    except pynvml.NVMLError as error:
+        return Gpus(names=(), memory_gib=(), driver=None, cc={"missing": f"NVML: {error}", "is_absent": False})
+
+
+def _read() -> Gpus:
     with _shut_down():
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in _visible(pynvml.nvmlDeviceGetCount())]
         return Gpus(

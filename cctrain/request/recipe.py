@@ -30,8 +30,8 @@ def build_recipe(config: Config) -> dict[str, Any]:
     """The AutoModel recipe asked for by `config`, before the user's `train.*` overrides. Raises RequestError."""
     path = Path(config.recipe.file)
     recipe = _read_yaml(path if path.is_absolute() else RECIPES / path)
-    stated = recipe.get("recipe")
-    recipe["recipe"] = str(stated.get("_target_") if isinstance(stated, dict) else stated).rpartition(".")[2]
+    stated = recipe.get("recipe", "")
+    recipe["recipe"] = str(stated.get("_target_", "") if isinstance(stated, dict) else stated).rpartition(".")[2]
     check_shape(recipe, str(path))
     name = recipe["recipe"]
     if not path.is_absolute():
@@ -88,9 +88,8 @@ def recipe_hash(recipe: dict[str, Any]) -> str:
     for key in ("max_steps", "num_epochs", "ckpt_every_steps", "val_every_steps"):
         trained["step_scheduler"].pop(key, None)
     trained = {key: value for key, value in trained.items() if not key.startswith(("checkpoint", "validation_"))}
-    text = re.sub(
-        r'"/(?:[^"]*/)?([^"/]+)/?"', r'"\1"', json.dumps(trained, sort_keys=True)
-    )  # a file's place differs between machines
+    # A file's place differs between machines, its name does not.
+    text = re.sub(r'"/(?:[^"]*/)?([^"/]+)/?"', r'"\1"', json.dumps(trained, sort_keys=True))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

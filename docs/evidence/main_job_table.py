@@ -1,25 +1,43 @@
-"""The table of docs/evidence/README.md from the records beside it: `python docs/evidence/main_job_table.py`."""
+"""The table of docs/evidence/README.md from the records beside it: `python docs/evidence/main_job_table.py`.
+
+Everything is derived anew from the records' steps, so that all rows are judged by one rule, this version's.
+"""
 
 import json
 from pathlib import Path
+from typing import Any
+
+from cctrain.records import StepRecord, Summary
+from cctrain.reduce import RankSamples, summarize
 
 FOLDER = Path(__file__).parent / "main-job"
+
+
+def summary_of(record: dict[str, Any]) -> Summary:
+    """The summary of the record's steps."""
+    end = {"peak_allocated_bytes": record["summary"]["peak_memory_gib"] * 2**30}
+    ranks = {rank: RankSamples({}, {}, end) for rank in range(record["identity"]["num_gpus"])}
+    summary = summarize([StepRecord(**step) for step in record["steps"]], ranks)
+    assert summary
+    return summary
 
 
 def row(path: Path) -> str:
     """One record as a line of the table; tokens/s only where the run was steady."""
     record = json.loads(path.read_text(encoding="utf-8"))
-    summary = record["summary"]
-    tokens, step_time, steady = summary["tokens_per_s_per_gpu"], summary["step_time_s"], summary["steady_state"]
+    summary = summary_of(record)
+    tokens, steady = summary.tokens_per_s_per_gpu, summary.steady_state
     fastest = min(step["step_time_s"] for step in record["steps"])
-    low, high = tokens["ci95"]
+    assert tokens.mean
+    assert tokens.ci95
+    assert summary.step_time_s.median
     cells = [
         f"[{path.stem}](main-job/{path.name})",
         str(record["identity"]["num_gpus"]),
         str(len(record["steps"])),
-        f"{1e3 * step_time['median']:,.0f} ms ({1e3 * fastest:,.0f} ms)",
-        f"{tokens['mean']:,.0f} ± {(high - low) / 2:,.0f}" if steady["is_steady"] else steady["why"],
-        f"{summary['peak_memory_gib']:.1f} GiB",
+        f"{1e3 * summary.step_time_s.median:,.0f} ms ({1e3 * fastest:,.0f} ms)",
+        f"{tokens.mean:,.0f} ± {(tokens.ci95[1] - tokens.ci95[0]) / 2:,.0f}" if steady.is_steady else steady.why,
+        f"{summary.peak_memory_gib:.1f} GiB",
     ]
     return f"| {' | '.join(cells)} |"
 

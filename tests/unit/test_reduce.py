@@ -75,3 +75,9 @@ def test_a_run_that_ends_inside_its_warm_up_has_no_summary(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 3, world=1)
     ranks = read_samples(tmp_path)
     assert summarize(step_records(ranks, warmup=5), ranks) is None
+
+
+def test_a_clock_that_stood_still_leaves_no_summary(tmp_path):
+    write_rank(tmp_path, 0, [0.5] * 20 + [0.0] + [0.5] * 20, world=1)
+    ranks = read_samples(tmp_path)
+    assert summarize(step_records(ranks, warmup=5), ranks) is None
