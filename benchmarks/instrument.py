@@ -1,20 +1,22 @@
-"""What cctrain's own instruments cost a training step on a GPU, and whether their numbers are true.
+"""What cctrain's instruments cost a training step, whether their numbers are true, and AutoModel's own beside them.
 
-Background: an instrument that slows the run it measures is useless, so the promise is at most 0.1 % of the step, no
-synchronization and no copy inside it, and stamps that agree with the wall clock and with torch.profiler.
+Background: an instrument that slows the run it measures is useless, so the promise is at most 0.1 % of the step on a
+GPU (1 % of a tiny one on CPU), no synchronization and no copy inside it, and stamps that agree with the wall clock
+(0.1 %) and with torch.profiler (1 %).
 
 One process builds a recipe with random weights and synthetic data and then
-- alternates blocks of steps of the bare recipe and of the instrumented one (order ABBA), each between two
-  synchronizations read on the host; the cost is the mean of the pairs' log ratios with a t interval;
-- times the instruments' host work by itself (marks, token counts) over a step's number of them;
-- counts CUDA calls of both kinds of steps with torch.profiler, by thread, and compares the profiler's times of the
-  stamp kernels with the stamps;
-- compares the sum of the stamped steps of every instrumented block with the host's clock.
+- takes blocks of steps in turn with no instrument, with cctrain's, and with AutoModel's Timers (at the places where its
+  benchmark recipe has them), each block between two synchronizations read on the host; an instrument's cost is the mean
+  of the rounds' log ratios to the bare block, with a t interval;
+- times cctrain's host work by itself (marks, token counts) over a step's number of them;
+- counts CUDA calls of bare and instrumented steps with torch.profiler, by thread, and compares the profiler's times of
+  the stamp kernels with the stamps;
+- compares what each instrument says of its own steps with tokens over wall time.
 
-    python benchmarks/instrument.py --micro-batch 4 --seq-len 256 --pairs 20 --block 8
-    python benchmarks/instrument.py --recipe tiny_llama_peft --micro-batch 2 --seq-len 128 --pairs 40    # on a CPU
+    python benchmarks/instrument.py --micro-batch 4 --seq-len 256 --rounds 20 --block 8
+    python benchmarks/instrument.py --recipe tiny_llama_peft --micro-batch 2 --seq-len 128 --rounds 40    # on a CPU
 
-One table, and as the last line one JSON object. The counts need a GPU with CC off (torch.profiler).
+Two tables, and as the last line one JSON object. The counts need a GPU with CC off (torch.profiler).
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from scipy.special import stdtrit
 
 from cctrain.engines import automodel
@@ -41,72 +45,117 @@ from cctrain.request.recipe import build_recipe, located
 from cctrain.samples import SampleFile
 
 RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+OURS, TIMERS = "cctrain's stamps", "AutoModel's Timers"
 COUNTED = ("Launch", "Memcpy", "Memset", "Synchronize", "EventRecord")
 
 
-class Bench:
-    """A recipe that can take instrumented and bare steps in turn."""
+class WithTimers:
+    """AutoModel's recipe with its own Timers around what its benchmark recipe puts them around."""
 
-    def __init__(self, recipe: str, micro_batch: int, seq_len: int, folder: Path) -> None:
+    timers: Any
+
+    def _run_train_optim_step(self, batches: Any, max_grad_norm: float | None = None) -> Any:
+        with self.timers("iteration", log_level=1):
+            log = super()._run_train_optim_step(batches, max_grad_norm)  # type: ignore[misc]
+            self.timers("optimizer", log_level=2).stop()
+        return log
+
+    def _forward_backward_step(self, idx: int, batch: Any, *, num_batches: int, **kwargs: Any) -> Any:
+        with self.timers(f"forward_backward_{idx}", log_level=2):
+            result = super()._forward_backward_step(idx, batch, num_batches=num_batches, **kwargs)  # type: ignore[misc]
+        if idx == num_batches - 1:
+            self.timers("optimizer", log_level=2).start()
+        return result
+
+
+class Bench:
+    """A recipe whose steps can be taken bare or under one of the instruments."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         config = compose_config(
             [
-                *(f"recipe={recipe}", "weights=random", "data=synthetic", f"data.seq_len={seq_len}"),
-                f"train.step_scheduler.local_batch_size={micro_batch}",
-                f"train.step_scheduler.global_batch_size={micro_batch}",
+                *(f"recipe={options.recipe}", "weights=random", "data=synthetic", f"data.seq_len={options.seq_len}"),
+                f"train.step_scheduler.local_batch_size={options.micro_batch}",
+                f"train.step_scheduler.global_batch_size={options.micro_batch * options.accumulate}",
                 "measure.steps=100000",
+                *options.override,
             ],
             build_recipe,
         )
         prepare_data(config.data, folder, is_vlm=False)
         (folder / "checkpoints").mkdir()
         self.recipe, self.observer = automodel.build(located(config.train, folder), SampleFile(folder / "rank0.jsonl"))
+        from nemo_automodel.components.training.timers import Timers
+
         self.recipe.setup()
         self.observer.thread.close()  # the benchmark reads the stamps itself
-        self.timed = type(self.recipe)
+        timed = type(self.recipe)
+        bare = timed.__mro__[2]
+        self.timers = Timers(log_level=2, log_option="minmax")
+        self.kinds = {"bare": bare, OURS: timed, TIMERS: type("Timed", (WithTimers, bare), {"timers": self.timers})}
         for part in self.recipe.model_parts:
             part.train()
         self.recipe.timestamp = time.perf_counter()  # AutoModel's loop sets it
         # A new epoch whenever the data end; the scheduler's own iterator ends with them.
         self.batches = itertools.chain.from_iterable(itertools.repeat(self.recipe.step_scheduler))
         self.observer.begin()
+        self.says: dict[str, list[float]] = {name: [] for name in ("AutoModel's tps", *self.kinds)}
+        """Tokens/s of single steps as each instrument has them; of blocks for the wall clock, under `bare`."""
 
-    def steps(self, count: int, *, is_timed: bool) -> float:
+    def steps(self, count: int, kind: str) -> float:
         """Take `count` steps between two synchronizations. Returns the host's seconds."""
-        object.__setattr__(self.recipe, "__class__", self.timed if is_timed else self.timed.__mro__[2])
+        object.__setattr__(self.recipe, "__class__", self.kinds[kind])
         torch.cuda.synchronize()
         begin = time.perf_counter()
-        if is_timed:
-            self.observer.timer.resume()
-        else:
-            self.observer.timer.pause()
+        (self.observer.timer.resume if kind == OURS else self.observer.timer.pause)()
         for _ in range(count):
             log = self.recipe._run_train_optim_step(next(self.batches), 1.0)  # noqa: SLF001
             self.recipe.log_train_metrics(log)
+            if kind == OURS:
+                self.says["AutoModel's tps"].append(log.metrics["tps_per_gpu"])
         torch.cuda.synchronize()
         return time.perf_counter() - begin
 
 
-def cost(bench: Bench, pairs: int, block: int) -> dict[str, Any]:
-    """Instrumented over bare step time minus one, with its interval; and stamps against wall time."""
-    logs, bare_s, stamped_s, wall_s = [], [], 0.0, 0.0
-    for pair in range(pairs):
-        seconds = {}
-        for is_timed in (True, False) if pair % 2 else (False, True):
-            seconds[is_timed] = bench.steps(block, is_timed=is_timed)
-            if is_timed:
-                stamped_s += sum(row["step_time_s"] for row in bench.observer.timer.finished())
-                wall_s += seconds[True]
-        logs.append(math.log(seconds[True] / seconds[False]))
-        bare_s.append(seconds[False] / block)
-    half = float(stdtrit(pairs - 1, 0.975)) * statistics.stdev(logs) / math.sqrt(pairs)
-    mean = statistics.fmean(logs)
-    return {
-        "bare_step_s": statistics.median(bare_s),
-        "num_steps_each": pairs * block,
-        "cost": math.expm1(mean),
-        "cost_ci95": [math.expm1(mean - half), math.expm1(mean + half)],
-        "stamps_over_wall": stamped_s / wall_s,
+def cost(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """Each instrument's step time over the bare one's minus one, with its interval; and stamps against wall time."""
+    tokens = options.micro_batch * options.accumulate * options.seq_len
+    wall_s: dict[str, list[float]] = {kind: [] for kind in bench.kinds}
+    stamped_s, orders = 0.0, list(itertools.permutations(bench.kinds))
+    bench.says = {name: [] for name in bench.says}
+    for number in range(options.rounds):
+        for kind in orders[number % len(orders)]:
+            wall_s[kind].append(bench.steps(options.block, kind))
+            if kind == OURS:
+                times = [row["step_time_s"] for row in bench.observer.timer.finished()]
+                stamped_s += sum(times)
+                bench.says[OURS] += [tokens / seconds for seconds in times]
+            elif kind == TIMERS:
+                iteration_s = bench.timers("iteration").elapsed()
+                bench.says[TIMERS].append(tokens * options.block / iteration_s)
+    bench.says["bare"] = [tokens * options.block / seconds for seconds in wall_s["bare"]]
+    result: dict[str, Any] = {
+        "bare_step_s": statistics.median(wall_s["bare"]) / options.block,
+        "num_steps_each": options.rounds * options.block,
+        "stamps_over_wall": stamped_s / sum(wall_s[OURS]),
     }
+    for kind, key in ((OURS, "cost"), (TIMERS, "timers_cost")):
+        logs = [math.log(one / bare) for one, bare in zip(wall_s[kind], wall_s["bare"], strict=True)]
+        half = float(stdtrit(len(logs) - 1, 0.975)) * statistics.stdev(logs) / math.sqrt(len(logs))
+        mean = statistics.fmean(logs)
+        result |= {key: math.expm1(mean), f"{key}_ci95": [math.expm1(mean - half), math.expm1(mean + half)]}
+    by_hand = tokens * options.rounds * options.block
+    true = {"AutoModel's tps": by_hand / sum(wall_s[OURS]), "bare": by_hand / sum(wall_s["bare"])}
+    true |= {kind: by_hand / sum(wall_s[kind]) for kind in (OURS, TIMERS)}
+    result["says"] = {
+        name: {
+            "median_tokens_per_s": statistics.median(values),
+            "harmonic_mean_tokens_per_s": statistics.harmonic_mean(values),
+            "wall_tokens_per_s": true[name],
+        }
+        for name, values in bench.says.items()
+    }
+    return result
 
 
 def host_work(bench: Bench, repeats: int = 2000) -> dict[str, float]:
@@ -128,54 +177,72 @@ def host_work(bench: Bench, repeats: int = 2000) -> dict[str, float]:
     }
 
 
-def profiled(bench: Bench, steps: int = 1) -> dict[str, Any]:
-    """CUDA calls a step by kind, bare and instrumented, in this thread; and stamps against the profiler's timeline."""
+def profiled(bench: Bench) -> dict[str, Any]:
+    """CUDA calls of a step by kind, bare and instrumented, in this thread; stamps against the profiler's timeline."""
     counts, result = {}, {}
-    for is_timed in (False, True):
-        bench.steps(1, is_timed=is_timed)
+    for kind in ("bare", OURS):
+        bench.steps(1, kind)
         bench.observer.timer.finished()
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profile:
-            bench.steps(steps, is_timed=is_timed)
-        kinds: Counter[str] = Counter()
+            bench.steps(1, kind)
+        names: Counter[str] = Counter()
         for event in profile.events():
-            kinds.update(kind for kind in COUNTED if kind in event.name and event.name.startswith("cu"))
-        counts[is_timed] = kinds
-        if is_timed:
-            rows = bench.observer.timer.finished()
-            starts = sorted(event.time_range.start for event in profile.events() if event.name == "_stamp")
-            starts = sorted(set(starts))
-            result["stamps_over_profiler"] = (
-                sum(row["step_time_s"] for row in rows) / ((starts[-1] - starts[0]) * 1e-6) if len(starts) > 1 else None
-            )
-    for kind in COUNTED:
-        result[f"{kind}_per_step_bare"] = counts[False][kind] / steps
-        result[f"{kind}_per_step_extra"] = (counts[True][kind] - counts[False][kind]) / steps
+            names.update(name for name in COUNTED if name in event.name and event.name.startswith("cu"))
+        counts[kind] = names
+    (row,) = bench.observer.timer.finished()
+    starts = sorted({event.time_range.start for event in profile.events() if event.name == "_stamp"})
+    result["stamps_over_profiler"] = row["step_time_s"] / ((starts[-1] - starts[0]) * 1e-6)
+    for name in COUNTED:
+        result[f"{name}_per_step_bare"] = counts["bare"][name]
+        result[f"{name}_per_step_extra"] = counts[OURS][name] - counts["bare"][name]
+    result["Launch_per_step_extra"] -= 1  # the one that begins the block and not a step
     return result
 
 
+def table(result: dict[str, Any]) -> Table:
+    """What each instrument says and costs."""
+    made = Table(title=f"{result['recipe']} {result['micro_batch']}x{result['seq_len']} on {result['device']}")
+    for name in ("instrument", "median tokens/s", "mean tokens/s", "mean over wall clock's", "its cost, 95 % interval"):
+        made.add_column(name, justify="left" if name == "instrument" else "right")
+    costs = {OURS: "cost", TIMERS: "timers_cost"}
+    for name, says in result["says"].items():
+        median, mean = says["median_tokens_per_s"], says["harmonic_mean_tokens_per_s"]
+        low, high = result.get(f"{costs.get(name)}_ci95", (0.0, 0.0))
+        cost_of = f"{result[costs[name]]:+.2%} ({low:+.2%} to {high:+.2%})" if name in costs else "-"
+        shown = {"bare": "wall clock, bare steps"}.get(name, name)
+        made.add_row(shown, f"{median:,.0f}", f"{mean:,.0f}", f"{mean / says['wall_tokens_per_s']:.4f}", cost_of)
+    return made
+
+
 def main() -> None:
-    """Measure, print a table, end with one JSON line."""
+    """Measure, print the tables, end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="llama8b_peft")
     parser.add_argument("--micro-batch", type=int, default=4)
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step")
     parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--block", type=int, default=8)
+    parser.add_argument("override", nargs="*", help="further overrides of the recipe, as of python -m cctrain")
     options = parser.parse_args()
     os.environ.update(RANK_OF_ONE)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options.recipe, options.micro_batch, options.seq_len, Path(folder))
-        bench.steps(10, is_timed=True)
+        bench = Bench(options, Path(folder))
+        bench.steps(10, OURS)
+        bench.steps(2, TIMERS)
         bench.observer.timer.finished()
+        bench.timers("iteration").elapsed()
         is_gpu = torch.cuda.is_available()
         result: dict[str, Any] = {"device": torch.cuda.get_device_name() if is_gpu else "cpu", **vars(options)}
-        for part in (host_work(bench), cost(bench, options.pairs, options.block), profiled(bench) if is_gpu else {}):
+        for part in (host_work(bench), cost(bench, options), profiled(bench) if is_gpu else {}):
             print(part, flush=True)
             result |= part
-    result["cost_by_count"] = (4 * result["mark_us"] + result["count_tokens_us"]) * 1e-6 / result["bare_step_s"]
+    marks = 4 + 2 * (options.accumulate - 1)
+    result["cost_by_count"] = (marks * result["mark_us"] + result["count_tokens_us"]) * 1e-6 / result["bare_step_s"]
     for name, value in result.items():
         print(f"{name:28} {value}")
+    Console(width=120).print(table(result))
     print(json.dumps(result), flush=True)
     os._exit(0)  # AutoModel's exit handlers wait for process groups that have no peers here
 

@@ -30,7 +30,8 @@ settings
                     jsonl, with data.path=FILE data.question=COLUMN data.answer=COLUMN [data.image=COLUMN]
                     synthetic, with data.lengths=fixed|squad
   data.seq_len=     tokens a sample
-  measure.warmup=   steps set aside            measure.steps=   steps measured
+  measure=          steady  seed (what AutoModel itself prints, as the published post took it, beside ours)
+  measure.warmup=   steps set aside            measure.steps=   steps measured; auto: until the interval is narrow
   launch.nproc_per_node=   ranks, one a GPU
   train.KEY=        any key of the AutoModel recipe; +train.KEY= adds one, ~train.KEY drops one
   run_root=         where run directories go (runs/)

@@ -12,6 +12,8 @@ from typing import Any
 
 from cctrain.errors import RequestError
 
+AUTO = "auto"
+
 
 class CcMode(Enum):
     """What the user expects of the machine. The mode that goes into the record is the one observed."""
@@ -51,6 +53,13 @@ class DataKind(Enum):
     synthetic = "synthetic"
     squad = "squad"
     medpix = "medpix"
+
+
+class MeasureKind(Enum):
+    """Which figures a run gives."""
+
+    steady = "steady"
+    seed = "seed"
 
 
 class Lengths(Enum):
@@ -145,10 +154,16 @@ class DataConfig:
 class MeasureConfig:
     """How the run is measured."""
 
+    kind: MeasureKind = MeasureKind.steady
+    """steady: of the steady steps. seed: the seed post's figure, what AutoModel itself prints, beside them."""
     warmup: int = 10
     """Steps set aside at the start (compilation, autotuning, clocks)."""
-    steps: int = 100
-    """Steps measured after the warm-up."""
+    steps: int | str = 100
+    """Steps measured after the warm-up; auto: until the interval is narrow enough."""
+    half_width: float = 0.0025
+    """steps=auto: half-width of the step time's 95 % interval to stop at, as a fraction of the mean."""
+    max_steps: int = 1000
+    """steps=auto: the most steps measured."""
     validation: bool = False
     """Keep the recipe's validation; its time belongs to no step."""
     checkpoint: bool = False
@@ -161,11 +176,25 @@ class MeasureConfig:
     def __post_init__(self) -> None:
         if self.warmup < 0:
             raise RequestError(f"measure.warmup={self.warmup}: allowed is 0 or more steps")
-        if self.steps < 1:
-            raise RequestError(f"measure.steps={self.steps}: allowed is 1 or more steps")
+        if self.steps != AUTO and (isinstance(self.steps, str) or self.steps < 1):
+            raise RequestError(f"measure.steps={self.steps}: allowed is a whole number from 1, or auto")
+        if not 0 < self.half_width < 1:
+            raise RequestError(f"measure.half_width={self.half_width}: allowed is a fraction of the mean, as 0.0025")
+        if self.max_steps < 1:
+            raise RequestError(f"measure.max_steps={self.max_steps}: allowed is 1 or more steps")
         for key in ("setup_timeout_s", "step_timeout_s"):
             if not getattr(self, key) > 0:
                 raise RequestError(f"measure.{key}={getattr(self, key)}: allowed is more than 0 seconds")
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the measured steps decide when there are enough."""
+        return self.steps == AUTO
+
+    @property
+    def most_steps(self) -> int:
+        """The most steps that are measured."""
+        return self.max_steps if self.is_auto else int(self.steps)
 
 
 @dataclass

@@ -33,6 +33,7 @@ class Rank:
     start: dict[str, Any]
     data_rank: int = 0
     last_step: dict[str, Any] | None = None
+    step_times_s: list[float] = field(default_factory=list)
     end: dict[str, Any] | None = None
 
 
@@ -118,6 +119,7 @@ class Follower:
             self.ranks[rank].end = line
         elif "step" in line:
             self.ranks[rank].last_step = line
+            self.ranks[rank].step_times_s.append(float(line["step_time_s"]))
 
     def _world(self) -> int:
         return next(iter(self.ranks.values())).start["world_size"] if self.ranks else 0

@@ -9,35 +9,46 @@ IGNORED_LABEL = -100
 """Label of a token that no loss is taken on (torch's and AutoModel's default)."""
 
 
-def count_tokens(batches: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Tokens and images of one rank's micro-batches of a step.
+def count_tokens(batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Tokens and images of one rank's micro-batches of a step. Tensors are on the CPU, of shape (batch, sequence).
 
-    padded: what the device computes. real: without padding, from the batch's mask; padded where it has none.
-    label: those that a loss is taken on. Tensors are on the CPU, of shape (batch, sequence).
+    padded_tokens: what the device computes. real_tokens: without padding, from the batch's mask; padded where it has
+    none. label_tokens: those that a loss is taken on. rows: of every row its padded length and its documents' lengths.
+    patches: of every image its padded and its real number of patches, where it comes cut into patches.
     """
-    counts = {"padded_tokens": 0, "real_tokens": 0, "label_tokens": 0, "num_images": 0}
+    counts: dict[str, Any] = {"padded_tokens": 0, "real_tokens": 0, "label_tokens": 0, "num_images": 0}
+    counts |= {"rows": [], "patches": []}
     for batch in batches:
         labels = batch["labels"]
         ids = batch.get("input_ids")
-        padded = int((labels if ids is None else ids).numel())
-        counts["padded_tokens"] += padded
-        counts["real_tokens"] += _real_tokens(batch, padded)
+        shape = (labels if ids is None else ids).shape
+        padded = int(shape[-1])
+        documents = _document_lengths(batch) or [[padded]] * int(shape[0] if len(shape) > 1 else 1)
+        counts["padded_tokens"] += padded * len(documents)
+        counts["real_tokens"] += sum(map(sum, documents))
         counts["label_tokens"] += int((labels != IGNORED_LABEL).sum())
         counts["num_images"] += _num_images(batch)
+        counts["rows"] += [[padded, lengths] for lengths in documents]
+        counts["patches"] += _patches(batch)
     return counts
 
 
-def _real_tokens(batch: Mapping[str, Any], padded: int) -> int:
-    mask = batch.get("attention_mask")
-    if mask is not None and mask.ndim == 2:
-        return int((mask != 0).sum())
-    mask = batch.get("padding_mask")
-    if mask is not None:
-        return padded - int(mask.sum())
+def _document_lengths(batch: Mapping[str, Any]) -> list[list[int]] | None:
+    """Of every row, how long the documents in it are; several where rows are packed. None where nothing says so."""
     lengths = batch.get("seq_lens")
-    if lengths is not None:  # packed: lengths of the documents, filled up with a negative number
-        return int(lengths[lengths > 0].sum())
-    return padded
+    if lengths is not None:  # packed: filled up with a negative number
+        return [[length for length in row if length > 0] for row in lengths.tolist()]
+    ids = batch.get("_packed_seq_ids")
+    mask = batch.get("attention_mask") if ids is None else ids
+    if mask is not None and mask.ndim == 4:  # who sees whom, of shape (batch, 1, sequence, sequence)
+        mask = mask[:, 0].diagonal(0, 1, 2)
+    if mask is None and batch.get("padding_mask") is not None:
+        mask = ~batch["padding_mask"]
+    if mask is None or mask.ndim != 2:
+        return None
+    if mask.max() > 1:  # documents are numbered from 1 in each row, padding is 0
+        return [[count for count in row.bincount().tolist()[1:] if count] for row in mask]
+    return [[length] for length in mask.sum(1).tolist()]
 
 
 def _num_images(batch: Mapping[str, Any]) -> int:
@@ -46,3 +57,11 @@ def _num_images(batch: Mapping[str, Any]) -> int:
         return int(per_sample.sum())
     pixels = batch.get("pixel_values")
     return 0 if pixels is None or not hasattr(pixels, "shape") else int(pixels.shape[0])
+
+
+def _patches(batch: Mapping[str, Any]) -> list[list[int]]:
+    """Gemma 4's pixels are of shape (image, patch, pixel); a patch at a negative position is padding."""
+    pixels, positions = batch.get("pixel_values"), batch.get("image_position_ids")
+    if pixels is None or positions is None or pixels.ndim != 3:
+        return []
+    return [[int(pixels.shape[1]), real] for real in (positions[:, :, 0] >= 0).sum(1).tolist()]

@@ -2,6 +2,8 @@
 
 History of the format:
   1  first version: mode, identity, platform, steps, summary
+  2  steps: begin of each rank, micro-batches, FLOPs, what the engine itself says; summary: MFU, HFU, energy, memory of
+     each rank, straggler, seed; gpu_state
 
 Times are seconds. Tokens of a step are sums over data-parallel ranks, so that tensor- and pipeline-parallel ranks,
 which see the same samples, count them once.
@@ -15,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +29,15 @@ class StepRecord:
     step_time_s: float
     """Of the slowest rank: a step ends when its last rank ends."""
     rank_step_time_s: tuple[float, ...]
+    rank_begin_s: tuple[float, ...] | None = None
+    """Unix time at which each rank began the step (its GPU's clock, set by the host's once at the start)."""
     data_wait_s: float
     """Host time blocked on the dataloader inside step_time_s, of the rank that waited longest."""
     phases_s: dict[str, float] | None
-    """forward, backward, optimizer (clipping, schedule and loss readback included) and other, of the slowest rank."""
+    """data_wait, forward, backward, optimizer (clipping, schedule and loss readback included) and other, of the slowest
+    rank; those of every rank are in samples/."""
+    micro_batches_s: dict[str, list[float]] | None = None
+    """The parts of the phases that came several times in the step, in their order."""
     padded_tokens: int
     """What the GPUs compute, padding included."""
     real_tokens: int
@@ -38,6 +45,14 @@ class StepRecord:
     label_tokens: int
     """Those that a loss is taken on."""
     num_images: int
+    model_flops: float | None = None
+    """What the real tokens and patches need, all GPUs together; null for an unknown architecture. See flops.py."""
+    hardware_flops: float | None = None
+    """The same with padding and recomputation."""
+    engine_tokens: int | None = None
+    """What the engine itself counts as the step's tokens."""
+    engine_tokens_per_s_per_gpu: float | None = None
+    """What the engine itself prints for the step, by its own clock and count."""
     loss: float | None
     """null where it was not a number."""
     is_warmup: bool
@@ -49,7 +64,7 @@ class Estimate:
 
     median: float | None
     mean: float | None
-    """Total over total: for a rate, tokens of all steps over their time."""
+    """Total over total: for a rate, tokens of all steps over the time that the slowest rank took for them all."""
     ci95: tuple[float, float] | None
     """95 % interval of the mean from within-run noise; null where there are too few steps."""
 
@@ -66,6 +81,34 @@ class SteadyState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Straggler:
+    """The rank that is last more often than chance allows."""
+
+    rank: int
+    share: float
+    """Fraction of the steady steps in which this rank was the last."""
+    cost_s: float
+    """Mean time per step that the next slowest rank waited for it."""
+    phase: str
+    """The phase in which it most often fell behind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seed:
+    """The seed post's figure beside ours."""
+
+    tokens_per_s_per_gpu: float
+    """Median of what the engine printed from its step 10 on."""
+    first_step: int
+    num_steps: int
+    engine_version: str | None
+    over_ours: float
+    """It over our mean of padded tokens/s/GPU."""
+    why: str
+    """One sentence: where the difference comes from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What the run reached."""
 
@@ -76,11 +119,23 @@ class Summary:
     label_tokens_per_s_per_gpu: float | None
     first_loss: float | None
     last_loss: float | None
-    peak_memory_gib: float | None
+    peak_memory_gib: float | None = None
     """Largest of the ranks, allocated by torch; null on CPU or where a rank ended early."""
+    rank_peak_memory_gib: dict[str, list[float]] | None = None
+    """Of each rank, `allocated` by torch and `reserved` from the driver."""
     mfu: float | None
-    joules_per_token: float | None
+    """Model FLOPs utilization, 0 to 1: model_flops over time and the datasheet's dense BF16 peak; null where either is
+    unknown."""
+    hfu: float | None = None
+    """The same of hardware_flops."""
+    peak_flops_per_s: float | None = None
+    """The datasheet's peak of one GPU that mfu and hfu are relative to."""
+    joules_per_token: float | None = None
+    """Energy of the ranks' GPUs over the steady steps, by the driver's counters, per real token."""
+    straggler: Straggler | None = None
     steady_state: SteadyState
+    seed: Seed | None = None
+    """With measure=seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +159,8 @@ class RunRecord:
     notes: tuple[str, ...]
     steps: tuple[StepRecord, ...]
     summary: Summary | None
+    gpu_state: dict[str, Any] | None = None
+    """Clocks, temperature, power and throttle reasons over the steady steps; null without GPUs."""
     crossings: dict[str, Any] | None = None
     schema_version: int = SCHEMA_VERSION
 

@@ -6,15 +6,17 @@ crash leaves whole steps only.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cctrain import stats
+from cctrain import flops, stats
 from cctrain.records import Estimate, SteadyState, StepRecord, Summary
 from cctrain.samples import parse_line
+from cctrain.straggler import find_straggler
 
 _GIB = 2**30
 
@@ -47,50 +49,100 @@ def rank_samples(lines: Sequence[dict[str, Any]]) -> RankSamples:
     return RankSamples({**lines[0], **ready}, steps, end)
 
 
-def step_records(ranks: Mapping[int, RankSamples], warmup: int) -> tuple[StepRecord, ...]:
-    """The steps that every rank finished, oldest first; the first `warmup` of them are warm-up."""
+def step_records(
+    ranks: Mapping[int, RankSamples], warmup: int, recipe: Mapping[str, Any] | None = None
+) -> tuple[StepRecord, ...]:
+    """The steps that every rank finished, oldest first; the first `warmup` of them are warm-up.
+
+    FLOPs are counted as the AutoModel `recipe` trains, and left out without one.
+    """
     if not ranks or len(ranks) < next(iter(ranks.values())).start["world_size"]:
         return ()
     finished = set.intersection(*(set(rank.steps) for rank in ranks.values()))
+    ordered = [ranks[rank] for rank in sorted(ranks)]
+    count = _flops_counter(ordered, recipe)
     return tuple(
-        _step_record(step, [ranks[rank] for rank in sorted(ranks)], is_warmup=index < warmup)
-        for index, step in enumerate(sorted(finished))
+        _step_record(step, ordered, count, is_warmup=index < warmup) for index, step in enumerate(sorted(finished))
     )
 
 
-def _step_record(step: int, ranks: Sequence[RankSamples], *, is_warmup: bool) -> StepRecord:
+_CountFlops = Callable[[Iterable[dict[str, Any]]], tuple[float | None, float | None]]
+
+
+def _flops_counter(ranks: Sequence[RankSamples], recipe: Mapping[str, Any] | None) -> _CountFlops:
+    """Model and hardware FLOPs of the rows of one step, by what the first rank says of its model."""
+    config = ranks[0].start.get("model_config")
+    shape = flops.shape_of(config) if config else None
+    training = flops.training_of(recipe) if recipe else None
+    is_eager = recipe is not None and recipe["model"].get("attn_implementation") == "eager"
+    computed = flops.Savings(causal=False, window=False, packing=False) if is_eager else flops.Savings()
+
+    def count(rows: Iterable[dict[str, Any]]) -> tuple[float | None, float | None]:
+        if not shape or not training:
+            return None, None
+        model = hardware = 0.0
+        for row in rows:
+            padded, documents = [list(part) for part in zip(*row["rows"], strict=True)]
+            patches = [list(part) for part in zip(*row.get("patches", []), strict=True)] or [[], []]
+            sequences = flops.Sequences(padded, documents, *patches)
+            model += flops.model_flops(shape, training, sequences)
+            hardware += flops.hardware_flops(shape, training, sequences, computed)
+        return model, hardware
+
+    return count
+
+
+def _step_record(step: int, ranks: Sequence[RankSamples], count_flops: _CountFlops, *, is_warmup: bool) -> StepRecord:
     rows = [rank.steps[step] for rank in ranks]
     times = [float(row["step_time_s"]) for row in rows]
     slowest = max(range(len(rows)), key=times.__getitem__)
+    # Ranks that share their samples, as tensor-parallel ones do, count them once.
     data_rows = {rank.start["data_rank"]: row for rank, row in zip(ranks, rows, strict=True)}.values()
+    model_flops, hardware_flops = count_flops(data_rows)
     return StepRecord(
         step=step,
         step_time_s=times[slowest],
         rank_step_time_s=tuple(times),
+        rank_begin_s=tuple(row["begin_s"] for row in rows),
         data_wait_s=max(float(row["data_wait_s"]) for row in rows),
         phases_s=rows[slowest].get("phases_s"),
+        micro_batches_s=rows[slowest].get("micro_batches_s"),
         padded_tokens=sum(row["padded_tokens"] for row in data_rows),
         real_tokens=sum(row["real_tokens"] for row in data_rows),
         label_tokens=sum(row["label_tokens"] for row in data_rows),
         num_images=sum(row["num_images"] for row in data_rows),
+        model_flops=model_flops,
+        hardware_flops=hardware_flops,
+        engine_tokens=rows[0].get("engine_tokens"),
+        engine_tokens_per_s_per_gpu=rows[0].get("engine_tokens_per_s_per_gpu"),
         loss=rows[0].get("loss"),
         is_warmup=is_warmup,
     )
 
 
-def summarize(steps: Sequence[StepRecord], ranks: Mapping[int, RankSamples]) -> Summary | None:
-    """What the measured steps reached; None where there are none, or a clock that stood still."""
+def measured_steps(steps: Sequence[StepRecord]) -> list[StepRecord]:
+    """Those after the warm-up, from which a summary is made; none where a clock stood still or went backwards."""
     measured = [step for step in steps if not step.is_warmup]
-    if not measured or not all(step.step_time_s > 0 for step in measured):
+    return measured if all(is_sound(step) for step in measured) else []
+
+
+def is_sound(step: StepRecord) -> bool:
+    """Whether the clock went forward through the step and each of its phases."""
+    return step.step_time_s > 0 and all(span >= 0 for span in (step.phases_s or {}).values())
+
+
+def summarize(steps: Sequence[StepRecord], world: int, gpu_name: str | None) -> Summary | None:
+    """What the measured steps of `world` ranks reached; None where there are none, or a clock that went backwards."""
+    measured = measured_steps(steps)
+    if not measured:
         return None
     found = stats.find_steady([step.step_time_s for step in measured])
     steady = measured[found.cut :]
-    world = len(ranks)
-    seconds = sum(step.step_time_s for step in steady)
-    interval = stats.batch_means([step.step_time_s for step in steady])
-    padded = sum(step.padded_tokens for step in steady)
-    rate = padded / seconds / world
-    peaks = [rank.end.get("peak_allocated_bytes") if rank.end else None for rank in ranks.values()]
+    times = _longest([step.rank_step_time_s for step in steady])
+    seconds = sum(times)
+    interval = stats.batch_means(times)
+    rate = sum(step.padded_tokens for step in steady) / seconds / world
+    peak = flops.peak_flops(gpu_name) if gpu_name else None
     losses = [step.loss for step in steps]
     return Summary(
         step_time_s=Estimate(
@@ -108,11 +160,46 @@ def summarize(steps: Sequence[StepRecord], ranks: Mapping[int, RankSamples]) -> 
         label_tokens_per_s_per_gpu=sum(step.label_tokens for step in steady) / seconds / world,
         first_loss=losses[0],
         last_loss=losses[-1],
-        peak_memory_gib=max(p for p in peaks if p is not None) / _GIB if all(p is not None for p in peaks) else None,
-        mfu=None,
-        joules_per_token=None,
+        mfu=_utilization([step.model_flops for step in steady], seconds * world, peak),
+        hfu=_utilization([step.hardware_flops for step in steady], seconds * world, peak),
+        peak_flops_per_s=peak,
         steady_state=_steady_state(measured, found),
     )
+
+
+def _longest(steps: Sequence[Sequence[float]]) -> Sequence[float]:
+    """The step times of the rank that took longest for all `steps` (of every rank) together.
+
+    Each rank's times add up to the wall time. The maxima of the single steps add up to more: a rank that ends one step
+    late begins the next one late.
+    """
+    return max(zip(*steps, strict=True), key=sum)
+
+
+def _utilization(counts: Sequence[float | None], gpu_seconds: float, peak: float | None) -> float | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) / gpu_seconds / peak if peak and len(known) == len(counts) else None
+
+
+def of_the_ranks(summary: Summary, steps: Sequence[StepRecord], ranks: Mapping[int, RankSamples]) -> Summary:
+    """`summary` with what only the ranks' samples say: their memory, and which of them the others wait for."""
+    steady = [step.step for step in steps if step.step >= summary.steady_state.first_step]
+    phases = [[ranks[rank].steps[step]["phases_s"] for rank in sorted(ranks)] for step in steady]
+    memory = _memory_gib(ranks)
+    return dataclasses.replace(
+        summary,
+        peak_memory_gib=max(memory["allocated"]) if memory else None,
+        rank_peak_memory_gib=memory,
+        straggler=find_straggler(phases),
+    )
+
+
+def _memory_gib(ranks: Mapping[int, RankSamples]) -> dict[str, list[float]] | None:
+    """Peaks of each rank; None on CPU, or where a rank ended early."""
+    ends = [ranks[rank].end or {} for rank in sorted(ranks)]
+    if any(end.get("peak_allocated_bytes") is None for end in ends):
+        return None
+    return {name: [end[f"peak_{name}_bytes"] / _GIB for end in ends] for name in ("allocated", "reserved")}
 
 
 def _around(mean: float, half_width: float | None) -> tuple[float, float] | None:
@@ -122,12 +209,13 @@ def _around(mean: float, half_width: float | None) -> tuple[float, float] | None
 def _steady_state(measured: Sequence[StepRecord], found: stats.Steady) -> SteadyState:
     first, num_steps = measured[found.cut].step, len(measured) - found.cut
     if num_steps < stats.MIN_STEPS:
-        why = f"not steady, because only {num_steps} steps were measured and {stats.MIN_STEPS} are needed"
+        plural = "s were" if num_steps > 1 else " was"
+        why = f"not steady, because only {num_steps} step{plural} measured and {stats.MIN_STEPS} are needed"
     elif found.shift:
         step = measured[found.shift.index].step
         why = f"not steady, because step times changed by {found.shift.change:+.1%} at step {step} and stayed there"
     elif found.is_settling:
-        why = f"not steady, because step times still settle after {found.cut} measured steps; raise measure.warmup"
+        why = "not steady, because step times drift through the run; raise measure.warmup if it is warm-up"
     else:
         why = f"steady from step {first}: {measured[0].step - 1} of warm-up, {found.cut or 'no'} more by MSER-5"
     return SteadyState(first_step=first, num_steps=num_steps, is_steady=why.startswith("steady"), why=why)

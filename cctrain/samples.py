@@ -13,6 +13,8 @@ from cctrain.records import finite
 
 _FLUSH_S = 0.5
 """A step is on disk at most this long after the device finished it, so that a crash loses no more."""
+STOP_FILE = "stop.json"
+"""In the run directory: the parent has measured enough, and why."""
 
 
 def parse_line(line: str) -> dict[str, Any] | None:
@@ -28,6 +30,7 @@ class SampleFile:
     """Append-only lines; each goes out in one write, so that a reader sees whole lines."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._writing = threading.Lock()
 
@@ -41,10 +44,12 @@ class SampleFile:
 
 
 class SampleThread:
-    """Writes the steps that `finished` yields every half second, beside the training thread."""
+    """Every half second, beside the training thread: writes the steps that `finished` yields, and calls `on_tick`."""
 
-    def __init__(self, finished: Callable[[], list[dict[str, Any]]], file: SampleFile) -> None:
-        self._finished, self._file = finished, file
+    def __init__(
+        self, finished: Callable[[], list[dict[str, Any]]], file: SampleFile, on_tick: Callable[[], None]
+    ) -> None:
+        self._finished, self._file, self._on_tick = finished, file, on_tick
         self._stopping = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="cctrain-samples", daemon=True)
@@ -64,6 +69,7 @@ class SampleThread:
     def _run(self) -> None:
         while not self._stopping.wait(_FLUSH_S) and not self._error:
             self._write()
+            self._on_tick()
 
     def _write(self) -> None:
         try:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -20,8 +21,9 @@ import yaml
 from cctrain import in_job, launcher, rundir
 from cctrain.config import Config
 from cctrain.errors import RequestError, RunError
-from cctrain.follow import Follower
+from cctrain.follow import Follower, Rank
 from cctrain.platform import cc, gpu, host
+from cctrain.platform.telemetry import Telemetry
 from cctrain.records import RunRecord, finite
 from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout, smallest_world
@@ -73,7 +75,7 @@ def _run(arguments: list[str]) -> int:
     _finish_abandoned(run_root)
     starter = in_job.first_rank(os.environ)
     request = _check(config, world=starter.world if starter else None)
-    expected = {"warmup": config.measure.warmup, "steps": config.measure.steps, "ranks": request.num_ranks}
+    expected = {"warmup": config.measure.warmup, "steps": config.measure.most_steps, "ranks": request.num_ranks}
     run_dir = rundir.create(run_root, config.recipe.name, request.mode, expected)
     # A scheduler's SIGTERM and a closed terminal end the run like a Ctrl-C: as a partial record.
     for stop in (signal.SIGTERM, signal.SIGHUP):
@@ -222,12 +224,24 @@ def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None) -
         else:
             command = launcher.worker_command(request.num_ranks, run_dir)
             process = launcher.launch(command, run_dir / "logs" / "torchrun.log", request.environment)
-        with Progress(measure.warmup + measure.steps, request.num_ranks) as progress:
+        num_gpus = 0 if request.is_cpu else min(request.num_ranks, len(request.gpus.names))
+        with (
+            Progress(measure.warmup + measure.most_steps, request.num_ranks) as progress,
+            Telemetry(run_dir, num_gpus),
+        ):
+
+            def on_step(ranks: Mapping[int, Rank]) -> None:
+                progress.update(ranks)
+                if measure.is_auto:
+                    from cctrain.enough import stop_when_enough
+
+                    stop_when_enough(run_dir, measure, ranks)
+
             if process:
-                return follower.follow(process.poll, progress.update)
+                return follower.follow(process.poll, on_step)
             assert starter
             # With the first rank gone before it trains, nothing will come.
-            return follower.follow(lambda: 1 if starter.is_gone() else None, progress.update, is_ours=False)
+            return follower.follow(lambda: 1 if starter.is_gone() else None, on_step, is_ours=False)
     finally:
         _ignore_stops()
         follower.end_ranks(process)
@@ -238,9 +252,8 @@ def _finish(request: _Request, run_dir: Path, failure: str | None) -> int:
     from cctrain import finish
     from cctrain.report import table
 
-    measure = request.config.measure
     try:
-        record = finish.finish_record(run_dir, failure, measure.warmup, measure.steps)
+        record = finish.finish_record(run_dir, failure)
     except OSError as error:
         has_record = (run_dir / "run.json").exists()
         later = "The samples are whole: the next cctrain finishes the record once there is room" if has_record else ""

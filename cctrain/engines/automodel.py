@@ -8,6 +8,7 @@ launches, and two for each further micro-batch.
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
 import signal
@@ -19,7 +20,7 @@ import torch
 
 from cctrain.engines import images
 from cctrain.metrics import count_tokens
-from cctrain.samples import SampleFile, SampleThread
+from cctrain.samples import STOP_FILE, SampleFile, SampleThread
 from cctrain.timing.clock import HostClock, StepClock
 from cctrain.timing.timer import StepTimer
 
@@ -41,7 +42,7 @@ def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
     recipe, observer = build(config["train"], samples)
     recipe.setup()
     recipe.run_train_validation_loop()
-    return {"peak_allocated_bytes": observer.peak_bytes}
+    return observer.memory()
 
 
 def build(train: dict[str, Any], samples: SampleFile) -> tuple[Any, Observer]:
@@ -125,8 +126,7 @@ class Observer:
 
     def __init__(self, samples: SampleFile) -> None:
         self._samples = samples
-        self.peak_bytes: int | None = None
-        """Most memory that torch's allocator held in a step, None on CPU."""
+        self._peak_bytes = 0
         self.timer: StepTimer
         self.loader: _TimedLoader
         self.thread: SampleThread
@@ -138,8 +138,16 @@ class Observer:
         self.loader = recipe.step_scheduler.dataloader = _TimedLoader(recipe.step_scheduler.dataloader)
         if not recipe.pp_enabled:
             recipe.model_parts[0].register_forward_hook(lambda *_: self.timer.phase_end("forward"))
-        self._samples.write({"event": "ready", "data_rank": recipe._get_dp_rank(), "clock": clock.name})
-        self.thread = SampleThread(self.timer.finished, self._samples)
+        self._samples.write(
+            {
+                "event": "ready",
+                "data_rank": recipe._get_dp_rank(),
+                "data_ranks": recipe._get_dp_group_size(),
+                "clock": clock.name,
+                "model_config": _model_config(recipe.model_parts[0]),
+            }
+        )
+        self.thread = SampleThread(self.timer.finished, self._samples, lambda: _stop_if_asked(recipe, self._samples))
 
     def begin(self) -> None:
         """Training begins: what came before belongs to no step, and its memory to no peak."""
@@ -153,21 +161,59 @@ class Observer:
         what was queued (a collective whose peer is gone), so only a complete run waits for it."""
         if is_complete and torch.cuda.is_available():
             torch.cuda.synchronize()
-            # For the ranks on which AutoModel does not reset the counter.
-            self.peak_bytes = max(self.peak_bytes or 0, torch.cuda.max_memory_allocated())
         self.thread.close()
         if is_complete:
             self.thread.check()
 
-    def step_end(self, log: Any, counts: dict[str, int]) -> None:
+    def memory(self) -> dict[str, int | None]:
+        """Peaks of torch's allocator on this rank, None on CPU, and how often it had to free its cache to go on."""
+        if not torch.cuda.is_available():
+            return {"peak_allocated_bytes": None, "peak_reserved_bytes": None, "num_alloc_retries": None}
+        stats = torch.cuda.memory_stats()
+        return {
+            # AutoModel's main rank resets the counter after each step, the others never.
+            "peak_allocated_bytes": max(self._peak_bytes, stats["allocated_bytes.all.peak"]),
+            # Reset with the other, but what is reserved stays so, unless the cache had to be freed.
+            "peak_reserved_bytes": stats["reserved_bytes.all.peak"],
+            "num_alloc_retries": stats["num_alloc_retries"],
+        }
+
+    def step_end(self, log: Any, counts: dict[str, Any]) -> None:
         """A step is over. Raises LossNotFiniteError, and what the samples' thread ran into."""
-        step, loss = log.step + 1, float(log.metrics["loss"])
-        if log.metrics["mem"]:  # in GiB; AutoModel's main rank resets the counter after each step
-            self.peak_bytes = max(self.peak_bytes or 0, int(log.metrics["mem"] * 2**30))
-        self.timer.step_end("optimizer", step=step, loss=loss, data_wait_s=self.loader.take_wait_s(), **counts)
+        metrics = log.metrics
+        step, loss = log.step + 1, float(metrics["loss"])
+        self._peak_bytes = max(self._peak_bytes, int(metrics["mem"] * 2**30))
+        self.timer.step_end(
+            "optimizer",
+            data_wait_s=self.loader.take_wait_s(),
+            step=step,
+            loss=loss,
+            engine_tokens=metrics["num_tokens_per_step"],
+            engine_tokens_per_s_per_gpu=metrics["tps_per_gpu"],
+            **counts,
+        )
         self.thread.check()
         if not math.isfinite(loss):
             raise LossNotFiniteError(f"the loss of step {step} is {loss}; is train.optimizer.lr too high?")
+
+
+def _model_config(model: Any) -> dict[str, Any] | None:
+    """The model's own configuration, with whatever the recipe changed in it."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "to_dict"):
+        return None
+    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
+    return plain
+
+
+def _stop_if_asked(recipe: Any, samples: SampleFile) -> None:
+    """End the training with the step under way where the parent says that enough is measured.
+
+    AutoModel's poll for SIGTERM, a collective that it makes each step anyway, tells the other ranks, so that all end
+    with the same step.
+    """
+    if (samples.path.parent.parent / STOP_FILE).exists():
+        recipe.step_scheduler.sig_handler._signal_received = True
 
 
 class TimedRecipe:

@@ -39,7 +39,7 @@ def observe() -> Gpus:
 
 def _read() -> Gpus:
     with _shut_down():
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in _visible(pynvml.nvmlDeviceGetCount())]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in visible_indices(pynvml.nvmlDeviceGetCount())]
         return Gpus(
             names=tuple(_text(pynvml.nvmlDeviceGetName(handle)) for handle in handles),
             memory_gib=tuple(round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30, 1) for handle in handles),
@@ -56,7 +56,7 @@ def _shut_down() -> Iterator[None]:
         pynvml.nvmlShutdown()
 
 
-def _visible(count: int) -> list[int]:
+def visible_indices(count: int) -> list[int]:
     """Indices that CUDA_VISIBLE_DEVICES leaves; names (UUIDs, MIG) are counted, not looked up."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:

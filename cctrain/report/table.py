@@ -46,15 +46,72 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
             ("step time", f"{_seconds(time['median'])} median, {_with_interval(time, _seconds)} mean"),
             ("tokens/s/GPU, padded", _with_interval(tokens, lambda value: f"{value:,.0f}")),
             ("tokens/s/GPU, real", f"{summary['real_tokens_per_s_per_gpu']:,.0f}"),
+            *_utilization(summary),
         ]
     rows += [
         ("steady state", steady["why"]),
         ("phases, share of a step", _phases(record["steps"], steady["first_step"])),
+        *_straggler(summary["straggler"], time["mean"]),
         ("loss, first to last step", f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}"),
+        *_gpus(summary, record["gpu_state"]),
+        *_seed(summary["seed"]),
     ]
-    if summary["peak_memory_gib"] is not None:
-        rows.append(("peak memory", f"{summary['peak_memory_gib']:.1f} GiB, largest of the ranks"))
     return rows + [("note", note) for note in record["notes"]]
+
+
+def _utilization(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    if summary["mfu"] is None:
+        return []
+    peak = f"{summary['peak_flops_per_s'] / 1e12:,.0f} TFLOP/s"
+    shares = f"MFU {summary['mfu']:.1%}, HFU {summary['hfu']:.1%}"
+    return [("FLOPs utilization", f"{shares} (padding and recomputation included), of {peak}, dense BF16")]
+
+
+def _straggler(straggler: dict[str, Any] | None, step_time_s: float) -> list[tuple[str, str]]:
+    if not straggler:
+        return []
+    cost = f"{_seconds(straggler['cost_s'])} ({straggler['cost_s'] / step_time_s:.1%}) a step"
+    return [
+        (
+            "straggler",
+            f"rank {straggler['rank']}, last in {straggler['share']:.0%} of the steps, mostly in {straggler['phase']}; "
+            f"the others wait {cost} for it",
+        )
+    ]
+
+
+def _gpus(summary: dict[str, Any], state: dict[str, Any] | None) -> list[tuple[str, str]]:
+    rows = []
+    memory = summary["rank_peak_memory_gib"]
+    if memory:
+        allocated, reserved = max(memory["allocated"]), max(memory["reserved"])
+        rows.append(("peak memory", f"{allocated:.1f} GiB allocated, {reserved:.1f} reserved, largest of the ranks"))
+    if not state:
+        return rows
+    total = state["total"]
+    parts = []
+    if total["energy_j"] is not None:
+        parts.append(f"{total['energy_j'] / state['seconds']:,.0f} W together")
+    if summary["joules_per_token"] is not None:
+        parts.append(f"{summary['joules_per_token']:.3g} J a real token")
+    if total["sm_clock_mhz"]:
+        clock = total["sm_clock_mhz"]
+        parts.append(f"SM clock {clock['median']:,.0f} MHz ({clock['min']:,.0f} to {clock['max']:,.0f})")
+    if total["max_temperature_c"] is not None:
+        parts.append(f"at most {total['max_temperature_c']:.0f} °C")
+    reasons = [f"{name} {share:.0%}" for name, share in (total["throttle_share"] or {}).items()]
+    return [
+        *rows,
+        ("GPUs while measured", ", ".join([*parts, *(["held back by " + ", ".join(reasons)] * bool(reasons))])),
+    ]
+
+
+def _seed(seed: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if not seed:
+        return []
+    figure = f"{seed['tokens_per_s_per_gpu']:,.0f}, median of what AutoModel {seed['engine_version']} prints from "
+    figure += f"its step {seed['first_step'] - 1} on: {seed['over_ours']:.3f} of ours"
+    return [("tokens/s/GPU, the seed's way", figure), ("why it differs", seed["why"])]
 
 
 def _with_interval(estimate: dict[str, Any], show: Any) -> str:

@@ -26,8 +26,14 @@ class Layout:
 
 def check_layout(recipe: dict[str, Any], measure: MeasureConfig, world: int) -> Layout:
     """The layout of `recipe` on `world` ranks. Raises RequestError where ranks or batches do not divide."""
-    if recipe["step_scheduler"].get("max_steps") != measure.warmup + measure.steps:
+    scheduler = recipe["step_scheduler"]
+    if scheduler.get("max_steps") != measure.warmup + measure.most_steps:
         raise RequestError("train.step_scheduler.max_steps follows from measure.warmup + measure.steps: set those")
+    if measure.is_auto and scheduler.get("preemption_signal", "SIGTERM") in (None, "none", "None"):
+        raise RequestError(
+            "measure.steps=auto ends the ranks through AutoModel's poll for a signal: "
+            "train.step_scheduler.preemption_signal may not be null; leave it out, or give measure.steps a number"
+        )
     distributed = recipe.get("distributed") or {}
     tensor, pipeline, context = (_size(distributed, key) for key in ("tp_size", "pp_size", "cp_size"))
     model_ranks = tensor * pipeline * context
@@ -43,7 +49,7 @@ def check_layout(recipe: dict[str, Any], measure: MeasureConfig, world: int) -> 
             f"train.distributed.dp_size={wanted}, but {world} ranks leave {layout.data} for data: "
             "override it with none, or change launch.nproc_per_node"
         )
-    _check_batch(recipe["step_scheduler"], layout)
+    _check_batch(scheduler, layout)
     return layout
 
 

@@ -171,6 +171,16 @@ def _compose(lines: list[str], train: dict[str, Any], recipe_entry: dict[str, An
         raise RequestError(_explain(error, train)) from error
 
 
+_WRONG_VALUES = {  # Hydra's words: the value, what is allowed, the key
+    r"Value '(.*?)' of type '\w+' could not be converted to (\w+) full_key: (\S+)": "{}",
+    r"Value '(.*?)' of type '\w+' is incompatible with type hint '(Union\[int, str\])' full_key: (\S+)": (
+        "a whole number from 1, or auto"
+    ),
+    r"Value '(.*?)' is not a valid (bool) .*?full_key: (\S+)": "true or false",
+    r"Invalid value '(.*?)', expected one of \[(.*?)\] full_key: (\S+)": "{}",
+}
+
+
 def _explain(error: Exception, train: dict[str, Any]) -> str:
     """Hydra's message in our words: what was got and the nearest key that exists."""
     causes = [str(e) for e in (error, error.__cause__) if e]
@@ -183,19 +193,11 @@ def _explain(error: Exception, train: dict[str, Any]) -> str:
         )
     if "is not a ListConfig" in text:
         return f"{text.partition(' Invalid value')[0]}: a list is written in brackets, key=[a,b]"
-    wrong = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+) full_key: (\S+)", text)
-    if wrong:
-        kind = {
-            "Integer": "a whole number",
-            "Float": "a number",
-        }.get(wrong[2], wrong[2])
-        return f"{wrong[3]}={wrong[1]}: allowed is {kind}"
-    flag = re.search(r"Value '(.*?)' is not a valid bool .*?full_key: (\S+)", text)
-    if flag:
-        return f"{flag[2]}={flag[1]}: allowed is true or false"
-    choice = re.search(r"Invalid value '(.*?)', expected one of \[(.*?)\] full_key: (\S+)", text)
-    if choice:
-        return f"{choice[3]}={choice[1]}: allowed is {choice[2]}"
+    for pattern, allowed in _WRONG_VALUES.items():
+        wrong = re.search(pattern, text)
+        if wrong:
+            kind = {"Integer": "a whole number", "Float": "a number"}.get(wrong[2], wrong[2])
+            return f"{wrong[3]}={wrong[1]}: allowed is {allowed.format(kind)}"
     text = re.sub(r" ?Set the environment variable HYDRA_FULL_ERROR=1.*", "", text)
     return f"{text} (see `python -m cctrain --help` for the keys)"
 

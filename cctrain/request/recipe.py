@@ -136,7 +136,7 @@ def _model_type(model: str) -> str:
 def _put_measuring(recipe: dict[str, Any], measure: MeasureConfig) -> None:
     """The seed post's method: no validation, no checkpoint, a fixed number of steps; trackers run in the parent."""
     scheduler = recipe["step_scheduler"]
-    scheduler["max_steps"] = measure.warmup + measure.steps
+    scheduler["max_steps"] = measure.warmup + measure.most_steps
     scheduler["num_epochs"] = None
     for tracker in _TRACKERS:
         recipe.pop(tracker, None)

@@ -15,6 +15,8 @@ class StepClock(Protocol):
     """Stamps now, answers later."""
 
     name: str
+    unix_offset_s: float
+    """Unix time minus this clock's, read once at the start: puts the stamps of several ranks on one axis."""
 
     def mark(self) -> int:
         """Queue a stamp and return its handle; never waits for the device."""
@@ -31,6 +33,7 @@ class HostClock:
     def __init__(self) -> None:
         self._stamps: dict[int, float] = {}
         self._next = 0
+        self.unix_offset_s = time.time() - time.perf_counter()
 
     def mark(self) -> int:
         """Stamp the host's time."""

@@ -19,6 +19,7 @@ from cctrain.timing.clock import StepClock
 class _Step:
     begin: int
     marks: list[tuple[str, int]] = field(default_factory=list)
+    data_wait_s: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -41,23 +42,29 @@ class StepTimer:
         self._step = None
 
     def phase_end(self, name: str) -> None:
-        """What ran since the last mark was `name`; the same name twice in a step adds up. Ignored outside a step."""
+        """What ran since the last mark was `name`; a name comes again with each micro-batch. Ignored outside a step."""
         if self._step is not None:
             self._step.marks.append((name, self._clock.mark()))
 
-    def step_end(self, last_phase: str, **facts: Any) -> None:
-        """The step ends here and the next begins; `facts` are kept beside its times. RuntimeError outside one."""
+    def step_end(self, last_phase: str, *, data_wait_s: float = 0.0, **facts: Any) -> None:
+        """The step ends here and the next begins; `facts` are kept beside its times. RuntimeError outside one.
+
+        `data_wait_s` is how long the host waited for the step's data, at its beginning.
+        """
         if self._step is None:
             raise RuntimeError("StepTimer.step_end() before resume(): no step has begun")
         end = self._clock.mark()
         self._step.marks.append((last_phase, end))
-        self._step.facts = facts
+        self._step.data_wait_s, self._step.facts = data_wait_s, facts
         self._ended.append(self._step)
         self._step = _Step(end)
 
     def finished(self) -> list[dict[str, Any]]:
-        """Steps ended since the last call whose stamps the device has passed, oldest first: their facts with
-        `step_time_s` and `phases_s` (seconds)."""
+        """Steps ended since the last call whose stamps the device has passed, oldest first.
+
+        A row holds the step's facts and, in seconds: `begin_s` (Unix time), `step_time_s`, `data_wait_s`, `phases_s`,
+        and `micro_batches_s` with the parts of the phases that came several times.
+        """
         with self._reading:
             rows = []
             while self._ended:
@@ -76,9 +83,28 @@ class StepTimer:
         if None in read.values():
             return None
         times = [self._known[handle] for handle in handles]
-        phases: dict[str, float] = {}
+        spans: dict[str, list[float]] = {}
         for (name, _), before, after in zip(step.marks, times, times[1:], strict=False):
-            phases[name] = phases.get(name, 0.0) + after - before
+            spans.setdefault(name, []).append(after - before)
         for handle in handles[:-1]:
             self._known.pop(handle)
-        return {**step.facts, "step_time_s": times[-1] - times[0], "phases_s": phases}
+        return {
+            **step.facts,
+            "begin_s": times[0] + self._clock.unix_offset_s,
+            "step_time_s": times[-1] - times[0],
+            "data_wait_s": step.data_wait_s,
+            "phases_s": _phases(spans, step),
+            "micro_batches_s": {name: parts for name, parts in spans.items() if len(parts) > 1},
+        }
+
+
+def _phases(spans: dict[str, list[float]], step: _Step) -> dict[str, float]:
+    """The phases' sums; the first phase gives up what of it was spent waiting for data.
+
+    The device stands still meanwhile, unless the host runs ahead: then the wait is hidden in part, and what the first
+    phase lasted is the most that it can have cost.
+    """
+    phases = {name: sum(parts) for name, parts in spans.items()}
+    first = step.marks[0][0]
+    waited = max(0.0, min(step.data_wait_s, spans[first][0]))
+    return {"data_wait": waited, **phases, first: phases[first] - waited}

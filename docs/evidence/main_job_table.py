@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.records import StepRecord, Summary
-from cctrain.reduce import RankSamples, summarize
+from cctrain.reduce import summarize
 
 FOLDER = Path(__file__).parent / "main-job"
 
 
 def summary_of(record: dict[str, Any]) -> Summary:
     """The summary of the record's steps."""
-    end = {"peak_allocated_bytes": record["summary"]["peak_memory_gib"] * 2**30}
-    ranks = {rank: RankSamples({}, {}, end) for rank in range(record["identity"]["num_gpus"])}
-    summary = summarize([StepRecord(**step) for step in record["steps"]], ranks)
+    identity = record["identity"]
+    summary = summarize([StepRecord(**step) for step in record["steps"]], identity["num_gpus"], identity["gpu"][0])
     assert summary
     return summary
 
@@ -37,7 +36,7 @@ def row(path: Path) -> str:
         str(len(record["steps"])),
         f"{1e3 * summary.step_time_s.median:,.0f} ms ({1e3 * fastest:,.0f} ms)",
         f"{tokens.mean:,.0f} ± {(tokens.ci95[1] - tokens.ci95[0]) / 2:,.0f}" if steady.is_steady else steady.why,
-        f"{summary.peak_memory_gib:.1f} GiB",
+        f"{record['summary']['peak_memory_gib']:.1f} GiB",
     ]
     return f"| {' | '.join(cells)} |"
 

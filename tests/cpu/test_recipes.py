@@ -64,7 +64,7 @@ def test_a_step_takes_as_long_as_the_slowest_of_both_ranks(llama_peft):
 
 def test_phases_add_up_to_the_step(llama_peft):
     for step in llama_peft.record["steps"]:
-        assert set(step["phases_s"]) == {"forward", "backward", "optimizer", "other"}
+        assert set(step["phases_s"]) == {"data_wait", "forward", "backward", "optimizer", "other"}
         assert sum(step["phases_s"].values()) == pytest.approx(step["step_time_s"], rel=1e-6)
 
 

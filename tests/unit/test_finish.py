@@ -12,9 +12,9 @@ from cctrain.processes import this_process
 from cctrain.records import RunRecord
 
 
-def make_run(run_root, owner=None, *, num_steps=3):
+def make_run(run_root, owner=None, *, num_steps=3, num_measured=None):
     """A run directory as one rank's run leaves it; `owner` follows it, or did."""
-    expected = {"warmup": 1, "steps": num_steps - 1, "ranks": 1}
+    expected = {"warmup": 1, "steps": num_measured or num_steps - 1, "ranks": 1}
     run_dir = rundir.create(run_root, "tiny", "off", expected)
     facts = {"recipe": "tiny", "engine": "automodel", "step_kind": "stock", "mode": "off", "status": "partial"}
     rest = {"identity": {}, "platform": {}, "command": (), "started_at": "", "ended_at": None, "notes": ()}
@@ -26,11 +26,16 @@ def make_run(run_root, owner=None, *, num_steps=3):
     return run_dir
 
 
-def write_samples(run_dir, *, rank, world, num_steps, loss=1.5):
-    lines = [{"event": "start", "rank": rank, "world_size": world}, {"event": "ready", "data_rank": rank}]
-    counts = {"padded_tokens": 10, "real_tokens": 9, "label_tokens": 8, "num_images": 0}
-    times = {"step_time_s": 0.5, "data_wait_s": 0.1, "phases_s": {"forward": 0.5}}
-    lines += [{"step": number, "loss": loss, **times, **counts} for number in range(1, num_steps + 1)]
+def write_samples(run_dir, *, rank, world, num_steps, loss=1.5, end=None, **changed):
+    ready = {"event": "ready", "data_rank": rank, "data_ranks": world}
+    lines = [{"event": "start", "rank": rank, "world_size": world}, ready]
+    counts = {"padded_tokens": 10, "real_tokens": 9, "label_tokens": 8, "num_images": 0, "rows": [[10, [9]]]}
+    times = {"step_time_s": 0.5, "data_wait_s": 0.1, "phases_s": {"forward": 0.5}, **changed}
+    lines += [
+        {"step": number, "loss": loss, "begin_s": 1e9 + number / 2, **counts, **times}
+        for number in range(1, num_steps + 1)
+    ]
+    lines += [{"event": "end", **end}] if end else []
     (run_dir / "samples" / f"rank{rank}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -47,7 +52,7 @@ def dead_process():
 
 def test_a_record_is_complete_with_its_steps_and_summary(tmp_path):
     run_dir = make_run(tmp_path)
-    finish_record(run_dir, None, warmup=1, num_measured=2)
+    finish_record(run_dir, None)
     record = read_record(run_dir)
     assert (record["status"], record["failure"]) == ("complete", None)
     assert [step["is_warmup"] for step in record["steps"]] == [True, False, False]
@@ -56,13 +61,13 @@ def test_a_record_is_complete_with_its_steps_and_summary(tmp_path):
 
 
 def test_a_failed_run_is_partial_and_says_why(tmp_path):
-    record = finish_record(make_run(tmp_path), "rank 0: ValueError: bad", warmup=1, num_measured=2)
+    record = finish_record(make_run(tmp_path), "rank 0: ValueError: bad")
     assert (record["status"], record["failure"]) == ("partial", "rank 0: ValueError: bad")
     assert len(record["steps"]) == 3
 
 
 def test_a_run_whose_data_ended_early_is_partial(tmp_path):
-    record = finish_record(make_run(tmp_path), None, warmup=1, num_measured=9)
+    record = finish_record(make_run(tmp_path, num_measured=9), None)
     assert record["status"] == "partial"
     assert "the data ended after 3 of 10 steps" in record["failure"]
 
@@ -72,7 +77,7 @@ def test_room_is_kept_for_every_step_of_the_record_before_the_run_starts(tmp_pat
     for num_steps in (10, 510):
         run_dir = make_run(tmp_path, num_steps=num_steps)
         reserve_bytes.append((run_dir / ".reserve").stat().st_size)
-        finish_record(run_dir, None, warmup=1, num_measured=num_steps - 1)
+        finish_record(run_dir, None)
         record_bytes.append((run_dir / "run.json").stat().st_size)
     assert record_bytes[1] - record_bytes[0] < reserve_bytes[1] - reserve_bytes[0]
     assert record_bytes[1] < reserve_bytes[1]
@@ -81,13 +86,13 @@ def test_room_is_kept_for_every_step_of_the_record_before_the_run_starts(tmp_pat
 def test_a_run_without_a_step_still_gets_its_record(tmp_path):
     run_dir = make_run(tmp_path)
     (run_dir / "samples" / "rank0.jsonl").unlink()
-    record = finish_record(run_dir, "no step", warmup=1, num_measured=2)
+    record = finish_record(run_dir, "no step")
     assert (record["steps"], record["summary"], record["status"]) == ([], None, "partial")
 
 
 def test_a_finished_run_holds_no_marker_and_no_reserve(tmp_path):
     run_dir = make_run(tmp_path)
-    finish_record(run_dir, None, warmup=1, num_measured=2)
+    finish_record(run_dir, None)
     assert {path.name for path in run_dir.iterdir()} == {"logs", "run.json", "samples"}
 
 
@@ -95,10 +100,61 @@ def test_unequal_ranks_are_noted_and_only_common_steps_kept(tmp_path):
     run_dir = make_run(tmp_path)
     write_samples(run_dir, rank=0, world=2, num_steps=5)
     write_samples(run_dir, rank=1, world=2, num_steps=2)
-    record = finish_record(run_dir, "rank 1 was killed", warmup=0, num_measured=5)
+    record = finish_record(run_dir, "rank 1 was killed")
     assert [step["step"] for step in record["steps"]] == [1, 2]
     (note,) = record["notes"]
     assert "(rank 0: 5, rank 1: 2); the 2 that all finished are kept" in note
+
+
+def test_steps_without_a_real_token_are_said_so(tmp_path):
+    run_dir = make_run(tmp_path)
+    write_samples(run_dir, rank=0, world=1, num_steps=3, real_tokens=0, rows=[[10, [0]]])
+    record = finish_record(run_dir, None)
+    assert "3 steps have no real token" in record["notes"][0]
+    assert record["summary"]["real_tokens_per_s_per_gpu"] == 0
+    assert record["summary"]["joules_per_token"] is None
+
+
+def test_a_clock_that_goes_backwards_inside_a_step_is_said_so_and_nothing_summed(tmp_path):
+    run_dir = make_run(tmp_path)
+    write_samples(run_dir, rank=0, world=1, num_steps=3, phases_s={"forward": 0.6, "backward": -0.1})
+    record = finish_record(run_dir, None)
+    assert record["summary"] is None
+    assert "went backwards at step 1" in record["notes"][0]
+
+
+def test_memory_that_was_full_is_said_so(tmp_path):
+    run_dir = make_run(tmp_path)
+    peaks = {"peak_allocated_bytes": 2**30, "peak_reserved_bytes": 2**31, "num_alloc_retries": 3}
+    write_samples(run_dir, rank=0, world=1, num_steps=3, end=peaks)
+    record = finish_record(run_dir, None)
+    assert "GPU memory was full" in record["notes"][0]
+    assert record["summary"]["rank_peak_memory_gib"] == {"allocated": [1.0], "reserved": [2.0]}
+
+
+def test_energy_and_clocks_are_those_of_the_steady_steps(tmp_path):
+    run_dir = make_run(tmp_path)
+    readings = [{"time": 1e9 + at, "gpus": [{"energy_j": 300 * at, "sm_clock_mhz": 1500}]} for at in range(4)]
+    (run_dir / "telemetry.jsonl").write_text("".join(json.dumps(reading) + "\n" for reading in readings))
+    record = finish_record(run_dir, None)
+    assert record["summary"]["joules_per_token"] == pytest.approx(300 * 2 * 0.5 / (2 * 9))
+    assert record["gpu_state"]["total"]["sm_clock_mhz"]["median"] == 1500
+
+
+def test_energy_of_some_of_the_gpus_is_not_taken_for_that_of_all(tmp_path):
+    run_dir = make_run(tmp_path)
+    for rank in (0, 1):
+        write_samples(run_dir, rank=rank, world=2, num_steps=3)
+    readings = [{"time": 1e9 + at, "gpus": [{"energy_j": 300 * at}]} for at in range(4)]
+    (run_dir / "telemetry.jsonl").write_text("".join(json.dumps(reading) + "\n" for reading in readings))
+    assert finish_record(run_dir, None)["summary"]["joules_per_token"] is None
+
+
+def test_a_run_that_was_told_to_stop_is_complete_and_says_why(tmp_path):
+    run_dir = make_run(tmp_path, num_measured=500)
+    (run_dir / "stop.json").write_text('{"why": "measure.steps=auto stopped: narrow enough"}')
+    record = finish_record(run_dir, None)
+    assert (record["status"], record["notes"]) == ("complete", ["measure.steps=auto stopped: narrow enough"])
 
 
 def test_the_next_verb_finishes_what_a_killed_process_left_and_only_once(tmp_path, dead_process):

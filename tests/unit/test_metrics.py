@@ -8,8 +8,8 @@ from cctrain.metrics import count_tokens
 class Tensor(np.ndarray):
     """A NumPy array with the one method of a tensor that counting uses and NumPy lacks."""
 
-    def numel(self):
-        return self.size
+    def bincount(self):
+        return np.bincount(self)
 
 
 def tensor(values):
@@ -23,7 +23,15 @@ LABELS = tensor([[-100, 7, 9, -100], [-100, 9, -100, -100]])
 def test_padding_is_told_from_real_tokens_by_the_attention_mask():
     mask = tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
     counts = count_tokens([{"input_ids": IDS, "labels": LABELS, "attention_mask": mask}])
-    assert counts == {"padded_tokens": 8, "real_tokens": 5, "label_tokens": 3, "num_images": 0}
+    rows = [[4, [3]], [4, [2]]]
+    assert counts == {
+        "padded_tokens": 8,
+        "real_tokens": 5,
+        "label_tokens": 3,
+        "num_images": 0,
+        "rows": rows,
+        "patches": [],
+    }
 
 
 def test_a_padding_mask_says_the_same():
@@ -33,10 +41,44 @@ def test_a_padding_mask_says_the_same():
 
 def test_packed_documents_are_counted_by_their_lengths():
     batch = {"input_ids": IDS, "labels": LABELS, "seq_lens": tensor([[2, 1], [2, -1000]])}
-    assert count_tokens([batch])["real_tokens"] == 5
+    counts = count_tokens([batch])
+    assert (counts["real_tokens"], counts["rows"]) == (5, [[4, [2, 1]], [4, [2]]])
+
+
+def test_packed_documents_are_counted_by_their_numbers():
+    numbered = tensor([[1, 1, 2, 0], [1, 2, 2, 2]])
+    for batch in ({"attention_mask": numbered}, {"attention_mask": tensor([[[[1]]]]), "_packed_seq_ids": numbered}):
+        counts = count_tokens([{"input_ids": IDS, "labels": LABELS, **batch}])
+        assert (counts["real_tokens"], counts["rows"]) == (7, [[4, [2, 1]], [4, [1, 3]]])
+
+
+def test_a_mask_of_who_sees_whom_tells_padding_by_its_diagonal():
+    seen = np.zeros((2, 1, 4, 4), dtype=bool)
+    seen[0, 0, :3, :3] = np.tril(np.ones((3, 3), dtype=bool))
+    seen[1, 0, :2, :2] = np.tril(np.ones((2, 2), dtype=bool))
+    counts = count_tokens([{"input_ids": IDS, "labels": LABELS, "attention_mask": seen.view(Tensor)}])
+    assert counts["rows"] == [[4, [3]], [4, [2]]]
+
+
+def test_without_a_mask_every_token_is_real():
+    assert count_tokens([{"input_ids": IDS, "labels": LABELS}])["rows"] == [[4, [4]], [4, [4]]]
+
+
+def test_a_row_of_padding_alone_has_no_real_token():
+    mask = tensor([[0, 0, 0, 0], [0, 0, 0, 0]])
+    counts = count_tokens([{"input_ids": IDS, "labels": LABELS, "attention_mask": mask}])
+    assert (counts["padded_tokens"], counts["real_tokens"]) == (8, 0)
 
 
 def test_micro_batches_add_up_and_images_are_counted():
     batch = {"input_ids": IDS, "labels": LABELS, "n_images_per_sample": tensor([1, 2])}
     counts = count_tokens([batch, batch])
-    assert counts == {"padded_tokens": 16, "real_tokens": 16, "label_tokens": 6, "num_images": 6}
+    assert (counts["padded_tokens"], counts["label_tokens"], counts["num_images"]) == (16, 6, 6)
+    assert len(counts["rows"]) == 4
+
+
+def test_patches_of_images_are_told_from_their_padding_by_their_positions():
+    positions = tensor([[[0, 0], [0, 1], [-1, -1]], [[0, 0], [-1, -1], [-1, -1]]])
+    batch = {"input_ids": IDS, "labels": LABELS, "pixel_values": tensor(np.zeros((2, 3, 48)))}
+    counts = count_tokens([batch | {"image_position_ids": positions}])
+    assert (counts["patches"], counts["num_images"]) == ([[3, 2], [3, 1]], 2)

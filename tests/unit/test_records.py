@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 
-from cctrain.records import RunRecord, StepRecord, to_json
+from cctrain.records import SCHEMA_VERSION, RunRecord, StepRecord, to_json
 
 STEP = StepRecord(
     step=1,
@@ -54,6 +54,6 @@ def test_what_is_not_a_number_becomes_null():
 def test_numbers_text_and_flags_are_kept_as_they_are():
     record = json.loads(to_json(RECORD))
     assert set(record) == {field.name for field in dataclasses.fields(RunRecord)}
-    assert (record["schema_version"], record["command"], record["summary"]) == (1, ["cctrain"], None)
+    assert (record["schema_version"], record["command"], record["summary"]) == (SCHEMA_VERSION, ["cctrain"], None)
     assert record["steps"][0]["is_warmup"] is False
     assert record["steps"][0]["padded_tokens"] == 10

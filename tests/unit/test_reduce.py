@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cctrain.reduce import read_samples, step_records, summarize
+from cctrain.reduce import of_the_ranks, read_samples, step_records, summarize
 
 
 def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, end=True, cut=False):
@@ -16,10 +16,18 @@ def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, e
     ]
     for number, time in enumerate(seconds, start=1):
         counts = {"padded_tokens": tokens, "real_tokens": tokens - 10, "label_tokens": 5, "num_images": 1}
-        facts = {"step": number, "step_time_s": time, "data_wait_s": 0.01 * rank, "loss": 2.0 - 0.01 * number}
+        counts["rows"] = [[tokens, [tokens - 10]]]
+        facts = {
+            "step": number,
+            "begin_s": 1e9 + number,
+            "step_time_s": time,
+            "data_wait_s": 0.01 * rank,
+            "loss": 2.0 - 0.01 * number,
+        }
         lines.append({**facts, **counts, "phases_s": {"forward": time}})
     if end:
-        lines.append({"event": "end", "peak_allocated_bytes": (rank + 1) * 2**30})
+        peaks = {"peak_allocated_bytes": (rank + 1) * 2**30, "peak_reserved_bytes": (rank + 2) * 2**30}
+        lines.append({"event": "end", **peaks})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / f"rank{rank}.jsonl").write_text(text[:-20] if cut else text)
 
@@ -34,6 +42,15 @@ def test_a_step_takes_as_long_as_its_slowest_rank(tmp_path):
     assert steps[0].data_wait_s == 0.01
 
 
+def test_ranks_that_are_late_in_turn_do_not_make_the_run_longer_than_it_was(tmp_path):
+    write_rank(tmp_path, 0, [0.7, 0.3] * 10)
+    write_rank(tmp_path, 1, [0.3, 0.7] * 10)
+    summary = summarize(step_records(read_samples(tmp_path), warmup=0), 2, None)
+    assert summary.step_time_s.mean == pytest.approx(0.5)
+    assert summary.step_time_s.median == 0.7
+    assert summary.tokens_per_s_per_gpu.mean == pytest.approx(200 / 0.5 / 2)
+
+
 def test_ranks_that_share_their_samples_count_them_once(tmp_path):
     for rank in range(4):
         write_rank(tmp_path, rank, [0.5], world=4, data_rank=rank // 2)
@@ -45,11 +62,13 @@ def test_tokens_per_gpu_are_per_rank_of_the_whole_world(tmp_path):
     for rank in range(4):
         write_rank(tmp_path, rank, [0.5] * 20, world=4, data_rank=rank // 2)
     ranks = read_samples(tmp_path)
-    summary = summarize(step_records(ranks, warmup=5), ranks)
+    steps = step_records(ranks, warmup=5)
+    summary = of_the_ranks(summarize(steps, len(ranks), None), steps, ranks)
     assert summary.tokens_per_s_per_gpu.mean == pytest.approx(200 / 0.5 / 4)
     assert summary.real_tokens_per_s_per_gpu == pytest.approx(180 / 0.5 / 4)
     assert summary.steady_state.num_steps == 15
     assert summary.peak_memory_gib == 4.0
+    assert summary.rank_peak_memory_gib == {"allocated": [1, 2, 3, 4], "reserved": [2, 3, 4, 5]}
 
 
 def test_after_a_crash_the_steps_that_all_ranks_finished_are_kept(tmp_path):
@@ -58,7 +77,7 @@ def test_after_a_crash_the_steps_that_all_ranks_finished_are_kept(tmp_path):
     ranks = read_samples(tmp_path)
     steps = step_records(ranks, warmup=2)
     assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6, 7]
-    summary = summarize(steps, ranks)
+    summary = of_the_ranks(summarize(steps, len(ranks), None), steps, ranks)
     assert summary.peak_memory_gib is None
     assert not summary.steady_state.is_steady
     assert summary.step_time_s.ci95 is None
@@ -68,16 +87,16 @@ def test_a_rank_that_never_started_leaves_no_steps(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 7)
     ranks = read_samples(tmp_path)
     assert step_records(ranks, warmup=0) == ()
-    assert summarize((), ranks) is None
+    assert summarize((), len(ranks), None) is None
 
 
 def test_a_run_that_ends_inside_its_warm_up_has_no_summary(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 3, world=1)
     ranks = read_samples(tmp_path)
-    assert summarize(step_records(ranks, warmup=5), ranks) is None
+    assert summarize(step_records(ranks, warmup=5), len(ranks), None) is None
 
 
 def test_a_clock_that_stood_still_leaves_no_summary(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 20 + [0.0] + [0.5] * 20, world=1)
     ranks = read_samples(tmp_path)
-    assert summarize(step_records(ranks, warmup=5), ranks) is None
+    assert summarize(step_records(ranks, warmup=5), len(ranks), None) is None

@@ -9,6 +9,7 @@ class FakeClock:
     """Stamps `now`; the device has passed the stamps up to `reached`."""
 
     name = "fake"
+    unix_offset_s = 1000.0
 
     def __init__(self):
         self.now, self.reached, self.stamps = 0.0, float("inf"), []
@@ -38,7 +39,7 @@ def test_validation_is_not_billed_to_the_next_step():
     assert seconds(timer) == [0.5, 0.25]
 
 
-def test_phases_add_up_to_the_step_over_micro_batches():
+def test_phases_add_up_to_the_step_and_micro_batches_are_kept_apart():
     clock = FakeClock()
     timer = StepTimer(clock)
     timer.resume()
@@ -46,13 +47,29 @@ def test_phases_add_up_to_the_step_over_micro_batches():
         clock.now = now
         timer.phase_end(name)
     clock.now = 14
-    timer.step_end("optimizer", step=1)
+    timer.step_end("optimizer", data_wait_s=0.25, step=1)
     (row,) = timer.finished()
     assert row == {
         "step": 1,
+        "begin_s": 1000,
         "step_time_s": 14,
-        "phases_s": {"other": 1, "forward": 4, "backward": 8, "optimizer": 1},
+        "data_wait_s": 0.25,
+        "phases_s": {"data_wait": 0.25, "other": 0.75, "forward": 4, "backward": 8, "optimizer": 1},
+        "micro_batches_s": {"forward": [2, 2], "backward": [4, 4]},
     }
+
+
+def test_a_wait_for_data_that_the_device_did_not_notice_makes_no_phase_negative():
+    clock = FakeClock()
+    timer = StepTimer(clock)
+    timer.resume()
+    clock.now = 1.0
+    timer.phase_end("other")
+    clock.now = 3.0
+    timer.step_end("optimizer", data_wait_s=2.5)
+    (row,) = timer.finished()
+    assert row["phases_s"] == {"data_wait": 1.0, "other": 0.0, "optimizer": 2.0}
+    assert row["data_wait_s"] == 2.5
 
 
 def test_a_step_is_given_only_when_the_device_has_passed_its_end_and_once():

@@ -1,0 +1,69 @@
+"""What a run measures, on two gloo ranks: phases of micro-batches, FLOPs, the seed's figure, and when it stops."""
+
+import itertools
+import json
+import re
+import statistics
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def run(run_cctrain):
+    """Two micro-batches a step on each of two ranks; it may stop by itself, at the rule's second look."""
+    micro_batches = ("train.step_scheduler.local_batch_size=1", "train.step_scheduler.global_batch_size=4")
+    auto = ("measure.steps=auto", "measure.half_width=0.9", "measure.max_steps=400", "data.seq_len=64")
+    return run_cctrain("recipe=tiny_llama_peft", "measure=seed", *auto, *micro_batches)
+
+
+def test_a_run_stops_by_itself_and_all_ranks_with_the_same_step(run):
+    assert run.code == 0, run.stderr
+    record = run.record
+    assert record["status"] == "complete"
+    assert "measure.steps=auto stopped after" in record["notes"][0]
+    counts = [len(samples(run, rank)) for rank in (0, 1)]
+    assert counts[0] == counts[1] == len(record["steps"]) < 405
+
+
+def samples(run, rank):
+    lines = [json.loads(line) for line in (run.run_dir / "samples" / f"rank{rank}.jsonl").open()]
+    return [line for line in lines if "step" in line]
+
+
+def test_phases_are_kept_apart_by_micro_batch(run):
+    for step in run.record["steps"]:
+        parts = step["micro_batches_s"]
+        assert set(parts) == {"forward", "backward"}
+        for phase, spans in parts.items():
+            assert len(spans) == 2
+            assert sum(spans) == pytest.approx(step["phases_s"][phase])
+
+
+def test_every_rank_begins_a_step_where_the_one_before_ended(run):
+    steps = run.record["steps"]
+    for rank in (0, 1):
+        for step, following in itertools.pairwise(steps):
+            end = step["rank_begin_s"][rank] + step["rank_step_time_s"][rank]
+            assert following["rank_begin_s"][rank] == pytest.approx(end, abs=1e-5)
+
+
+def test_flops_are_those_of_the_tokens_and_an_unknown_device_gives_no_utilization(run):
+    record = run.record
+    for step in record["steps"]:
+        assert 0 < step["model_flops"] <= step["hardware_flops"]
+        # Llama's 4 FLOPs a weight and token, of the tiny model's matrices
+        weights = 2 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256) + 128 * 1024
+        assert step["hardware_flops"] / step["padded_tokens"] == pytest.approx(4 * weights, rel=0.15)
+    assert record["summary"]["mfu"] is None
+    assert record["gpu_state"] is None
+
+
+def test_the_seeds_figure_is_what_automodels_own_log_says(run):
+    log = (run.run_dir / "logs" / "rank0.log").read_text()
+    printed = [(int(step), float(rate)) for step, rate in re.findall(r"step (\d+) \| epoch.*?\(([\d.]+)/gpu\)", log)]
+    seed = run.record["summary"]["seed"]
+    assert seed["tokens_per_s_per_gpu"] == pytest.approx(
+        statistics.median(rate for step, rate in printed if step >= 10), rel=1e-3
+    )
+    assert seed["engine_version"] == "0.7.0"
+    assert "of the padded tokens" in run.stdout
