@@ -5,12 +5,13 @@ GPU (1 % of a tiny one on CPU), no synchronization and no copy inside it, and st
 (0.1 %) and with torch.profiler (1 %).
 
 One process builds a recipe with random weights and synthetic data and then
-- takes blocks of steps in turn with no instrument, with cctrain's, and with AutoModel's Timers (at the places where its
-  benchmark recipe has them), each block between two synchronizations read on the host; an instrument's cost is the mean
-  of the rounds' log ratios to the bare block, with a t interval;
-- times cctrain's host work by itself (marks, token counts) over a step's number of them;
-- counts CUDA calls of bare and instrumented steps with torch.profiler, by thread, and compares the profiler's times of
-  the stamp kernels with the stamps;
+- takes blocks of steps in turn with no instrument, with cctrain's (the thread that reads the stamps and writes them to
+  a file included), and with AutoModel's Timers (at the places where its benchmark recipe has them), each block between
+  two synchronizations read on the host; an instrument's cost is the mean of the rounds' log ratios to the bare block,
+  with a t interval;
+- times cctrain's host work by itself (marks, token counts, the thread's readings) over a step's number of them;
+- counts CUDA calls of bare and instrumented steps with torch.profiler, those of the training thread and of the reading
+  one apart, and compares the profiler's times of the stamp kernels with the stamps;
 - compares what each instrument says of its own steps with tokens over wall time.
 
     python benchmarks/instrument.py --micro-batch 4 --seq-len 256 --rounds 20 --block 8
@@ -42,7 +43,7 @@ from cctrain.engines import automodel
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import prepare_data
 from cctrain.request.recipe import build_recipe, located
-from cctrain.samples import SampleFile
+from cctrain.samples import SampleFile, SampleThread
 
 RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
 OURS, TIMERS = "cctrain's stamps", "AutoModel's Timers"
@@ -84,11 +85,15 @@ class Bench:
         )
         prepare_data(config.data, folder, is_vlm=False)
         (folder / "checkpoints").mkdir()
-        self.recipe, self.observer = automodel.build(located(config.train, folder), SampleFile(folder / "rank0.jsonl"))
+        (folder / "samples").mkdir()
+        self.file = SampleFile(folder / "samples" / "rank0.jsonl")
+        self.recipe, self.observer = automodel.build(located(config.train, folder), self.file)
         from nemo_automodel.components.training.timers import Timers
 
         self.recipe.setup()
-        self.observer.thread.close()  # the benchmark reads the stamps itself
+        self.observer.thread.close()  # each block of ours has its own
+        self.rows: list[dict[str, Any]] = []
+        """What the thread has read and nobody has taken."""
         timed = type(self.recipe)
         bare = timed.__mro__[2]
         self.timers = Timers(log_level=2, log_option="minmax")
@@ -102,19 +107,36 @@ class Bench:
         self.says: dict[str, list[float]] = {name: [] for name in ("AutoModel's tps", *self.kinds)}
         """Tokens/s of single steps as each instrument has them; of blocks for the wall clock, under `bare`."""
 
+    def finished(self) -> list[dict[str, Any]]:
+        """The steps of the observer that are over, also kept in `rows`."""
+        rows = self.observer.timer.finished()
+        self.rows += rows
+        return rows
+
+    def take_rows(self) -> list[dict[str, Any]]:
+        """The rows since the last call."""
+        rows, self.rows = self.rows, []
+        return rows
+
     def steps(self, count: int, kind: str) -> float:
         """Take `count` steps between two synchronizations. Returns the host's seconds."""
         object.__setattr__(self.recipe, "__class__", self.kinds[kind])
+        if kind == OURS:
+            self.observer.thread = SampleThread(self.finished, self.file, lambda: None)
         torch.cuda.synchronize()
         begin = time.perf_counter()
         (self.observer.timer.resume if kind == OURS else self.observer.timer.pause)()
-        for _ in range(count):
+        for number in range(count):
             log = self.recipe._run_train_optim_step(next(self.batches), 1.0)  # noqa: SLF001
-            self.recipe.log_train_metrics(log)
+            if number < count - 1:  # what follows the last step's stamp is the next step's
+                self.recipe.log_train_metrics(log)
             if kind == OURS:
                 self.says["AutoModel's tps"].append(log.metrics["tps_per_gpu"])
         torch.cuda.synchronize()
-        return time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        if kind == OURS:
+            self.observer.thread.close()
+        return seconds
 
 
 def cost(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
@@ -127,7 +149,7 @@ def cost(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         for kind in orders[number % len(orders)]:
             wall_s[kind].append(bench.steps(options.block, kind))
             if kind == OURS:
-                times = [row["step_time_s"] for row in bench.observer.timer.finished()]
+                times = [row["step_time_s"] for row in bench.take_rows()]
                 stamped_s += sum(times)
                 bench.says[OURS] += [tokens / seconds for seconds in times]
             elif kind == TIMERS:
@@ -159,43 +181,57 @@ def cost(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def host_work(bench: Bench, repeats: int = 2000) -> dict[str, float]:
-    """Microseconds of the host for one mark and for counting one step's tokens; of the device for one stamp."""
+    """Microseconds of the host for one mark, for counting one step's tokens, for reading 64 stamps (the thread does so
+    twice a second) and for writing one step; of the device for one stamp."""
     clock, batch = bench.observer.timer._clock, next(bench.batches)  # noqa: SLF001
+    bench.steps(8, OURS)
+    begin = time.perf_counter()
+    for row in bench.take_rows():
+        bench.file.write(row)
+    write_us = (time.perf_counter() - begin) / 8 * 1e6
     torch.cuda.synchronize()
     begin = time.perf_counter()
     handles = [clock.mark() for _ in range(repeats)]
     mark_us = (time.perf_counter() - begin) / repeats * 1e6
     torch.cuda.synchronize()
-    stamps = [stamp for stamp in clock.read(handles) if stamp is not None]
+    begin = time.perf_counter()
+    last = clock.read(handles[-64:])
+    read_us = (time.perf_counter() - begin) * 1e6
+    stamps = [stamp for stamp in clock.read(handles[:-64]) + last if stamp is not None]
     begin = time.perf_counter()
     for _ in range(repeats):
         automodel.count_tokens(batch)
     return {
         "mark_us": mark_us,
+        "read_us": read_us,
+        "write_us": write_us,
         "count_tokens_us": (time.perf_counter() - begin) / repeats * 1e6,
         "back_to_back_stamps_us": statistics.median(b - a for a, b in itertools.pairwise(stamps)) * 1e6,
     }
 
 
 def profiled(bench: Bench) -> dict[str, Any]:
-    """CUDA calls of a step by kind, bare and instrumented, in this thread; stamps against the profiler's timeline."""
-    counts, result = {}, {}
+    """CUDA calls of a step by kind, bare and instrumented, of the threads that launch kernels (forward and backward) and
+    of the others, which is the one that reads; stamps against the profiler's timeline."""
+    counts, others, result = {}, {}, {}
     for kind in ("bare", OURS):
         bench.steps(1, kind)
-        bench.observer.timer.finished()
+        bench.take_rows()
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profile:
             bench.steps(1, kind)
-        names: Counter[str] = Counter()
-        for event in profile.events():
-            names.update(name for name in COUNTED if name in event.name and event.name.startswith("cu"))
-        counts[kind] = names
-    (row,) = bench.observer.timer.finished()
+        calls = [(event.thread, event.name) for event in profile.events() if event.name.startswith("cu")]
+        training = {thread for thread, name in calls if "Launch" in name}
+        kinds = [(thread in training, word) for thread, name in calls for word in COUNTED if word in name]
+        counts[kind] = Counter(word for is_training, word in kinds if is_training)
+        others[kind] = Counter(word for is_training, word in kinds if not is_training)
+    (row,) = bench.take_rows()
     starts = sorted({event.time_range.start for event in profile.events() if event.name == "_stamp"})
     result["stamps_over_profiler"] = row["step_time_s"] / ((starts[-1] - starts[0]) * 1e-6)
     for name in COUNTED:
         result[f"{name}_per_step_bare"] = counts["bare"][name]
         result[f"{name}_per_step_extra"] = counts[OURS][name] - counts["bare"][name]
+        result[f"{name}_of_other_threads"] = [others["bare"][name], others[OURS][name]]
     result["Launch_per_step_extra"] -= 1  # the one that begins the block and not a step
     return result
 
@@ -231,7 +267,7 @@ def main() -> None:
         bench = Bench(options, Path(folder))
         bench.steps(10, OURS)
         bench.steps(2, TIMERS)
-        bench.observer.timer.finished()
+        bench.take_rows()
         bench.timers("iteration").elapsed()
         is_gpu = torch.cuda.is_available()
         result: dict[str, Any] = {"device": torch.cuda.get_device_name() if is_gpu else "cpu", **vars(options)}
@@ -239,7 +275,9 @@ def main() -> None:
             print(part, flush=True)
             result |= part
     marks = 4 + 2 * (options.accumulate - 1)
-    result["cost_by_count"] = (marks * result["mark_us"] + result["count_tokens_us"]) * 1e-6 / result["bare_step_s"]
+    per_step_us = marks * result["mark_us"] + result["count_tokens_us"] + result["write_us"]
+    per_second_us = 2 * result["read_us"]  # of the thread, which holds the interpreter for a part of it
+    result["cost_by_count"] = per_step_us * 1e-6 / result["bare_step_s"] + per_second_us * 1e-6
     for name, value in result.items():
         print(f"{name:28} {value}")
     Console(width=120).print(table(result))

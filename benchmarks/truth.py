@@ -55,6 +55,8 @@ def compare(record: dict[str, Any], seen: dict[int, float]) -> dict[str, Any]:
     identity, summary = record["identity"], record["summary"]
     first, last = summary["steady_state"]["first_step"], record["steps"][-1]["step"]
     tokens = identity["batch"]["global_batch_size"] * identity["sequence"]["seq_len"] * (last - first + 1)
+    if first == 1:
+        raise SystemExit("the first step's beginning is not in the log: give measure.warmup=1 or more")
     wall_s = seen[last] - seen[first - 1]  # a step runs from the end of the one before
     by_hand = tokens / wall_s / identity["layout"]["world"]
     recorded = summary["tokens_per_s_per_gpu"]["mean"]

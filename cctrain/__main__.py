@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from cctrain.packaged import CONF
 
 HELP = """\
 usage: python -m cctrain [train] recipe=NAME|FILE [key=value ...]
+       python -m cctrain VERB [--flags]
 
 Fine-tune with NVIDIA NeMo AutoModel, time every step, and record what confidential computing (CC) costs.
 
@@ -20,6 +22,9 @@ Fine-tune with NVIDIA NeMo AutoModel, time every step, and record what confident
   python -m cctrain recipe=llama8b_peft weights=random data=synthetic data.seq_len=256    no download
   python -m cctrain recipe=my_recipe.yaml                    your own AutoModel recipe, timed
   python -m cctrain recipe=llama70b_peft dry_run=true        show what would run
+
+  python -m cctrain tolls --out off.json                     what launches, copies, waits... cost on this machine
+  python -m cctrain tolls --diff off.json on.json            what CC adds to each, and a profile of it
 
 settings
   recipe=           llama70b_peft  llama70b_sft  llama8b_peft  llama8b_sft  gemma31b_peft  gemma31b_sft
@@ -31,7 +36,8 @@ settings
                     synthetic, with data.lengths=fixed|squad
   data.seq_len=     tokens a sample
   measure=          steady  seed (what AutoModel itself prints, as the published post took it, beside ours)
-  measure.warmup=   steps set aside            measure.steps=   steps measured; auto: until the interval is narrow
+  measure.warmup=   steps set aside            measure.steps=   steps measured; or auto, until the interval is
+                    within measure.half_width= (0.0025 of the mean), at most measure.max_steps= (1000)
   launch.nproc_per_node=   ranks, one a GPU
   train.KEY=        any key of the AutoModel recipe; +train.KEY= adds one, ~train.KEY drops one
   run_root=         where run directories go (runs/)
@@ -42,7 +48,7 @@ output  a table, and as the last line one JSON object; run.json in the run direc
 exit    0 done   2 the request is wrong   3 the machine is not as asked for   4 the run failed, its record is partial
 """
 
-VERBS = ("train",)
+VERBS = ("train", "tolls")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _answered(arguments: list[str]) -> int:
     """Run, with every error that is the user's to mend in one line on stderr and one JSON line on stdout."""
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
+    has_own_help = arguments and arguments[0] in VERBS and arguments[0] != "train"
+    if not arguments or (not has_own_help and {"-h", "--help", "help"} & set(arguments)):
         print(HELP)
         return 0 if arguments else 2
     if arguments == ["--version"]:
@@ -92,9 +99,8 @@ def _run(arguments: list[str]) -> int:
         if (CONF / "recipe" / f"{verb}.yaml").is_file():
             meant = f" Did you mean recipe={verb}?"
         raise RequestError(f"unknown verb {verb}: allowed is {', '.join(VERBS)}.{meant} Settings: key=value, no spaces")
-    from cctrain.commands import train
-
-    return train.run(arguments[1:] if verb else arguments)
+    command = importlib.import_module(f"cctrain.commands.{verb or 'train'}")
+    return int(command.run(arguments[1:] if verb else arguments))
 
 
 if __name__ == "__main__":

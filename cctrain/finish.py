@@ -16,7 +16,7 @@ from cctrain.readings import GpusUse, reduce_readings
 from cctrain.records import Seed, StepRecord, Summary, finite
 from cctrain.reduce import RankSamples, is_sound, of_the_ranks, read_samples, step_records, summarize
 from cctrain.rundir import write_text
-from cctrain.samples import STOP_FILE
+from cctrain.samples import STOP_FILE, parse_line
 from cctrain.seed import seed_figure
 
 
@@ -29,7 +29,15 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
     expected = json.loads((run_dir / "running.json").read_text(encoding="utf-8"))
     config = _read(run_dir / "config.json")
     ranks = read_samples(run_dir)
-    steps = step_records(ranks, int(expected["warmup"]), config.get("train"))
+    found: list[str] = []
+    steps: tuple[StepRecord, ...] = ()
+    derived: dict[str, Any] = {"summary": None, "gpu_state": None}
+    try:
+        steps = step_records(ranks, int(expected["warmup"]), config.get("train"))
+        found = notes(ranks, steps)
+        derived = _summary(run_dir, record["identity"], config, steps, ranks)
+    except Exception as error:  # noqa: BLE001 - whatever a damaged sample leads to, the run must get its record
+        found.append(f"the samples could not be summed up ({type(error).__name__}: {error}); they are in samples/")
     wanted = int(expected["warmup"]) + int(expected["steps"])
     enough = _read(run_dir / STOP_FILE).get("why")
     if not failure and not enough and len(steps) < wanted:
@@ -38,9 +46,9 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
         "status": "partial" if failure else "complete",
         "failure": failure,
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "notes": [*record["notes"], *([enough] if enough else []), *notes(ranks, steps)],
+        "notes": [*record["notes"], *([enough] if enough else []), *found, *derived.pop("notes", [])],
         "steps": [dataclasses.asdict(step) for step in steps],
-        **_summary(run_dir, record["identity"], config, steps, ranks),
+        **derived,
     }
     (run_dir / ".reserve").unlink(missing_ok=True)
     write_text(run_dir / "run.json", json.dumps(finite(record), allow_nan=False, separators=(",", ":")) + "\n")
@@ -49,9 +57,9 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file of the run directory; empty where the run ended before it was written."""
-    parsed = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return parsed if isinstance(parsed, dict) else {}
+    """A JSON file of the run directory; empty where the run ended before it was written, or while."""
+    parsed = parse_line(path.read_text(encoding="utf-8")) if path.exists() else None
+    return parsed or {}
 
 
 def _summary(
@@ -61,30 +69,38 @@ def _summary(
     steps: Sequence[StepRecord],
     ranks: dict[int, RankSamples],
 ) -> dict[str, Any]:
-    """The record's `summary` and `gpu_state`, both None where nothing was measured."""
+    """The record's `summary` and `gpu_state`, both None where nothing was measured, and further `notes`."""
     gpus = identity.get("gpu") or []
     summary = summarize(steps, len(ranks), gpus[0] if len(gpus) == 1 else None)
     if summary is None:
         return {"summary": None, "gpu_state": None}
     summary = of_the_ranks(summary, steps, ranks)
     steady = [step for step in steps if step.step >= summary.steady_state.first_step]
-    use = _gpu_use(run_dir, steady)
+    found = []
+    use = _gpu_use(run_dir, steady, sum(is_here(rank.start) for rank in ranks.values()))
     real_tokens = sum(step.real_tokens for step in steady)
     if use and use.total.energy_j is not None and real_tokens and len(use.gpus) == len(ranks):
         summary = dataclasses.replace(summary, joules_per_token=use.total.energy_j / real_tokens)
+    if use is None and gpus not in ([], ["cpu"]):
+        found.append("the driver gave no readings of this run's GPUs: clocks, energy and throttling are unknown")
     if config.get("measure", {}).get("kind") == MeasureKind.seed.value:
         summary = dataclasses.replace(summary, seed=_seed(identity, steps, summary, ranks))
-    return {"summary": dataclasses.asdict(summary), "gpu_state": dataclasses.asdict(use) if use else None}
+        if summary.seed is None:
+            found.append("measure=seed: the run ended before AutoModel's step 10; raise measure.steps")
+    gpu_state = dataclasses.asdict(use) if use else None
+    return {"summary": dataclasses.asdict(summary), "gpu_state": gpu_state, "notes": found}
 
 
-def _gpu_use(run_dir: Path, steady: Sequence[StepRecord]) -> GpusUse | None:
-    """What this machine's GPUs drew while the steady steps ran."""
+def _gpu_use(run_dir: Path, steady: Sequence[StepRecord], num_here: int) -> GpusUse | None:
+    """What this machine's GPUs drew while the steady steps ran; None where those read are not those of the `num_here`
+    ranks on it."""
     path = run_dir / TELEMETRY_FILE
     if not path.exists():
         return None
     begins = [(min(step.rank_begin_s), step) for step in steady if step.rank_begin_s]
     with path.open(encoding="utf-8", errors="replace") as lines:
-        return reduce_readings(lines, [(begin, begin + step.step_time_s) for begin, step in begins])
+        use = reduce_readings(lines, [(begin, begin + step.step_time_s) for begin, step in begins])
+    return use if use and len(use.gpus) == num_here else None
 
 
 def _seed(
@@ -92,7 +108,7 @@ def _seed(
 ) -> Seed | None:
     ours = summary.tokens_per_s_per_gpu.mean or 0.0
     data_ranks = next(iter(ranks.values())).start["data_ranks"]
-    return seed_figure(steps, ours, len(ranks), data_ranks, identity["versions"].get("nemo-automodel"))
+    return seed_figure(steps, ours, len(ranks), data_ranks, (identity.get("versions") or {}).get("nemo-automodel"))
 
 
 def notes(ranks: dict[int, RankSamples], steps: Sequence[StepRecord]) -> list[str]:
@@ -102,9 +118,12 @@ def notes(ranks: dict[int, RankSamples], steps: Sequence[StepRecord]) -> list[st
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"rank {rank}: {count}" for rank, count in counts.items())
         found.append(f"ranks finished unequal numbers of steps ({listed}); the {len(steps)} that all finished are kept")
-    unsound = [step.step for step in steps if not is_sound(step)]
+    unsound = [step for step in steps if not is_sound(step)]
     if unsound:
-        found.append(f"the clock stood still or went backwards at step {unsound[0]}; no summary is made of such times")
+        outcome = "no summary is made of such times"
+        if all(step.is_warmup for step in unsound):
+            outcome = "it was warm-up, and is not measured"
+        found.append(f"the clock stood still or went backwards at step {unsound[0].step}; {outcome}")
     empty = [step.step for step in steps if not step.real_tokens]
     if empty:
         found.append(
@@ -131,8 +150,8 @@ def finish_abandoned(run_root: Path) -> list[Path]:
                 continue
             _finish_killed(marker.parent, owner)
             finished.append(marker.parent)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not ours to mend: no record, or one that cannot be read
+        except Exception:  # noqa: BLE001 - not ours to mend: no record, or one that cannot be read
+            continue
     return finished
 
 

@@ -131,7 +131,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
         if config["model_type"] in _REGION_ENDS:
             return _dense(config)
         return _gemma(config) if config["model_type"] in ("gemma4", "gemma4_text") else None
-    except KeyError:
+    except (KeyError, TypeError):
         return None
 
 

@@ -18,10 +18,13 @@ _RANK_DEFAULTS = {
 
 def worker_command(nproc_per_node: int, run_dir: Path | str) -> list[str]:
     """The argv we exec. Pure: `dry_run=true` prints it and the tests compare it."""
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc_per_node}"),
-        *("-m", "cctrain.worker", str(run_dir)),
-    ]
+    return torchrun_command(nproc_per_node, "cctrain.worker", str(run_dir))
+
+
+def torchrun_command(nproc_per_node: int, module: str, *arguments: str) -> list[str]:
+    """The argv that starts ranks of `module` on this machine."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc_per_node}"]
+    return [*torchrun, "-m", module, *arguments]
 
 
 def rank_environment(*, is_cpu: bool) -> dict[str, str]:

@@ -39,23 +39,39 @@ def _document_lengths(batch: Mapping[str, Any]) -> list[list[int]] | None:
     if lengths is not None:  # packed: filled up with a negative number
         return [[length for length in row if length > 0] for row in lengths.tolist()]
     ids = batch.get("_packed_seq_ids")
+    if ids is None and batch.get("cu_seq_lens_q") is not None:  # packed without a mask
+        return [_by_positions(row) for row in batch["position_ids"].tolist()]
     mask = batch.get("attention_mask") if ids is None else ids
     if mask is not None and mask.ndim == 4:  # who sees whom, of shape (batch, 1, sequence, sequence)
         mask = mask[:, 0].diagonal(0, 1, 2)
+        mask = mask == 0 if "float" in str(mask.dtype) else mask  # 0 where it sees, minus infinity where not
     if mask is None and batch.get("padding_mask") is not None:
         mask = ~batch["padding_mask"]
     if mask is None or mask.ndim != 2:
         return None
     if mask.max() > 1:  # documents are numbered from 1 in each row, padding is 0
         return [[count for count in row.bincount().tolist()[1:] if count] for row in mask]
-    return [[length] for length in mask.sum(1).tolist()]
+    return [[int(length)] for length in mask.sum(1).tolist()]
+
+
+def _by_positions(positions: list[int]) -> list[int]:
+    """Lengths of the documents of a row that AutoModel packed: each begins at position 0, and so does each token of the
+    padding behind them."""
+    end = len(positions)
+    while end and positions[end - 1] == 0:
+        end -= 1
+    if len(positions) - end < 2:  # one token at position 0 is a document
+        end = len(positions)
+    begins = [index for index in range(end) if positions[index] == 0]
+    return [after - begin for begin, after in zip(begins, [*begins[1:], end], strict=True)]
 
 
 def _num_images(batch: Mapping[str, Any]) -> int:
     per_sample = batch.get("n_images_per_sample")
     if per_sample is not None:
         return int(per_sample.sum())
-    pixels = batch.get("pixel_values")
+    grid = batch.get("image_grid_thw")
+    pixels = batch.get("pixel_values") if grid is None else grid
     return 0 if pixels is None or not hasattr(pixels, "shape") else int(pixels.shape[0])
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain import flops, stats
-from cctrain.records import Estimate, SteadyState, StepRecord, Summary
+from cctrain.records import Estimate, SteadyState, StepRecord, Straggler, Summary
 from cctrain.samples import parse_line
 from cctrain.straggler import find_straggler
 
@@ -103,7 +103,7 @@ def _step_record(step: int, ranks: Sequence[RankSamples], count_flops: _CountFlo
         step=step,
         step_time_s=times[slowest],
         rank_step_time_s=tuple(times),
-        rank_begin_s=tuple(row["begin_s"] for row in rows),
+        rank_begin_s=tuple(row["begin_s"] for row in rows) if all("begin_s" in row for row in rows) else None,
         data_wait_s=max(float(row["data_wait_s"]) for row in rows),
         phases_s=rows[slowest].get("phases_s"),
         micro_batches_s=rows[slowest].get("micro_batches_s"),
@@ -127,8 +127,8 @@ def measured_steps(steps: Sequence[StepRecord]) -> list[StepRecord]:
 
 
 def is_sound(step: StepRecord) -> bool:
-    """Whether the clock went forward through the step and each of its phases."""
-    return step.step_time_s > 0 and all(span >= 0 for span in (step.phases_s or {}).values())
+    """Whether every rank's clock went forward through the step, and the slowest's through each of its phases."""
+    return min(step.rank_step_time_s) > 0 and all(span >= 0 for span in (step.phases_s or {}).values())
 
 
 def summarize(steps: Sequence[StepRecord], world: int, gpu_name: str | None) -> Summary | None:
@@ -153,8 +153,7 @@ def summarize(steps: Sequence[StepRecord], world: int, gpu_name: str | None) -> 
         tokens_per_s_per_gpu=Estimate(
             median=statistics.median(step.padded_tokens / step.step_time_s / world for step in steady),
             mean=rate,
-            # The rate's relative uncertainty is the step time's, as long as the tokens of a step do not vary with it.
-            ci95=_around(rate, interval.half_width and rate * interval.half_width / interval.mean),
+            ci95=_around(rate, _rate_half_width([step.padded_tokens / world for step in steady], times, rate)),
         ),
         real_tokens_per_s_per_gpu=sum(step.real_tokens for step in steady) / seconds / world,
         label_tokens_per_s_per_gpu=sum(step.label_tokens for step in steady) / seconds / world,
@@ -165,6 +164,13 @@ def summarize(steps: Sequence[StepRecord], world: int, gpu_name: str | None) -> 
         peak_flops_per_s=peak,
         steady_state=_steady_state(measured, found),
     )
+
+
+def _rate_half_width(tokens: Sequence[float], times: Sequence[float], rate: float) -> float | None:
+    """Of tokens over time as a ratio of two means, which steps of unequal length move together: the interval of what a
+    step's tokens are above the rate (the linearised, or delta, method)."""
+    above = stats.batch_means([count - rate * time for count, time in zip(tokens, times, strict=True)]).half_width
+    return None if above is None else above / statistics.fmean(times)
 
 
 def _longest(steps: Sequence[Sequence[float]]) -> Sequence[float]:
@@ -183,15 +189,22 @@ def _utilization(counts: Sequence[float | None], gpu_seconds: float, peak: float
 
 def of_the_ranks(summary: Summary, steps: Sequence[StepRecord], ranks: Mapping[int, RankSamples]) -> Summary:
     """`summary` with what only the ranks' samples say: their memory, and which of them the others wait for."""
-    steady = [step.step for step in steps if step.step >= summary.steady_state.first_step]
-    phases = [[ranks[rank].steps[step]["phases_s"] for rank in sorted(ranks)] for step in steady]
     memory = _memory_gib(ranks)
     return dataclasses.replace(
         summary,
         peak_memory_gib=max(memory["allocated"]) if memory else None,
         rank_peak_memory_gib=memory,
-        straggler=find_straggler(phases),
+        straggler=_straggler([step for step in steps if step.step >= summary.steady_state.first_step], ranks),
     )
+
+
+def _straggler(steady: Sequence[StepRecord], ranks: Mapping[int, RankSamples]) -> Straggler | None:
+    phases = [[ranks[rank].steps[step.step]["phases_s"] for rank in sorted(ranks)] for step in steady]
+    if any("forward_backward" in row for row in phases[0]):
+        return None  # a pipeline's stages end their phases one after the other, whoever is slow
+    is_one_clock = len({rank.start.get("host") for rank in ranks.values()}) == 1
+    begins = [step.rank_begin_s for step in steady if step.rank_begin_s]
+    return find_straggler(phases, begins if is_one_clock and len(begins) == len(steady) else None)
 
 
 def _memory_gib(ranks: Mapping[int, RankSamples]) -> dict[str, list[float]] | None:

@@ -19,7 +19,7 @@ from cctrain.errors import RequestError
 from cctrain.processes import this_process
 from cctrain.records import RunRecord, finite, to_json
 
-_RECORD_BYTES, _STEP_BYTES, _RANK_BYTES = 1 << 20, 512, 24
+_RECORD_BYTES, _STEP_BYTES, _RANK_BYTES = 1 << 20, 4096, 64
 """Size of run.json, generously: the rest, a step, and a rank's time in it."""
 _MOST_BYTES = 64 << 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -69,7 +70,8 @@ class SampleThread:
     def _run(self) -> None:
         while not self._stopping.wait(_FLUSH_S) and not self._error:
             self._write()
-            self._on_tick()
+            with contextlib.suppress(OSError):  # of a network file system; the next tick asks again
+                self._on_tick()
 
     def _write(self) -> None:
         try:

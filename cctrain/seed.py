@@ -19,13 +19,16 @@ def seed_figure(
 ) -> Seed | None:
     """The figure from all `steps`, warm-up included; `ours` is our mean of padded tokens/s/GPU.
 
-    `data_ranks` is the number of data-parallel ranks, which AutoModel's VLM recipe divides by instead of `world`.
+    `data_ranks` counts data- and context-parallel ranks, which AutoModel's VLM recipe divides by instead of `world`.
     None where no step says what the engine printed, or none comes so late.
     """
     printed = [
         step
         for step in steps
-        if step.step > _FIRST_PRINTED_STEP and step.engine_tokens_per_s_per_gpu and step.engine_tokens
+        if step.step > _FIRST_PRINTED_STEP
+        and step.engine_tokens_per_s_per_gpu
+        and step.engine_tokens
+        and step.step_time_s > 0
     ]  # AutoModel counts from 0: its step 10 is our 11
     if not printed or not ours:
         return None

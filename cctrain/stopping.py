@@ -26,7 +26,7 @@ def stop_reason(step_times_s: Sequence[float], half_width: float, max_steps: int
     times that are not all finite and above zero. The earliest stop is at 112 steps, for noise at 157.
 
     Simulated with a maximum of 1,000 and noise of 0.06 to 8 % (tests/unit/test_stopping.py), the interval of the steps
-    stopped at, without those that MSER-5 sets aside, covers 94-96 % at AR(1) 0, 91-97 % at 0.5 and 89-96 % at 0.8.
+    stopped at, without those that MSER-5 sets aside, covers 94-97 % at AR(1) 0, 92-97 % at 0.5 and 89-97 % at 0.8.
     """
     if len(step_times_s) >= max_steps:
         return "the maximum"

@@ -1,8 +1,8 @@
 """Which rank the others wait for.
 
 Ranks of a synchronous step leave its collectives together, so their step times hardly differ, whoever was late. What
-differs is when each comes to the end of a phase, counted from the beginning of its step: the last one there is the one
-the others then wait for. A rank that is slow inside a phase that every layer of it has collectives in (forward under
+differs is when each comes to the end of a phase: the last one there is the one the others then wait for. A rank that is
+slow inside a phase that every layer of it has collectives in (forward under
 FSDP, all of it under tensor parallelism) slows all ranks alike and is not seen; its GPU's clocks may show it.
 """
 
@@ -21,16 +21,21 @@ _SMALLEST_COST = 0.005
 """As a fraction of the step time; less is not worth a name."""
 
 
-def find_straggler(steps: Sequence[Sequence[Mapping[str, float]]]) -> Straggler | None:
+def find_straggler(
+    steps: Sequence[Sequence[Mapping[str, float]]], begins_s: Sequence[Sequence[float]] | None = None
+) -> Straggler | None:
     """The straggler of `steps`, each the phases of every rank in the order in which they ran; seconds.
 
-    None where no rank is last more often than one in R would be by chance (binomial, at most 1 % false alarms over all
-    ranks when steps are independent), or where the next rank waits for it for less than 0.5 % of the step.
+    `begins_s` is when each rank began each step, by one clock; without one (ranks on several machines) each rank counts
+    from its own beginning. None where no rank is last more often than one in R would be by chance (binomial, at most
+    1 % false alarms over all ranks when steps are independent), or where the next rank waits for it for less than 0.5 %
+    of the step.
     """
     if not steps or len(steps[0]) < 2:
         return None
     num_ranks = len(steps[0])
-    last = [_last(ranks) for ranks in steps]
+    own = [[0.0] * num_ranks] * len(steps)
+    last = [_last(ranks, begins) for ranks, begins in zip(steps, begins_s or own, strict=True)]
     rank, count = Counter(rank for rank, _, _ in last).most_common(1)[0]
     if bdtrc(count - 1, len(steps), 1 / num_ranks) * num_ranks > _CHANCE:
         return None
@@ -42,11 +47,11 @@ def find_straggler(steps: Sequence[Sequence[Mapping[str, float]]]) -> Straggler 
     return Straggler(rank=rank, share=count / len(steps), cost_s=cost_s, phase=phase)
 
 
-def _last(ranks: Sequence[Mapping[str, float]]) -> tuple[int, float, str]:
+def _last(ranks: Sequence[Mapping[str, float]], begins_s: Sequence[float]) -> tuple[int, float, str]:
     """The rank furthest behind the next at the end of any phase, by how many seconds, and the phase."""
     found = (0, -1.0, "")
-    ends = [list(itertools.accumulate(phases.values())) for phases in ranks]
-    for name, *times in zip(ranks[0], *ends, strict=False):
+    ends = [itertools.accumulate(phases.values(), initial=begin) for phases, begin in zip(ranks, begins_s, strict=True)]
+    for name, *times in zip(ranks[0], *(list(times)[1:] for times in ends), strict=False):
         second, first = sorted(times)[-2:]
         if first - second > found[1]:
             found = (times.index(first), first - second, name)

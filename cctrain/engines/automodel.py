@@ -142,7 +142,7 @@ class Observer:
             {
                 "event": "ready",
                 "data_rank": recipe._get_dp_rank(),
-                "data_ranks": recipe._get_dp_group_size(),
+                "data_ranks": recipe._get_dp_group_size() * recipe._get_cp_group_size(),
                 "clock": clock.name,
                 "model_config": _model_config(recipe.model_parts[0]),
             }
@@ -194,7 +194,8 @@ class Observer:
         )
         self.thread.check()
         if not math.isfinite(loss):
-            raise LossNotFiniteError(f"the loss of step {step} is {loss}; is train.optimizer.lr too high?")
+            why = "is train.optimizer.lr too high?" if counts["label_tokens"] else "its batch has no label token"
+            raise LossNotFiniteError(f"the loss of step {step} is {loss}; {why}")
 
 
 def _model_config(model: Any) -> dict[str, Any] | None:

@@ -41,7 +41,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         steps = ("steps", f"{len(record['steps'])}, none of them measured")
         return [*rows, steps, *(("note", note) for note in record["notes"])]
     time, tokens, steady = summary["step_time_s"], summary["tokens_per_s_per_gpu"], summary["steady_state"]
-    if steady["is_steady"] or time["ci95"] is None:
+    if steady["is_steady"]:
         rows += [
             ("step time", f"{_seconds(time['median'])} median, {_with_interval(time, _seconds)} mean"),
             ("tokens/s/GPU, padded", _with_interval(tokens, lambda value: f"{value:,.0f}")),
@@ -51,10 +51,10 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [
         ("steady state", steady["why"]),
         ("phases, share of a step", _phases(record["steps"], steady["first_step"])),
-        *_straggler(summary["straggler"], time["mean"]),
+        *_straggler(summary.get("straggler"), time["mean"]),
         ("loss, first to last step", f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}"),
-        *_gpus(summary, record["gpu_state"]),
-        *_seed(summary["seed"]),
+        *_gpus(summary, record.get("gpu_state")),
+        *_seed(summary.get("seed")),
     ]
     return rows + [("note", note) for note in record["notes"]]
 
@@ -82,10 +82,10 @@ def _straggler(straggler: dict[str, Any] | None, step_time_s: float) -> list[tup
 
 def _gpus(summary: dict[str, Any], state: dict[str, Any] | None) -> list[tuple[str, str]]:
     rows = []
-    memory = summary["rank_peak_memory_gib"]
-    if memory:
-        allocated, reserved = max(memory["allocated"]), max(memory["reserved"])
-        rows.append(("peak memory", f"{allocated:.1f} GiB allocated, {reserved:.1f} reserved, largest of the ranks"))
+    memory = summary.get("rank_peak_memory_gib")
+    if summary["peak_memory_gib"] is not None:
+        reserved = f", {max(memory['reserved']):.1f} reserved" if memory else ""
+        rows.append(("peak memory", f"{summary['peak_memory_gib']:.1f} GiB allocated{reserved}, largest of the ranks"))
     if not state:
         return rows
     total = state["total"]
@@ -115,8 +115,6 @@ def _seed(seed: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _with_interval(estimate: dict[str, Any], show: Any) -> str:
-    if estimate["ci95"] is None:
-        return f"{show(estimate['mean'])} (no interval: too few steps)"
     low, high = estimate["ci95"]
     return f"{show(estimate['mean'])} ± {show((high - low) / 2)}"
 

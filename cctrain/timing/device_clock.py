@@ -10,15 +10,17 @@ import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
 
-@triton.jit(do_not_specialize=["slot"])
-def _stamp(ring, slot):  # type: ignore[no-untyped-def] # Triton reads annotations as globals
-    tl.store(ring + slot, globaltimer())
+@triton.jit()  # type: ignore[untyped-decorator]
+def _stamp(ring, count, capacity: tl.constexpr):  # type: ignore[no-untyped-def]
+    tl.store(ring + tl.atomic_add(count, 1) % capacity, globaltimer())
 
 
 class DeviceClock:
     """Stamps on the current CUDA device, in stream order.
 
-    A slot is reused after `capacity` marks; a stamp is new when it is larger than what its slot held at the last read,
+    The number of the next stamp lives on the device, so that a stamp inside a CUDA graph goes to a new slot with each
+    replay: `stamp` it while the graph is captured, and take the handles with `replayed` after each replay. A slot is
+    reused after `capacity` marks; a stamp is new when it is larger than what its slot held at the last read,
     so that no slot has to be cleared on the device.
     """
 
@@ -26,6 +28,7 @@ class DeviceClock:
 
     def __init__(self, capacity: int = 1 << 16) -> None:
         self._ring = torch.zeros(capacity, dtype=torch.int64, device="cuda")
+        self._count = torch.zeros(1, dtype=torch.int64, device="cuda")
         self._seen = [0] * capacity
         self._capacity = capacity
         self._next = 0
@@ -47,10 +50,18 @@ class DeviceClock:
 
     def mark(self) -> int:
         """Queue a stamp on the current stream."""
-        handle = self._next
-        _stamp[(1,)](self._ring, handle % self._capacity, num_warps=1)
-        self._next = handle + 1
-        return handle
+        self.stamp()
+        return self.replayed(1)[0]
+
+    def stamp(self) -> None:
+        """Queue a stamp, or record it into the graph being captured, without counting it."""
+        _stamp[(1,)](self._ring, self._count, self._capacity, num_warps=1)
+
+    def replayed(self, num_stamps: int) -> list[int]:
+        """Handles of the `num_stamps` that the replay of a graph has just queued on the current stream."""
+        first = self._next
+        self._next += num_stamps
+        return list(range(first, self._next))
 
     def read(self, handles: list[int]) -> list[float | None]:
         """Seconds of each stamp (GPU clock), None for those that the device has not reached.

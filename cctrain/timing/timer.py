@@ -66,22 +66,19 @@ class StepTimer:
         and `micro_batches_s` with the parts of the phases that came several times.
         """
         with self._reading:
+            ended = [(step, _handles(step)) for step in list(self._ended)]
+            wanted = list(dict.fromkeys(one for _, handles in ended for one in handles if one not in self._known))
+            read = zip(wanted, self._clock.read(wanted), strict=True)
+            self._known |= {handle: seconds for handle, seconds in read if seconds is not None}
             rows = []
-            while self._ended:
-                row = self._times(self._ended[0])
-                if row is None:
+            for step, handles in ended:
+                if any(handle not in self._known for handle in handles):
                     break
+                rows.append(self._times(step, handles))
                 self._ended.popleft()
-                rows.append(row)
             return rows
 
-    def _times(self, step: _Step) -> dict[str, Any] | None:
-        handles = [step.begin, *(handle for _, handle in step.marks)]
-        wanted = [handle for handle in handles if handle not in self._known]
-        read = dict(zip(wanted, self._clock.read(wanted), strict=True))
-        self._known |= {handle: seconds for handle, seconds in read.items() if seconds is not None}
-        if None in read.values():
-            return None
+    def _times(self, step: _Step, handles: list[int]) -> dict[str, Any]:
         times = [self._known[handle] for handle in handles]
         spans: dict[str, list[float]] = {}
         for (name, _), before, after in zip(step.marks, times, times[1:], strict=False):
@@ -96,6 +93,10 @@ class StepTimer:
             "phases_s": _phases(spans, step),
             "micro_batches_s": {name: parts for name, parts in spans.items() if len(parts) > 1},
         }
+
+
+def _handles(step: _Step) -> list[int]:
+    return [step.begin, *(handle for _, handle in step.marks)]
 
 
 def _phases(spans: dict[str, list[float]], step: _Step) -> dict[str, float]:

@@ -46,3 +46,23 @@ def test_the_ring_is_reused_and_every_stamp_is_later_than_the_one_before(clock):
         seen += clock.read(handles)
     assert None not in seen
     assert seen == sorted(seen)
+
+
+def test_stamps_inside_a_graph_are_new_with_each_replay(clock):
+    graph = torch.cuda.CUDAGraph()
+    before = clock.mark()
+    with torch.cuda.graph(graph):
+        clock.stamp()
+        torch.cuda._sleep(SPIN_CYCLES)
+        clock.stamp()
+    handles = []
+    for _ in range(3):
+        graph.replay()
+        handles += clock.replayed(2)
+    after = clock.mark()
+    torch.cuda.synchronize()
+    stamps = clock.read([before, *handles, after])
+    assert None not in stamps
+    assert stamps == sorted(stamps)
+    spans = [end - begin for begin, end in zip(stamps[1:7:2], stamps[2:7:2], strict=True)]
+    assert all(span == pytest.approx(spans[0], rel=0.05) and span > 0.01 for span in spans)

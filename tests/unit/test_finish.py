@@ -28,7 +28,7 @@ def make_run(run_root, owner=None, *, num_steps=3, num_measured=None):
 
 def write_samples(run_dir, *, rank, world, num_steps, loss=1.5, end=None, **changed):
     ready = {"event": "ready", "data_rank": rank, "data_ranks": world}
-    lines = [{"event": "start", "rank": rank, "world_size": world}, ready]
+    lines = [{"event": "start", "rank": rank, "world_size": world, **this_process()}, ready]
     counts = {"padded_tokens": 10, "real_tokens": 9, "label_tokens": 8, "num_images": 0, "rows": [[10, [9]]]}
     times = {"step_time_s": 0.5, "data_wait_s": 0.1, "phases_s": {"forward": 0.5}, **changed}
     lines += [
@@ -148,6 +148,41 @@ def test_energy_of_some_of_the_gpus_is_not_taken_for_that_of_all(tmp_path):
     readings = [{"time": 1e9 + at, "gpus": [{"energy_j": 300 * at}]} for at in range(4)]
     (run_dir / "telemetry.jsonl").write_text("".join(json.dumps(reading) + "\n" for reading in readings))
     assert finish_record(run_dir, None)["summary"]["joules_per_token"] is None
+
+
+def test_a_rank_whose_clock_goes_backwards_is_seen_though_it_is_not_the_slowest(tmp_path):
+    run_dir = make_run(tmp_path)
+    write_samples(run_dir, rank=0, world=2, num_steps=3)
+    write_samples(run_dir, rank=1, world=2, num_steps=3, step_time_s=-100.0)
+    record = finish_record(run_dir, None)
+    assert record["summary"] is None
+    assert "went backwards at step 1; no summary" in record["notes"][0]
+
+
+def test_a_clock_that_goes_backwards_in_the_warm_up_costs_the_warm_up_only(tmp_path):
+    run_dir = make_run(tmp_path)
+    path = run_dir / "samples" / "rank0.jsonl"
+    path.write_text(path.read_text().replace('"step_time_s": 0.5', '"step_time_s": -1.0', 1))
+    record = finish_record(run_dir, None)
+    assert record["summary"]["step_time_s"]["mean"] == 0.5
+    assert "went backwards at step 1; it was warm-up" in record["notes"][0]
+
+
+def test_damaged_samples_leave_a_record_that_says_so(tmp_path):
+    run_dir = make_run(tmp_path)
+    write_samples(run_dir, rank=0, world=1, num_steps=3, padded_tokens="many")
+    record = finish_record(run_dir, None)
+    assert record["status"] == "partial"
+    assert "the samples could not be summed up (TypeError" in record["notes"][0]
+    assert not (run_dir / "running.json").exists()
+
+
+def test_a_seed_figure_that_cannot_be_had_is_said_so(tmp_path):
+    run_dir = make_run(tmp_path)
+    (run_dir / "config.json").write_text('{"measure": {"kind": "seed"}}')
+    record = finish_record(run_dir, None)
+    assert record["summary"]["seed"] is None
+    assert "measure=seed: the run ended before AutoModel's step 10" in record["notes"][0]
 
 
 def test_a_run_that_was_told_to_stop_is_complete_and_says_why(tmp_path):

@@ -1,6 +1,7 @@
 """Token counts of the batches that AutoModel's collate functions make."""
 
 import numpy as np
+import pytest
 
 from cctrain.metrics import count_tokens
 
@@ -58,6 +59,30 @@ def test_a_mask_of_who_sees_whom_tells_padding_by_its_diagonal():
     seen[1, 0, :2, :2] = np.tril(np.ones((2, 2), dtype=bool))
     counts = count_tokens([{"input_ids": IDS, "labels": LABELS, "attention_mask": seen.view(Tensor)}])
     assert counts["rows"] == [[4, [3]], [4, [2]]]
+
+
+def test_a_mask_of_numbers_that_are_added_is_zero_where_a_token_is_seen():
+    added = np.full((2, 1, 4, 4), -np.inf)
+    added[0, 0, :3, :3] = np.where(np.tril(np.ones((3, 3))), 0.0, -np.inf)
+    added[1, 0, :2, :2] = np.where(np.tril(np.ones((2, 2))), 0.0, -np.inf)
+    counts = count_tokens([{"input_ids": IDS, "labels": LABELS, "attention_mask": added.view(Tensor)}])
+    assert counts["rows"] == [[4, [3]], [4, [2]]]
+
+
+@pytest.mark.parametrize(
+    ("positions", "lengths"),
+    [
+        ([0, 1, 2, 3], [4]),
+        ([0, 1, 0, 0], [2]),
+        ([0, 1, 2, 0], [3, 1]),  # one token of padding cannot be told from a document of one
+        ([0, 1, 0, 1], [2, 2]),
+        ([0, 0, 1, 2], [1, 3]),
+    ],
+)
+def test_packed_rows_without_a_mask_are_read_by_their_positions(positions, lengths):
+    batch = {"input_ids": IDS[:1], "labels": LABELS[:1], "position_ids": tensor([positions])}
+    counts = count_tokens([batch | {"cu_seq_lens_q": tensor([0, 4])}])
+    assert counts["rows"] == [[4, lengths]]
 
 
 def test_without_a_mask_every_token_is_real():

@@ -1,5 +1,6 @@
 """Samples of the ranks to steps and summary."""
 
+import dataclasses
 import json
 
 import pytest
@@ -49,6 +50,18 @@ def test_ranks_that_are_late_in_turn_do_not_make_the_run_longer_than_it_was(tmp_
     assert summary.step_time_s.mean == pytest.approx(0.5)
     assert summary.step_time_s.median == 0.7
     assert summary.tokens_per_s_per_gpu.mean == pytest.approx(200 / 0.5 / 2)
+
+
+def test_steps_of_unequal_length_do_not_blur_a_rate_that_is_the_same_in_all(tmp_path):
+    seconds = [0.1 * (1 + number % 7) for number in range(100)]
+    write_rank(tmp_path, 0, seconds, world=1)
+    steps = [
+        dataclasses.replace(step, padded_tokens=round(1000 * step.step_time_s) + step.step % 2)
+        for step in step_records(read_samples(tmp_path), warmup=0)
+    ]
+    low, high = summarize(steps, 1, None).tokens_per_s_per_gpu.ci95
+    assert low < summarize(steps, 1, None).tokens_per_s_per_gpu.mean < high
+    assert high - low < 0.01 * 1000
 
 
 def test_ranks_that_share_their_samples_count_them_once(tmp_path):

@@ -84,7 +84,7 @@ def recompiling(num_traces, num_steps, noise):
 @pytest.mark.parametrize("num_steps", [30, 100])
 @pytest.mark.parametrize("noise", [0.003, 0.02])
 def test_recompilations_leave_no_bias_and_are_not_taken_for_a_change(num_steps, noise):
-    slow = recompiling(200, num_steps, noise)
+    slow = recompiling(150, num_steps, noise)
     means = [trace[stats.find_steady(trace).cut :].mean() for trace in slow]
     assert abs(np.mean(means) - 1.0) < 0.003
     assert np.mean([is_steady(trace) for trace in slow]) > 0.9
@@ -94,9 +94,9 @@ def test_recompilations_leave_no_bias_and_are_not_taken_for_a_change(num_steps, 
 @pytest.mark.parametrize("time_constant", [10, 20])
 @pytest.mark.parametrize("swing", [0.03, -0.02])
 def test_thermal_settling_leaves_little_bias_where_the_run_is_called_steady(swing, time_constant, noise):
-    settling = traces(200, 100, phi=0.5, noise=noise) * (1 + swing * np.exp(-np.arange(100) / time_constant))
+    settling = traces(150, 100, phi=0.5, noise=noise) * (1 + swing * np.exp(-np.arange(100) / time_constant))
     steady = [trace for trace in settling if is_steady(trace)]
-    assert len(steady) > 80
+    assert len(steady) > 60
     assert abs(np.mean([trace[stats.find_steady(trace).cut :].mean() for trace in steady]) - 1.0) < 0.003
 
 
@@ -116,10 +116,10 @@ def test_steady_steps_are_called_unsteady_at_most_once_in_twenty(num_steps, num_
     assert np.mean([is_steady(trace) for trace in steady]) >= 0.95
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.6, 0.8])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize(("num_steps", "noise"), [(60, 0.005), (100, 0.01)])
 def test_a_lasting_shift_of_three_percent_is_found_with_its_step(num_steps, noise, share):
-    slower = traces(200, num_steps, phi=0.5, noise=noise)
+    slower = traces(150, num_steps, phi=0.5, noise=noise)
     step = int(num_steps * share)
     slower[:, step:] *= 1.03
     shifts = [stats.find_steady(trace).shift for trace in slower]

@@ -45,6 +45,13 @@ def test_a_rank_that_is_slow_by_itself_is_named_by_its_step_time():
     assert abs(found.cost_s - 0.75 * 0.05) < 1e-9
 
 
+def test_a_rank_that_begins_late_is_the_one_the_others_wait_for_and_not_they():
+    steps = [[{"other": 0.06, "forward": 0.1}, {"other": 0.01, "forward": 0.1}] for _ in range(40)]
+    begins = [(100.0 + number, 100.05 + number) for number in range(40)]
+    assert find_straggler(steps, begins) is None
+    assert find_straggler(steps).rank == 0  # which without a clock for both looks late
+
+
 def test_one_rank_waits_for_nobody():
     assert find_straggler([[{"forward": 0.1}]] * 20) is None
     assert find_straggler([]) is None

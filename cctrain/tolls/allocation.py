@@ -1,0 +1,31 @@
+"""Allocation by the driver itself, as cudaMalloc and cudaMallocHost do it; PyTorch's caches hide most of these."""
+
+from __future__ import annotations
+
+import time
+
+from cctrain.tolls import driver
+from cctrain.tolls.device import can_run
+from cctrain.tolls.record import Reading
+from cctrain.tolls.sampling import Case, measure_cases
+
+__all__ = ["can_run", "measure"]
+
+_BUDGET_S = 3.0
+_SIZES = {"device": (2 << 20, 256 << 20), "host": (1 << 20, 64 << 20)}
+
+
+def measure() -> list[Reading]:
+    """Microseconds to allocate device memory and pinned host memory; freeing it is left out."""
+    return measure_cases([_case(where, size) for where, sizes in _SIZES.items() for size in sizes], _BUDGET_S)
+
+
+def _case(where: str, num_bytes: int) -> Case:
+    def allocate_us() -> float:
+        begin = time.perf_counter()
+        free = driver.allocate(where, num_bytes)
+        duration_us = (time.perf_counter() - begin) * 1e6
+        free()
+        return duration_us
+
+    return Case("alloc", "us", {"where": where, "bytes": num_bytes}, allocate_us)

@@ -1,0 +1,158 @@
+"""The process that measures, as its parent sees it: started, followed, and replaced by another where it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cctrain import launcher
+from cctrain.samples import parse_line
+from cctrain.tolls.families import SEVERAL_DEVICES
+from cctrain.tolls.record import Reading, parse_reading
+
+NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
+"""NVLink multicast is off with CC on, so that with CC off it must not be measured either."""
+_DEADLINE_S = 120.0
+"""A family says nothing while it measures, seconds on a GPU; the first one waits for torch's import, too."""
+_POLL_S = 0.25
+_WORKER = "cctrain.tolls.worker"
+_LOG_LINES = 15
+
+Command = Callable[[Sequence[str], Path], list[str]]
+"""The argv that measures families and appends to a file."""
+OnPoll = Callable[[str | None], None]
+"""Hears which family is being measured, several times a second."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of the families."""
+
+    readings: list[Reading] = field(default_factory=list)
+    waived: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    log: str = ""
+    """The last lines of every process that failed."""
+
+
+def environment() -> dict[str, str]:
+    """That of a training run's ranks, and no multicast whatever the user has set."""
+    return {**launcher.rank_environment(is_cpu=False), **NO_MULTICAST}
+
+
+def measure(families: Sequence[str], num_gpus: int, on_poll: OnPoll) -> Outcome:
+    """Measure `families`, those between GPUs with a rank on each of `num_gpus`; `on_poll` is called often."""
+    outcome = Outcome()
+    several = [name for name in families if name in SEVERAL_DEVICES and num_gpus > 1]
+    follow([name for name in families if name not in several], _worker, outcome, on_poll)
+    follow(several, lambda names, events: _ranks(num_gpus, names, events), outcome, on_poll)
+    return outcome
+
+
+def _worker(names: Sequence[str], events: Path) -> list[str]:
+    return [sys.executable, "-m", _WORKER, str(events), *names]
+
+
+def _ranks(num_gpus: int, names: Sequence[str], events: Path) -> list[str]:
+    return launcher.torchrun_command(num_gpus, _WORKER, str(events), *names)
+
+
+def follow(
+    families: Sequence[str],
+    command: Command,
+    outcome: Outcome,
+    on_poll: OnPoll,
+    deadline_s: float = _DEADLINE_S,
+) -> None:
+    """Measure `families` and add what comes of them to `outcome`. A process that raises, dies or is silent for
+    `deadline_s` costs the family it was at; the rest get another process. None is left behind."""
+    left = list(families)
+    while left:
+        with tempfile.TemporaryDirectory(prefix="cctrain-tolls-") as folder:
+            events, log = Path(folder) / "events.jsonl", Path(folder) / "log"
+            events.touch()
+            process = launcher.launch(command(left, events), log, environment())
+            child = _Child(events, outcome, on_poll)
+            try:
+                why = child.wait(process, deadline_s)
+            finally:
+                _end(process)
+            left = [name for name in left if name not in child.over]
+            if why is None and not left:
+                return
+            stuck = [child.family] if child.family else left  # it has not come as far as a family
+            outcome.failed |= dict.fromkeys(stuck, child.why or why or "its process ended without measuring it")
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            outcome.log += "".join(f"{line}\n" for line in lines[-_LOG_LINES:])
+            left = [name for name in left if name not in stuck]
+
+
+@dataclass(slots=True)
+class _Child:
+    events: Path
+    outcome: Outcome
+    on_poll: OnPoll
+    family: str | None = None
+    """The one being measured."""
+    over: list[str] = field(default_factory=list)
+    why: str | None = None
+    """Why it failed, in its own words."""
+    _offset: int = 0
+
+    def wait(self, process: subprocess.Popen[bytes], deadline_s: float) -> str | None:
+        """Until the process ends or says nothing for `deadline_s`. Returns None where it ended well, else why not."""
+        last = time.monotonic()
+        while True:
+            code = process.poll()
+            lines = self._read()
+            for line in lines:
+                self._hear(line)
+            self.on_poll(self.family)
+            if lines:
+                last = time.monotonic()
+            elif code is not None:
+                return None if code == 0 else _explain(code)
+            elif time.monotonic() - last > deadline_s:
+                return f"it hangs: nothing came for {deadline_s:.0f} s"
+            else:
+                time.sleep(_POLL_S)
+
+    def _read(self) -> list[Mapping[str, Any]]:
+        with self.events.open("rb") as file:
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        return [line for text in whole.decode().splitlines() if (line := parse_line(text))]
+
+    def _hear(self, line: Mapping[str, Any]) -> None:
+        event, family = line["event"], str(line["family"])
+        if event == "begin":
+            self.family = family
+        elif event == "reading":
+            self.outcome.readings.append(parse_reading(line["reading"]))
+        elif event == "failed":
+            self.why = self.why or str(line["why"])
+        else:
+            self.family = None
+            self.over.append(family)
+            if event == "waived":
+                self.outcome.waived[family] = str(line["why"])
+
+
+def _explain(code: int) -> str:
+    return f"its process was killed ({signal.strsignal(-code)})" if code < 0 else f"its process ended with {code}"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # its ranks end with torchrun: they asked the kernel for it
+    process.wait()

@@ -1,0 +1,72 @@
+"""Two files of tolls, CC off and on, to the tolls: what each operation costs more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from cctrain.errors import RequestError
+from cctrain.tolls.record import Reading, TollsRecord
+
+IDENTITY = ("gpu", "num_gpus", "driver", "cpu", "torch", "cctrain")
+"""What must match: keys of TollsRecord.identity."""
+MODE = "mode"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The same reading with CC off and on."""
+
+    off: Reading
+    on: Reading
+
+    @property
+    def toll(self) -> float:
+        """On minus off, in the readings' unit: what CC adds to a time or takes from a rate."""
+        return self.on.value - self.off.value
+
+    @property
+    def ratio(self) -> float | None:
+        """On over off."""
+        return self.on.value / self.off.value if self.off.value else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the toll from the two of its medians (MOVER: their squared distances add up), None without
+        them. It knows the noise within the two runs only, not that between runs."""
+        if self.off.interval is None or self.on.interval is None:
+            return None
+        (off_low, off_high), (on_low, on_high) = self.off.interval, self.on.interval
+        below = math.hypot(self.on.value - on_low, off_high - self.off.value)
+        above = math.hypot(on_high - self.on.value, self.off.value - off_low)
+        return (self.toll - below, self.toll + above)
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the interval holds 0."""
+        return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
+
+
+def differences(off: TollsRecord, on: TollsRecord) -> list[Difference]:
+    """Of all readings that both hold, in the order of `off`. Raises RequestError where there is none."""
+    by_key = {(reading.key, reading.unit): reading for reading in on.readings}
+    matching = ((reading, by_key.get((reading.key, reading.unit))) for reading in off.readings)
+    both = [Difference(reading, other) for reading, other in matching if other]
+    if not both:
+        raise RequestError("the two files have no reading in common")
+    return both
+
+
+def check_comparable(off: TollsRecord, on: TollsRecord, allowed: Collection[str]) -> None:
+    """Raise RequestError naming all that differs between the machines beside CC, but for the keys `allowed`."""
+    unlike = [
+        f"{key} ({off.identity.get(key)} and {on.identity.get(key)})"
+        for key in IDENTITY
+        if off.identity.get(key) != on.identity.get(key) and key not in allowed
+    ]
+    if (off.mode, on.mode) != ("off", "on") and MODE not in allowed:
+        unlike.insert(0, f"{MODE} (off and on are needed, in this order; these are {off.mode} and {on.mode})")
+    if unlike:
+        names = " ".join(entry.partition(" ")[0] for entry in unlike)
+        raise RequestError(f"the two files differ in {', '.join(unlike)}; --allow {names} takes them all the same")

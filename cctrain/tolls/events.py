@@ -1,0 +1,39 @@
+"""CUDA events: what a program uses to order streams and to wait for a part of its work.
+
+- event_record, stream_wait_event: the host's time in the call.
+- event_wait: record on an idle stream and wait until the event has happened.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from cctrain.tolls.device import can_run, time_us
+from cctrain.tolls.record import Reading
+from cctrain.tolls.sampling import Case, measure_cases
+
+__all__ = ["can_run", "measure"]
+
+_BUDGET_S = 2.0
+_CALLS = 200
+
+
+def measure() -> list[Reading]:
+    """Microseconds per call."""
+    event, other = torch.cuda.Event(), torch.cuda.Stream()
+    event.record()
+
+    def record_and_wait() -> None:
+        event.record()
+        event.synchronize()
+
+    cases = [
+        Case("event_record", "us", {}, time_us(event.record, _CALLS, with_wait=False)),
+        Case(
+            "stream_wait_event", "us", {}, time_us(functools.partial(other.wait_event, event), _CALLS, with_wait=False)
+        ),
+        Case("event_wait", "us", {}, time_us(record_and_wait, _CALLS)),
+    ]
+    return measure_cases(cases, _BUDGET_S)

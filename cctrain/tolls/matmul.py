@@ -1,0 +1,25 @@
+"""The control: matmuls never cross a link, so their rate must not move with CC."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from cctrain.tolls.device import can_run, time_us
+from cctrain.tolls.record import Reading
+from cctrain.tolls.sampling import Case, measure_cases
+
+__all__ = ["can_run", "measure"]
+
+_BUDGET_S = 2.0
+_SIZE = 8192
+_CALLS = 10
+
+
+def measure() -> list[Reading]:
+    """TFLOP/s of square bf16 matmuls of random numbers (zeros would run faster)."""
+    left, right, product = (torch.randn(_SIZE, _SIZE, dtype=torch.bfloat16, device="cuda") for _ in range(3))
+    block = time_us(functools.partial(torch.mm, left, right, out=product), _CALLS)
+    case = Case("matmul", "TFLOP/s", {"dtype": "bfloat16", "size": _SIZE}, lambda: 2 * _SIZE**3 / block() / 1e6)
+    return measure_cases([case], _BUDGET_S)

@@ -1,0 +1,158 @@
+"""`tolls.json`: what was measured, in frozen dataclasses and strict JSON; and reading a file that others wrote.
+
+History of the format:
+  1  first version
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cctrain.errors import RequestError
+
+SCHEMA_VERSION = 1
+_KIND = "tolls"
+_MOST_BYTES = 4 << 20
+_MOST_CHARACTERS = 200
+_MODES = ("off", "on", "unknown")
+
+Facts = dict[str, str | int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one operation takes, or the rate it reaches."""
+
+    name: str
+    unit: str
+    value: float
+    """Median of the blocks, each the mean of the calls timed together in it."""
+    interval: tuple[float, float] | None
+    """95 % interval of the median, from the noise within this run; null below six blocks."""
+    num_blocks: int
+    conditions: Facts
+    """What else the value depends on: bytes, memory, direction, number of arguments..."""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Name and conditions: equal for readings of the same thing on two machines."""
+        return (self.name, *sorted(self.conditions.items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TollsRecord:
+    """One run of the verb."""
+
+    mode: str
+    """off, on, or unknown: what the machine was seen to be."""
+    identity: Facts
+    """What must match before two files are compared."""
+    measured_at: str
+    readings: tuple[Reading, ...]
+    waived: dict[str, str] = field(default_factory=dict)
+    """Family -> why this machine cannot measure it."""
+    failed: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    """GPUs with their CC settings, host, versions."""
+    kind: str = _KIND
+    schema_version: int = SCHEMA_VERSION
+
+
+def read_tolls(path: Path) -> TollsRecord:
+    """The record in a file, `machine` left out. Raises RequestError for one that is not of this verb."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file at all")
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+        return _parse_record(json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant))
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not a file that `tolls` wrote: {error}") from error
+
+
+def _parse_record(node: Any) -> TollsRecord:
+    node = _expect(node, dict, "the file")
+    if node.get("kind") != _KIND:
+        raise ValueError(f"kind is {_show(node.get('kind'))}, not {_KIND}")
+    if node.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {_show(node.get('schema_version'))}, this cctrain reads {SCHEMA_VERSION}")
+    if node.get("mode") not in _MODES:
+        raise ValueError(f"mode is {_show(node.get('mode'))}, not one of {', '.join(_MODES)}")
+    readings = tuple(parse_reading(entry) for entry in _expect(node.get("readings"), list, "readings"))
+    if len({reading.key for reading in readings}) < len(readings):
+        raise ValueError("it holds a reading twice")
+    return TollsRecord(
+        mode=node["mode"],
+        identity=_facts(node.get("identity"), "identity"),
+        measured_at=_text(node.get("measured_at"), "measured_at"),
+        readings=readings,
+    )
+
+
+def parse_reading(node: Any) -> Reading:
+    """A reading from JSON. Raises ValueError where it is none."""
+    node = _expect(node, dict, "a reading")
+    name = _text(node.get("name"), "name")
+    interval = node.get("interval")
+    if interval is not None:
+        low, high = (_number(value, f"interval of {name}") for value in _pair(interval, name))
+        interval = (low, high)
+    return Reading(
+        name=name,
+        unit=_text(node.get("unit"), f"unit of {name}"),
+        value=_number(node.get("value"), f"value of {name}"),
+        interval=interval,
+        num_blocks=int(_number(node.get("num_blocks"), f"num_blocks of {name}")),
+        conditions=_facts(node.get("conditions"), f"conditions of {name}"),
+    )
+
+
+def _expect(node: Any, kind: type, what: str) -> Any:
+    if not isinstance(node, kind):
+        raise ValueError(f"{what} is {_show(node)}, not a {kind.__name__}")
+    return node
+
+
+def _pair(node: Any, name: str) -> list[Any]:
+    if not isinstance(node, list) or len(node) != 2:
+        raise ValueError(f"interval of {name} is {_show(node)}, not two numbers")
+    return node
+
+
+def _number(node: Any, what: str) -> float:
+    if isinstance(node, bool) or not isinstance(node, (int, float)) or not 0 <= node < 1e15:
+        raise ValueError(f"{what} is {_show(node)}, not a number of 0 or more")
+    return float(node)
+
+
+def _text(node: Any, what: str) -> str:
+    if not isinstance(node, str) or not node or len(node) > _MOST_CHARACTERS or not node.isprintable():
+        raise ValueError(f"{what} is {_show(node)}, not a line of text")
+    return node
+
+
+def _facts(node: Any, what: str) -> Facts:
+    facts = _expect(node, dict, what)
+    for key, value in facts.items():
+        _text(key, what)
+        if isinstance(value, str):
+            _text(value, f"{key} in {what}")
+        elif value is not None:
+            _number(value, f"{key} in {what}")
+            _expect(value, int, f"{key} in {what}")
+    return dict(facts)
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of strict JSON")
+
+
+def _show(node: Any) -> str:
+    """Short, and safe for a terminal, whatever it is."""
+    shown = ascii(node)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."

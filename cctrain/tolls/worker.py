@@ -1,0 +1,74 @@
+"""What measures: `python -m cctrain.tolls.worker EVENTS FAMILY...`, or the same as a rank of torchrun.
+
+Rank 0 appends a line to EVENTS when a family begins, for each of its readings, and when it is over; a rank whose family
+raises says so and ends. The parent then starts another for the families that are left: an error of CUDA's stays with
+the process it came up in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from cctrain.processes import die_with_parent
+from cctrain.samples import SampleFile
+from cctrain.tolls.families import HOST, Family
+
+
+def measure_families(families: Iterable[tuple[str, Callable[[], Family]]], events: SampleFile, rank: int) -> int:
+    """Measure one after the other. Returns the exit code, 1 as soon as one fails."""
+
+    def say(event: str, **facts: Any) -> None:
+        if rank == 0 or event == "failed":
+            events.write({"event": event, **facts})
+
+    for name, load in families:
+        say("begin", family=name)
+        try:
+            family = load()
+            why = family.can_run()
+            readings = [] if why else family.measure()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the others can still be measured
+            traceback.print_exc()
+            text = str(error).strip().partition("\n")[0]
+            say("failed", family=name, why=f"{type(error).__name__}: {text}"[:300])
+            return 1
+        for reading in readings:
+            say("reading", family=name, reading=dataclasses.asdict(reading))
+        say("waived" if why else "end", family=name, why=why)
+    return 0
+
+
+def _load(name: str) -> Family:
+    family = cast("Family", importlib.import_module(f"cctrain.tolls.{name}"))
+    if name not in HOST and not family.can_run():
+        from cctrain.tolls import device
+
+        device.warm_up()
+    return family
+
+
+def _main(events: str, *names: str) -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    if "LOCAL_RANK" in os.environ:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    file = SampleFile(Path(events))
+    return measure_families(((name, partial(_load, name)) for name in names), file, rank)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    code = _main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # NCCL's own exit may wait for ever where a graph holds its collectives

@@ -1,0 +1,533 @@
+"""Tolls without torch: statistics, the file, the difference, the profile, the tables and the command line."""
+
+import dataclasses
+import gc
+import io
+import json
+import os
+import random
+import statistics
+
+import pytest
+from rich.console import Console
+
+from cctrain.commands import tolls as verb
+from cctrain.errors import RequestError
+from cctrain.records import to_json
+from cctrain.tolls import child, families, table
+from cctrain.tolls.diff import Difference, check_comparable, differences
+from cctrain.tolls.profile import control_warning, emulation_profile
+from cctrain.tolls.published import PUBLISHED, published_beside
+from cctrain.tolls.record import Reading, TollsRecord, read_tolls
+from cctrain.tolls.sampling import Case, measure_cases, median_interval
+
+IDENTITY = {"gpu": "B300", "num_gpus": 1, "driver": "595", "cpu": "Xeon", "torch": "2.11", "cctrain": "0.1"}
+
+
+def reading(name, value, unit="us", interval=None, **conditions):
+    return Reading(name=name, unit=unit, value=value, interval=interval, num_blocks=7, conditions=conditions)
+
+
+def record(mode, *readings, **facts):
+    identity = IDENTITY | facts.pop("identity", {})
+    return TollsRecord(mode=mode, identity=identity, measured_at="2026-11-21", readings=readings, **facts)
+
+
+def both(*triples):
+    """Records off and on of (name, off, on, unit, conditions)."""
+    off = [reading(name, value, unit, **conditions) for name, value, _, unit, conditions in triples]
+    on = [reading(name, value, unit, **conditions) for name, _, value, unit, conditions in triples]
+    return record("off", *off), record("on", *on)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else to_json(content))
+        return path
+
+    return write
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("num_values", [6, 20, 101])
+def test_the_interval_of_the_median_covers_it_at_least_95_times_in_100(num_values):
+    draw, hits, num_draws = random.Random(num_values), 0, 4000
+    for _ in range(num_draws):
+        low, high = median_interval([draw.expovariate(1.0) for _ in range(num_values)])
+        hits += low <= 0.6931471805599453 <= high
+    assert 0.94 <= hits / num_draws <= 0.98
+
+
+def test_five_values_have_no_interval_and_six_have_their_range():
+    assert median_interval([3, 1, 2, 5, 4]) is None
+    assert median_interval([3, 1, 2, 5, 4, 6]) == (1, 6)
+
+
+class Machine:
+    """A clock, and blocks that take a second of it."""
+
+    def __init__(self):
+        self.now, self.order = 0.0, []
+
+    def case(self, name, values=None):
+        values = iter(values or [])
+
+        def block():
+            self.now += 1.0
+            self.order.append(name)
+            return next(values, 2.0)
+
+        return Case(name, "us", {}, block)
+
+
+def test_cases_take_turns_until_the_budget_is_over():
+    machine = Machine()
+    one, two = measure_cases([machine.case("one"), machine.case("two")], 20.5, clock=lambda: machine.now)
+    assert machine.order == ["one", "two"] * 12  # one round set aside and eleven of two seconds
+    assert (one.num_blocks, two.num_blocks) == (11, 11)
+
+
+def test_a_slow_machine_still_gives_enough_blocks_for_an_interval():
+    machine = Machine()
+    (one,) = measure_cases([machine.case("one")], 0.0, clock=lambda: machine.now)
+    assert one.num_blocks == 7
+    assert one.interval == (2.0, 2.0)
+
+
+def test_the_first_block_is_set_aside_and_the_value_is_the_median():
+    machine = Machine()
+    values = [1000.0, 1.0, 2.0, 3.0, 4.0, 50.0, 60.0, 70.0]
+    (one,) = measure_cases([machine.case("one", values)], 0.0, clock=lambda: machine.now)
+    assert one.value == statistics.median(values[1:])
+
+
+def test_all_ranks_stop_where_the_one_that_decides_does():
+    machine, asked = Machine(), []
+
+    def agree(is_over):
+        asked.append(is_over)
+        return len(asked) == 3
+
+    (one,) = measure_cases([machine.case("one")], 0.0, agree=agree, clock=lambda: machine.now)
+    assert one.num_blocks == 3
+
+
+def test_garbage_is_collected_again_after_a_block_that_raised():
+    with pytest.raises(ZeroDivisionError):
+        measure_cases([Case("bad", "us", {}, lambda: 1 / 0)], 0.0)
+    assert gc.isenabled()
+
+
+# The file
+
+
+def test_a_record_reads_back_as_it_was_written(write):
+    written = record("on", reading("copy", 54.7, "GB/s", (54.0, 55.0), direction="h2d", bytes=64), reading("x", 0.0))
+    assert read_tolls(write("tolls.json", written)) == written
+
+
+GOOD = dataclasses.asdict(record("on", reading("launch", 1.0, interval=(1.0, 2.0))))
+
+
+def changed(**keys):
+    return json.dumps(GOOD | keys)
+
+
+def with_reading(**keys):
+    return changed(readings=[GOOD["readings"][0] | keys])
+
+
+@pytest.mark.parametrize(
+    ("content", "because"),
+    [
+        ("{", "Expecting"),
+        ("[" * 100_000, "recursion"),
+        ("[]", "the file is [], not a dict"),
+        ("{}", "kind is None"),
+        ('{"kind": "tolls", "schema_version": NaN}', "NaN"),
+        (changed(kind="cctrain emulation profile"), "kind is 'cctrain emulation profile'"),
+        (changed(schema_version=2), "schema_version is 2, this cctrain reads 1"),
+        (changed(mode="emulated"), "mode is 'emulated'"),
+        (changed(readings={}), "readings is {}"),
+        (changed(readings=[1]), "a reading is 1"),
+        (changed(readings=GOOD["readings"] * 2), "twice"),
+        (changed(identity={"gpu": ["B300"]}), "gpu in identity is ['B300']"),
+        (changed(identity={"gpu": "\x1b[2J"}), "not a line of text"),
+        (with_reading(name="x" * 1000), "not a line of text"),
+        (with_reading(name=None), "name is None"),
+        (with_reading(value="1"), "value of launch is '1'"),
+        (with_reading(value=True), "value of launch is True"),
+        (with_reading(value=-1), "value of launch is -1"),
+        (with_reading(value=10**300), "value of launch is 1000"),
+        (with_reading(value=1.5).replace("1.5", "1e999"), "value of launch is inf"),
+        (with_reading(value=1.5).replace("1.5", "9" * 5000), "is not a file"),
+        (with_reading(interval=[1]), "interval of launch is [1]"),
+        (with_reading(interval=["a", "b"]), "interval of launch is 'a'"),
+        (with_reading(conditions=[]), "conditions of launch is []"),
+        (with_reading(conditions={"bytes": 1.5}), "bytes in conditions of launch is 1.5"),
+        (" " * (5 << 20), "larger than 4 MiB"),
+    ],
+)
+def test_a_file_of_something_else_is_refused_in_one_line(write, content, because):
+    path = write("hostile.json", content)
+    with pytest.raises(RequestError) as caught:
+        read_tolls(path)
+    assert because in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo")  # reading it would wait for ever
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for name in ("absent", "fifo", "binary", "."):
+        with pytest.raises(RequestError):
+            read_tolls(tmp_path / name)
+
+
+# The difference
+
+
+def test_a_toll_is_on_minus_off_and_its_interval_adds_the_squares():
+    off = reading("launch", 7.0, interval=(6.0, 7.4))
+    toll = Difference(off, reading("launch", 26.0, interval=(25.7, 29.0)))
+    assert toll.toll == 19.0
+    assert toll.ratio == pytest.approx(26 / 7)
+    assert toll.interval == pytest.approx((19.0 - 0.5, 19.0 + 10**0.5))
+    assert not toll.is_noise
+
+
+def test_a_toll_within_the_noise_is_called_noise_and_one_without_interval_is_not():
+    off = reading("launch", 7.0, interval=(6.5, 7.5))
+    assert Difference(off, reading("launch", 7.1, interval=(6.6, 7.6))).is_noise
+    lone = Difference(off, reading("launch", 7.1))
+    assert lone.interval is None
+    assert not lone.is_noise
+
+
+def test_readings_are_matched_by_name_unit_and_conditions():
+    off = record(
+        "off", reading("copy", 1.0, bytes=64), reading("copy", 2.0, bytes=128), reading("matmul", 1.0, "TFLOP/s")
+    )
+    on = record("on", reading("matmul", 1.0, "us"), reading("copy", 20.0, bytes=128))
+    (toll,) = differences(off, on)
+    assert (toll.off.value, toll.on.value) == (2.0, 20.0)
+    with pytest.raises(RequestError, match="no reading in common"):
+        differences(off, record("on", reading("other", 1.0)))
+
+
+@pytest.mark.parametrize("key", ["gpu", "num_gpus", "driver", "cpu", "torch", "cctrain"])
+def test_machines_that_differ_are_refused_by_name_unless_allowed(key):
+    off, on = record("off"), record("on", identity={key: "other"})
+    with pytest.raises(RequestError, match=rf"differ in {key} \({IDENTITY[key]} and other\); --allow {key} "):
+        check_comparable(off, on, [])
+    check_comparable(off, on, [key])
+
+
+@pytest.mark.parametrize("modes", [("on", "off"), ("off", "off"), ("unknown", "on"), ("off", "unknown")])
+def test_files_whose_modes_are_not_off_and_on_are_refused(modes):
+    off, on = (record(mode) for mode in modes)
+    with pytest.raises(RequestError, match=f"these are {modes[0]} and {modes[1]}"):
+        check_comparable(off, on, ["gpu"])
+    check_comparable(off, on, ["mode"])
+
+
+def test_all_that_differs_is_said_at_once():
+    off, on = record("off"), record("off", identity={"gpu": "H200", "torch": "2.13"})
+    with pytest.raises(RequestError, match="--allow mode gpu torch takes them all the same"):
+        check_comparable(off, on, [])
+
+
+# The profile
+
+B300 = (
+    ("launch_pipelined", 7.4, 26.0, "us", {"via": "torch"}),
+    ("launch_pipelined", 2.0, 3.0, "us", {"via": "driver", "args": 1}),
+    ("launch_wait", 14.0, 55.0, "us", {"via": "torch"}),
+    ("graph_launch_pipelined", 8.0, 7.5, "us", {"kernels": 1}),
+    ("copy", 16.0, 77.4, "us", {"direction": "h2d", "memory": "pinned", "bytes": 64}),
+    ("copy", 43.0, 5.0, "GB/s", {"direction": "h2d", "memory": "pinned", "bytes": 64 << 20}),
+    ("copy", 55.7, 6.0, "GB/s", {"direction": "h2d", "memory": "pinned", "bytes": 1 << 30}),
+    ("copy_issue", 13.9, 1390.0, "us", {"direction": "d2h", "memory": "pinned", "bytes": 4, "work_us": 1400}),
+    ("copy_issue", 13.9, 20.0, "us", {"direction": "d2h", "memory": "pageable", "bytes": 4, "work_us": 1400}),
+    ("alloc", 100.0, 570.0, "us", {"where": "host", "bytes": 1 << 20}),
+    ("alloc", 9000.0, 9999.0, "us", {"where": "host", "bytes": 64 << 20}),
+    ("all_reduce", 20.0, 50.0, "us", {"launch": "eager", "bytes": 1024}),
+    ("all_reduce", 10.0, 22.0, "us", {"launch": "graph", "bytes": 1024}),
+    ("host_python", 40.0, 44.0, "ns", {}),
+    ("matmul", 790.0, 788.0, "TFLOP/s", {}),
+)
+
+
+def profile_of(*triples):
+    off, on = both(*triples)
+    return emulation_profile("b300", off, on, differences(off, on))
+
+
+def test_a_profile_holds_what_an_emulator_injects():
+    numbers = {name: number["value"] for name, number in profile_of(*B300)["tolls"].items()}
+    expected = {
+        "launch_us": 26 - 7.4,
+        "graph_launch_us": 0.0,
+        "wait_us": (55 - 14) - (26 - 7.4),
+        "copy_h2d_pinned_us": (77.4 - 16) - (55 - 14) + (26 - 7.4),
+        "copy_h2d_pinned_off_gb_per_s": 55.7,
+        "copy_h2d_pinned_on_gb_per_s": 6.0,
+        "d2h_pinned_blocks": True,
+        "d2h_pageable_blocks": False,
+        "alloc_host_us": 470.0,
+        "collective_us": 12.0,
+        "host_ratio": 1.1,
+        "matmul_ratio": 788 / 790,
+    }
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected)
+    assert {name for name, value in numbers.items() if value is None} == numbers.keys() - expected.keys()
+
+
+def test_every_number_of_a_profile_names_its_source():
+    profile = profile_of(*B300)
+    launch = "[launch_pipelined (via torch): 7.4 -> 26 us]"
+    assert profile["tolls"]["launch_us"]["source"] == launch
+    assert profile["tolls"]["wait_us"]["source"] == f"[launch_wait (via torch): 14 -> 55 us] - {launch}"
+    assert profile["tolls"]["graph_launch_us"]["source"].endswith("; -0.5 taken as 0")
+    assert profile["tolls"]["alloc_device_us"] == {"value": None, "interval": None, "source": "not in both files"}
+    assert profile["made_of"]["on"] == {"mode": "on", "measured_at": "2026-11-21", "identity": IDENTITY}
+
+
+def test_a_control_that_moved_is_pointed_out():
+    assert control_warning(profile_of(*B300)) is None
+    assert "matmul runs at 0.900" in control_warning(profile_of(("matmul", 100.0, 90.0, "TFLOP/s", {})))
+    assert control_warning(profile_of(B300[0])) is None
+
+
+# The tables
+
+
+def printed(function, *arguments):
+    console = Console(file=io.StringIO(), width=80, markup=False)
+    function(*arguments, console)
+    return console.file.getvalue()
+
+
+def row(text, *words):
+    """Cells of the one row that holds all the words."""
+    (line,) = (line for line in text.splitlines() if all(word in line for word in words))
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_published_values_stand_beside_the_readings_that_are_defined_alike():
+    readings = [reading("launch_pipelined", 6.74, interval=(6.7, 6.812), via=via) for via in ("torch", "driver")]
+    text = printed(table.print_tolls, record("off", *readings))
+    assert row(text, "torch") == ["launch_pipelined", "torch", "6.74 us", "6.70 to 6.81", "7.4 -> 26", "2.0x", ""]
+    assert row(text, "driver")[4:] == ["", "", ""]
+
+
+def test_the_tables_title_says_machine_and_mode():
+    text = printed(table.print_tolls, record("unknown", reading("launch", 1.0), identity={"num_gpus": 8}))
+    assert "8 x B300" in text
+    assert "CC unknown" in text
+    assert "none" in row(text, "launch")[3]
+
+
+def test_families_without_readings_are_listed_with_the_reason():
+    waived = dict.fromkeys(["launch", "copies"], "no GPU") | {"aes_gcm": "no OpenSSL"}
+    text = printed(table.print_tolls, record("off", waived=waived, failed={"graphs": "RuntimeError: [bold]no[/bold]"}))
+    assert "waived: launch, copies: no GPU\n" in text
+    assert "waived: aes_gcm: no OpenSSL\n" in text
+    assert "failed: graphs: RuntimeError: [bold]no[/bold]\n" in text
+
+
+def test_the_table_of_a_difference_shows_the_toll_and_the_ratio():
+    off = reading("copy", 55.7, "GB/s", direction="h2d", bytes=256 << 20)
+    on = dataclasses.replace(off, value=5.57)
+    text = printed(table.print_differences, [Difference(off, on)], ("off", "on"))
+    assert row(text, "256 MiB") == ["copy", "h2d, 256 MiB", "GB/s", "55.70", "5.57", "-50.13", "none", "0.100x"]
+
+
+def test_no_two_published_values_claim_the_same_place():
+    places = [(entry.name, entry.hardware, tuple(entry.conditions.items())) for entry in PUBLISHED]
+    assert len(set(places)) == len(places)
+    assert published_beside(reading("copy", 1.0, direction="h2d", memory="pinned", bytes=1 << 20), "H100") == ""
+
+
+# The process that measures
+
+SAY = "import json, os, sys, time\ndef say(**line): open(sys.argv[1], 'a').write(json.dumps(line) + '\\n')\n"
+MEASURE = """
+for family in sys.argv[2:]:
+    say(event="begin", family=family)
+    if family == "raises":
+        say(event="failed", family=family, why="ValueError: bad")
+        sys.exit(1)
+    if family == "crashes":
+        print("the last words", flush=True)
+        os.kill(os.getpid(), 11)
+    if family == "hangs":
+        time.sleep(600)
+    if family == "leaves":
+        sys.exit(0)
+    if family == "waived":
+        say(event="waived", family=family, why="no GPU")
+        continue
+    reading = {"name": family, "unit": "us", "value": 1, "interval": None, "num_blocks": 7, "conditions": {}}
+    say(event="reading", family=family, reading=reading)
+    say(event="end", family=family)
+"""
+
+
+def followed(*names, script=SAY + MEASURE):
+    outcome, pids = child.Outcome(), []
+
+    def command(left, events):
+        pids.append(list(left))
+        return [child.sys.executable, "-c", script, str(events), *left]
+
+    child.follow(names, command, outcome, lambda family: None, deadline_s=2.0)
+    return outcome, pids
+
+
+def test_one_process_measures_all_that_goes_well():
+    outcome, starts = followed("one", "waived", "two")
+    assert [reading.name for reading in outcome.readings] == ["one", "two"]
+    assert outcome.waived == {"waived": "no GPU"}
+    assert outcome.failed == {}
+    assert starts == [["one", "waived", "two"]]
+
+
+@pytest.mark.parametrize(
+    ("bad", "because"),
+    [
+        ("raises", "ValueError: bad"),
+        ("crashes", "killed (Segmentation fault)"),
+        ("hangs", "nothing came for 2 s"),
+        ("leaves", "ended without measuring"),
+    ],
+)
+def test_a_family_that_fails_is_named_and_the_others_are_measured(bad, because):
+    outcome, starts = followed("one", bad, "two")
+    assert [reading.name for reading in outcome.readings] == ["one", "two"]
+    assert list(outcome.failed) == [bad]
+    assert because in outcome.failed[bad]
+    assert starts == [["one", bad, "two"], ["two"]]
+    assert ("the last words" in outcome.log) == (bad == "crashes")
+
+
+def test_a_process_that_never_comes_to_a_family_fails_them_all_and_is_not_started_again():
+    outcome, starts = followed("one", "two", script="import sys; sys.exit(3)")
+    assert outcome.failed == dict.fromkeys(["one", "two"], "its process ended with 3")
+    assert len(starts) == 1
+
+
+def test_multicast_is_off_whatever_the_user_has_set(monkeypatch):
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
+    monkeypatch.setenv("TORCH_SYMM_MEM_DISABLE_MULTICAST", "0")
+    environment = child.environment()
+    assert environment["NCCL_NVLS_ENABLE"] == "0"
+    assert environment["TORCH_SYMM_MEM_DISABLE_MULTICAST"] == "1"
+
+
+# The worker
+
+
+class FakeFamily:
+    def __init__(self, why=None, error=None):
+        self._why, self._error = why, error
+
+    def can_run(self):
+        return self._why
+
+    def measure(self):
+        if self._error:
+            raise self._error
+        return [reading("launch", 1.5, interval=(1.0, 2.0), args=16)]
+
+
+def worked(tmp_path, rank=0, **fakes):
+    from cctrain.samples import SampleFile
+    from cctrain.tolls.worker import measure_families
+
+    path = tmp_path / "events.jsonl"
+    code = measure_families([(name, lambda fake=fake: fake) for name, fake in fakes.items()], SampleFile(path), rank)
+    return code, [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_worker_says_what_it_measures_and_what_is_waived(tmp_path):
+    code, events = worked(tmp_path, good=FakeFamily(), absent=FakeFamily(why="no GPU"))
+    assert code == 0
+    assert [(event["event"], event["family"]) for event in events] == [
+        *(("begin", "good"), ("reading", "good"), ("end", "good")),
+        *(("begin", "absent"), ("waived", "absent")),
+    ]
+    assert events[1]["reading"] == dataclasses.asdict(reading("launch", 1.5, interval=[1.0, 2.0], args=16))
+    assert events[-1]["why"] == "no GPU"
+
+
+def test_a_worker_ends_with_the_family_that_raises(tmp_path, capsys):
+    code, events = worked(tmp_path, bad=FakeFamily(error=RuntimeError("CUDA error\nand more")), good=FakeFamily())
+    assert code == 1
+    assert events[-1] == {"event": "failed", "family": "bad", "why": "RuntimeError: CUDA error"}
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_of_several_ranks_only_the_first_speaks_but_each_says_why_it_failed(tmp_path):
+    assert worked(tmp_path, 1, good=FakeFamily()) == (0, [])
+    code, events = worked(tmp_path, 1, bad=FakeFamily(error=MemoryError()))
+    assert code == 1
+    assert [event["event"] for event in events] == ["failed"]
+
+
+def test_every_family_is_a_module(request):
+    package = request.config.rootpath / "cctrain" / "tolls"
+    assert {name for name in families.ALL if not (package / f"{name}.py").is_file()} == set()
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "because"),
+    [
+        (["--only", "launches"], "--only launches: allowed is host"),
+        (["--only", "launches"], "Did you mean launch?"),
+        (["--allow", "gpus", "--diff", "a", "b"], "Did you mean gpu?"),
+        (["--diff", "a"], "expected 2 arguments"),
+        (["--diff", "a", "b", "--only", "host"], "give one of them"),
+        (["--allow", "gpu"], "go with --diff"),
+        (["--name", "b300"], "go with --diff"),
+        (["--out", "/no/such/directory/file"], "no file can be written there"),
+        (["--out", "."], "no file can be written there"),
+        (["recipe=tiny"], "unrecognized arguments: recipe=tiny"),
+        (["--diff", "absent.json", "absent.json"], "absent.json cannot be read"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_with_what_to_change(arguments, because):
+    with pytest.raises(RequestError) as caught:
+        verb.run(arguments)
+    assert because in str(caught.value)
+
+
+def test_a_difference_is_printed_and_written_as_a_profile(write, tmp_path, capsys):
+    off, on = both(*B300, ("event_record", 1.0, 2.0, "us", {}))
+    on = dataclasses.replace(on, readings=on.readings[:-1])
+    out = tmp_path / "profile.json"
+    files = [str(write("off.json", off)), str(write("b300.json", on))]
+    assert verb.run(["--diff", *files, "--out", str(out)]) == 0
+    output = capsys.readouterr()
+    last = json.loads(output.out.splitlines()[-1])
+    assert last == {"out": str(out), **json.loads(out.read_text())}
+    assert (last["kind"], last["name"]) == ("cctrain emulation profile", "b300")
+    assert "launch_pipelined" in output.out
+    assert "1 readings are in one of the files only" in output.err
+
+
+def test_a_difference_never_replaces_its_own_files(write):
+    off, on = both(*B300)
+    files = [str(write("off.json", off)), str(write("on.json", on))]
+    with pytest.raises(RequestError, match="would replace one of the two files"):
+        verb.run(["--diff", *files, "--out", files[1]])
+    assert read_tolls(write("again.json", on)).mode == "on"
