@@ -211,8 +211,8 @@ def host_work(bench: Bench, repeats: int = 2000) -> dict[str, float]:
 
 
 def profiled(bench: Bench) -> dict[str, Any]:
-    """CUDA calls of a step by kind, bare and instrumented, of the threads that launch kernels (forward, backward) and of
-    the others, which is the one that reads; stamps against the profiler's timeline."""
+    """CUDA calls of a step by kind, bare and instrumented, of those threads that launch kernels (forward, backward) and
+    of the others, which is the one that reads; stamps against the profiler's timeline."""
     counts, others, result = {}, {}, {}
     for kind in ("bare", OURS):
         bench.steps(1, kind)
