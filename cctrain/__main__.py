@@ -23,6 +23,7 @@ Fine-tune with NVIDIA NeMo AutoModel, time every step, and record what confident
   python -m cctrain recipe=my_recipe.yaml                    your own AutoModel recipe, timed
   python -m cctrain recipe=llama70b_peft dry_run=true        show what would run
 
+  python -m cctrain doctor                                   what this machine is, what fits it, what CC makes slow
   python -m cctrain tolls --out off.json                     what launches, copies, waits... cost on this machine
   python -m cctrain tolls --diff off.json on.json            what CC adds to each, and a profile of it
 
@@ -48,7 +49,7 @@ output  a table, and as the last line one JSON object; run.json in the run direc
 exit    0 done   2 the request is wrong   3 the machine is not as asked for   4 the run failed, its record is partial
 """
 
-VERBS = ("train", "tolls")
+VERBS = ("train", "tolls", "doctor")
 
 
 def main(arguments: list[str] | None = None) -> int:

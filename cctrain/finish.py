@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.config import MeasureKind
+from cctrain.platform.attestation import attest, nonce
+from cctrain.platform.nccl import nccl_cc_line
 from cctrain.platform.telemetry import TELEMETRY_FILE
 from cctrain.processes import is_alive, is_here
 from cctrain.readings import GpusUse, reduce_readings
 from cctrain.records import Seed, StepRecord, Summary, finite
+from cctrain.redaction import redact_file, redacted
 from cctrain.reduce import RankSamples, is_sound, of_the_ranks, read_samples, step_records, summarize
 from cctrain.rundir import write_text
 from cctrain.samples import STOP_FILE, parse_line
@@ -32,7 +36,9 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
     found: list[str] = []
     steps: tuple[StepRecord, ...] = ()
     derived: dict[str, Any] = {"summary": None, "gpu_state": None}
+    seen = record["platform"]
     try:
+        seen = _platform(run_dir, record, ranks)
         steps = step_records(ranks, int(expected["warmup"]), config.get("train"))
         found = notes(ranks, steps)
         derived = _summary(run_dir, record["identity"], config, steps, ranks)
@@ -44,16 +50,36 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
         failure = f"the data ended after {len(steps)} of {wanted} steps; lower measure.steps or give more data"
     record |= {
         "status": "partial" if failure else "complete",
-        "failure": failure,
+        "failure": redacted(failure),
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "notes": [*record["notes"], *([enough] if enough else []), *found, *derived.pop("notes", [])],
+        "notes": redacted([*record["notes"], *([enough] if enough else []), *found, *derived.pop("notes", [])]),
+        "platform": seen,
         "steps": [dataclasses.asdict(step) for step in steps],
         **derived,
     }
+    for log in (run_dir / "logs").glob("*.log"):
+        with contextlib.suppress(OSError):
+            redact_file(log)
     (run_dir / ".reserve").unlink(missing_ok=True)
     write_text(run_dir / "run.json", json.dumps(finite(record), allow_nan=False, separators=(",", ":")) + "\n")
     (run_dir / "running.json").unlink(missing_ok=True)
     return record
+
+
+def _platform(run_dir: Path, record: dict[str, Any], ranks: dict[int, RankSamples]) -> dict[str, Any]:
+    """What was observed before the run, with what only its end can tell: NCCL's word, what the first rank had loaded,
+    and the GPUs' attestation for a nonce of the run's identity and samples."""
+    log = run_dir / "logs" / "rank0.log"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    loaded = ranks[0].start.get("versions") if 0 in ranks else None
+    num_gpus = 0 if record["identity"].get("gpu") == ["cpu"] else sum(is_here(rank.start) for rank in ranks.values())
+    number = nonce(record["identity"], (run_dir / "samples").glob("rank*.jsonl"))
+    return {
+        **record["platform"],
+        "versions": {**record["platform"].get("versions", {}), "loaded": loaded},
+        "nccl": nccl_cc_line(text),
+        "attestation": attest(number, num_gpus, record["mode"]),
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,7 +13,11 @@ from cctrain.processes import die_with_parent
 _RANK_DEFAULTS = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # as in the seed post's runs
     "TOKENIZERS_PARALLELISM": "false",
+    "NCCL_DEBUG": "INFO",  # says once for each communicator whether it knows of CC
+    "NCCL_DEBUG_SUBSYS": "INIT",
 }
+NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
+"""NVLink multicast is off with CC on."""
 
 
 def worker_command(nproc_per_node: int, run_dir: Path | str) -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.processes import die_with_parent, this_process
+from cctrain.redaction import redacted
 from cctrain.samples import SampleFile
 
 
@@ -51,7 +52,8 @@ def _explain(error: BaseException) -> dict[str, Any]:
     if where:
         hint = "lower train.step_scheduler.local_batch_size or data.seq_len, or set activation_checkpointing"
         return {"kind": "out_of_memory", "message": f"out of {where} memory: {hint} (train.distributed)"}
-    return {"kind": name, "message": f"{name}: {text.partition(chr(10))[0] or 'no message'}"[:500]}
+    message = f"{name}: {text.partition(chr(10))[0] or 'no message'}"
+    return {"kind": name, "message": redacted(message[:500])}
 
 
 def _own_log(path: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from cctrain import rundir
 from cctrain.config import CcMode
 from cctrain.errors import PlatformError, RequestError, RunError
-from cctrain.platform import cc, gpu, host
+from cctrain.platform import cc, gpu, host, versions
 from cctrain.records import finite, to_json
 from cctrain.request.nearest import did_you_mean
 from cctrain.tolls import child, families
@@ -118,7 +118,7 @@ def _measure(flags: argparse.Namespace) -> int:
         machine={
             "gpus": dataclasses.asdict(gpus),
             "host": host.observe(child.environment()),
-            "versions": host.package_versions(),
+            "versions": versions.package_versions(),
         },
     )
     _write(out, to_json(record))
@@ -142,14 +142,14 @@ def _mode(gpus: gpu.Gpus) -> str:
 
 
 def _identity(gpus: gpu.Gpus) -> Facts:
-    versions = host.package_versions()
+    installed = versions.package_versions()
     return {
         "gpu": ", ".join(sorted(set(gpus.names))) or None,
         "num_gpus": len(gpus.names),
         "driver": gpus.driver,
         "cpu": host.observe({})["cpu"],
-        "torch": versions["torch"],
-        "cctrain": versions["cctrain"],
+        "torch": installed["torch"],
+        "cctrain": installed["cctrain"],
     }
 
 

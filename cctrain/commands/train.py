@@ -22,9 +22,10 @@ from cctrain import in_job, launcher, rundir
 from cctrain.config import Config
 from cctrain.errors import RequestError, RunError
 from cctrain.follow import Follower, Rank
-from cctrain.platform import cc, gpu, host
+from cctrain.platform import cc, gpu, machine, versions
 from cctrain.platform.telemetry import Telemetry
 from cctrain.records import RunRecord, finite
+from cctrain.redaction import redacted
 from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout, smallest_world
 from cctrain.request.compose import compose_config
@@ -159,8 +160,8 @@ def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> No
         status="partial",
         failure="still running",
         identity=identity,
-        platform={"gpus": dataclasses.asdict(request.gpus), "host": host.observe(request.environment)},
-        command=("python", "-m", "cctrain", *arguments),
+        platform=machine.observe(request.gpus, request.environment),
+        command=redacted(("python", "-m", "cctrain", *arguments)),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         ended_at=None,
         notes=(),
@@ -189,7 +190,7 @@ def _identity(request: _Request) -> dict[str, Any]:
             "packed": (recipe.get("packed_sequence") or {}).get("packed_sequence_size", 0),
         },
         "precision": str(model.get("torch_dtype", "auto")),
-        "versions": host.package_versions(),
+        "versions": versions.package_versions(),
         "gpu": sorted(set(request.gpus.names)) if not request.is_cpu else ["cpu"],
         "num_gpus": request.num_ranks,
     }

@@ -145,6 +145,7 @@ class Observer:
                 "data_ranks": recipe._get_dp_group_size() * recipe._get_cp_group_size(),
                 "clock": clock.name,
                 "model_config": _model_config(recipe.model_parts[0]),
+                "versions": _versions(),
             }
         )
         self.thread = SampleThread(self.timer.finished, self._samples, lambda: _stop_if_asked(recipe, self._samples))
@@ -196,6 +197,12 @@ class Observer:
         if not math.isfinite(loss):
             why = "is train.optimizer.lr too high?" if counts["label_tokens"] else "its batch has no label token"
             raise LossNotFiniteError(f"the loss of step {step} is {loss}; {why}")
+
+
+def _versions() -> dict[str, str | None]:
+    """What this process has loaded."""
+    nccl = ".".join(str(part) for part in torch.cuda.nccl.version()) if torch.cuda.is_available() else None
+    return {"torch": torch.__version__, "cuda_runtime": torch.version.cuda, "nccl": nccl}
 
 
 def _model_config(model: Any) -> dict[str, Any] | None:

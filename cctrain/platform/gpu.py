@@ -1,15 +1,29 @@
-"""GPUs through NVML: which, how many, and the mode of confidential computing the driver reports."""
+"""GPUs through NVML: which, how many, how fast they may go, and what the driver says of confidential computing."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pynvml
+
+from cctrain.platform import topology
+from cctrain.platform.nvml import answer, session, visible_handles
+
+_CPU_CAPS = ("none", "sev", "tdx", "sev-snp", "snp-vtom")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What a GPU is set to; None where the driver does not say."""
+
+    bus_id: str | None
+    sm_clock_mhz: dict[str, int | None]
+    """current, max, application."""
+    memory_clock_mhz: dict[str, int | None]
+    power_limit_w: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,80 +34,103 @@ class Gpus:
     memory_gib: tuple[float, ...]
     driver: str | None
     cc: dict[str, Any]
-    """environment, cc_feature, devtools, multi_gpu (0 none, 1 PPCIE, 2 NVLE) and ready as NVML numbers; or `missing`:
-    why they could not be read, with `is_absent` true where that means there is nothing to read."""
+    """`source` (the NVML function that said so), environment (0 none, 1 simulated, 2 production), cc_feature, devtools,
+    multi_gpu (0 none, 1 PPCIE, 2 NVLE; None where the driver is too old to know) and ready as NVML numbers, `cpu_caps`
+    in words, and of each GPU `gpus`: protected_memory_gib, is_nvlink_encrypted. Or `missing`: why they could not be
+    read, with `is_absent` true where that means there is nothing to read."""
+    cuda: str | None = None
+    """The newest CUDA that the driver supports."""
+    devices: tuple[Device, ...] = ()
+    topology: dict[str, Any] = field(default_factory=dict)
+    """See platform/topology.py."""
 
 
 def observe() -> Gpus:
     """Read NVML once. A machine without a driver has no GPUs and no CC to speak of."""
     try:
-        pynvml.nvmlInit()
+        with session():
+            return _read()
     except pynvml.NVMLError as error:
-        absent = isinstance(error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded))
-        return Gpus(names=(), memory_gib=(), driver=None, cc={"missing": f"NVML: {error}", "is_absent": absent})
-    try:
-        return _read()
-    except pynvml.NVMLError as error:
-        return Gpus(names=(), memory_gib=(), driver=None, cc={"missing": f"NVML: {error}", "is_absent": False})
+        is_absent = isinstance(error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded))
+        return Gpus(names=(), memory_gib=(), driver=None, cc={"missing": f"NVML: {error}", "is_absent": is_absent})
 
 
 def _read() -> Gpus:
-    with _shut_down():
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in visible_indices(pynvml.nvmlDeviceGetCount())]
-        return Gpus(
-            names=tuple(_text(pynvml.nvmlDeviceGetName(handle)) for handle in handles),
-            memory_gib=tuple(round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30, 1) for handle in handles),
-            driver=_text(pynvml.nvmlSystemGetDriverVersion()),
-            cc=_cc_settings(),
-        )
+    handles = visible_handles()
+    version = answer("nvmlSystemGetCudaDriverVersion")
+    return Gpus(
+        names=tuple(pynvml.nvmlDeviceGetName(handle) for handle in handles),
+        memory_gib=tuple(round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30, 1) for handle in handles),
+        driver=pynvml.nvmlSystemGetDriverVersion(),
+        cc=_cc(handles),
+        cuda=f"{version // 1000}.{version % 1000 // 10}" if version else None,
+        devices=tuple(_device(handle) for handle in handles),
+        topology=topology.observe(handles),
+    )
 
 
-@contextlib.contextmanager
-def _shut_down() -> Iterator[None]:
+def _device(handle: Any) -> Device:
+    def clocks(clock: int, application: int) -> dict[str, int | None]:
+        return {
+            "current": answer("nvmlDeviceGetClockInfo", handle, clock),
+            "max": answer("nvmlDeviceGetMaxClockInfo", handle, clock),
+            "application": answer("nvmlDeviceGetApplicationsClock", handle, application),
+        }
+
+    limit_mw = answer("nvmlDeviceGetEnforcedPowerLimit", handle)
+    return Device(
+        bus_id=topology.bus_id(answer("nvmlDeviceGetPciInfo", handle)),
+        sm_clock_mhz=clocks(pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_GRAPHICS),
+        memory_clock_mhz=clocks(pynvml.NVML_CLOCK_MEM, pynvml.NVML_CLOCK_MEM),
+        power_limit_w=limit_mw / 1000 if limit_mw else None,
+    )
+
+
+def _cc(handles: list[Any]) -> dict[str, Any]:
+    absent = (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound)
     try:
-        yield
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def visible_indices(count: int) -> list[int]:
-    """Indices that CUDA_VISIBLE_DEVICES leaves; names (UUIDs, MIG) are counted, not looked up."""
-    value = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if value is None:
-        return list(range(count))
-    entries = [entry.strip() for entry in value.split(",") if entry.strip()]
-    hidden = next((index for index, entry in enumerate(entries) if entry.startswith("-")), None)
-    entries = entries[:hidden]  # CUDA stops at the first that does not exist
-    if all(entry.isdigit() for entry in entries):
-        return [int(entry) for entry in entries if int(entry) < count]
-    return list(range(min(len(entries), count)))
-
-
-def _cc_settings() -> dict[str, Any]:
-    settings = pynvml.c_nvmlSystemConfComputeSettings_v1_t()
-    try:
-        code = pynvml.nvmlSystemGetConfComputeSettings(ctypes.byref(settings))
-        if code:  # this binding returns the code where others raise
-            raise pynvml.NVMLError(code)
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound) as error:
-        return {"missing": f"nvmlSystemGetConfComputeSettings: {error}", "is_absent": True}
+        source, settings = _settings()
     except pynvml.NVMLError as error:
-        return {"missing": f"nvmlSystemGetConfComputeSettings: {error}", "is_absent": False}
+        why = f"nvmlSystemGetConfComputeSettings: {error}"
+        return {"missing": why, "is_absent": isinstance(error, absent)}
+    caps = answer("nvmlSystemGetConfComputeCapabilities")
     return {
+        "source": source,
         "environment": settings.environment,
         "cc_feature": settings.ccFeature,
         "devtools": settings.devToolsMode,
-        "multi_gpu": settings.multiGpuMode,
-        "ready": _ready_state(),
+        "multi_gpu": getattr(settings, "multiGpuMode", None),
+        "ready": answer("nvmlSystemGetConfComputeGpusReadyState"),
+        "cpu_caps": _CPU_CAPS[caps.cpuCaps] if caps and caps.cpuCaps < len(_CPU_CAPS) else None,
+        "gpus": [_cc_of_one(handle) for handle in handles],
     }
 
 
-def _ready_state() -> int | None:
+def _settings() -> tuple[str, Any]:
+    """The system's settings, and the function they are from. Drivers before 550 have the older one, without the mode of
+    several GPUs, which they had not either."""
+    settings = pynvml.c_nvmlSystemConfComputeSettings_v1_t()
     try:
-        return int(pynvml.nvmlSystemGetConfComputeGpusReadyState())
-    except pynvml.NVMLError:
-        return None
+        code = pynvml.nvmlSystemGetConfComputeSettings(ctypes.byref(settings))
+    except pynvml.NVMLError_FunctionNotFound:
+        return "nvmlSystemGetConfComputeState", pynvml.nvmlSystemGetConfComputeState()
+    if code:  # this binding returns the code where others raise
+        raise pynvml.NVMLError(code)
+    return "nvmlSystemGetConfComputeSettings", settings
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+def _cc_of_one(handle: Any) -> dict[str, Any]:
+    memory = answer("nvmlDeviceGetConfComputeMemSizeInfo", handle)
+    return {
+        "protected_memory_gib": round(memory.protectedMemSizeKib / 2**20, 1) if memory else None,
+        "is_nvlink_encrypted": _is_nvlink_encrypted(handle),
+    }
+
+
+def _is_nvlink_encrypted(handle: Any) -> bool | None:
+    for version in ("v2", "v1"):
+        with contextlib.suppress(pynvml.NVMLError, AttributeError):  # the driver lacks it, or the binding does
+            info = getattr(pynvml, f"c_nvmlNvLinkInfo_{version}_t")()
+            pynvml.nvmlDeviceGetNvLinkInfo(handle, ctypes.byref(info))
+            return bool(info.isNvleEnabled)
+    return None

@@ -1,44 +1,44 @@
-"""The host: CPU, kernel, and the versions of what trains."""
+"""The host: CPU, kernel and its command line, and the variables that change speed."""
 
 from __future__ import annotations
 
 import os
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "nemo-automodel", "transformers", "triton", "cctrain")
-_ENVIRONMENT = ("CUDA_", "NCCL_", "OMP_NUM", "PYTORCH_", "TORCH_SYMM_MEM")
+from cctrain.redaction import redacted
+
+_ENVIRONMENT = (
+    *("CUBLAS", "CUDA_", "CUDNN_", "GLOO_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "NCCL_", "NVIDIA_", "NVTE_"),
+    *("OMP_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRITON_", "UCX_"),
+)
 """Prefixes of the variables that change speed. Everything else stays out of the record: it may be secret."""
 
 
-def observe(environment: Mapping[str, str]) -> dict[str, Any]:
+def observe(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, Any]:
     """CPU model and cores, kernel, Python, and those variables of the ranks' `environment` that change speed."""
+    command_line = _read(root / "proc/cmdline")
+    relevant = {key: environment[key] for key in sorted(environment) if key.startswith(_ENVIRONMENT)}
     return {
-        "cpu": _cpu_model(),
+        "cpu": _cpu_model(root),
         "num_cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
+        "kernel_command_line": redacted(command_line.strip(), environment) or None,
         "python": platform.python_version(),
-        "environment": {key: environment[key] for key in sorted(environment) if key.startswith(_ENVIRONMENT)},
+        "environment": redacted(relevant, environment),
     }
 
 
-def package_versions() -> dict[str, str | None]:
-    """Installed versions of what decides a run's speed; None for what is not installed."""
-    versions: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
+def _cpu_model(root: Path) -> str:
+    lines = _read(root / "proc/cpuinfo").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _read(path: Path) -> str:
+    """The file's text; empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 
 import pynvml
 
-from cctrain.platform.gpu import visible_indices
+from cctrain.platform.nvml import session, visible_handles
 
 Read = Callable[[], list[dict[str, float | None]]]
 """One reading: for each GPU `energy_j` (a counter), `sm_clock_mhz`, `memory_clock_mhz`, `temperature_c`, `power_w` and
@@ -92,20 +91,9 @@ class Telemetry:
 @contextlib.contextmanager
 def nvml_reader(num_gpus: int) -> Iterator[Read]:
     """Yields what reads the first `num_gpus` visible GPUs. Raises NVMLError where NVML or one of them is missing."""
-    pynvml.nvmlInit()
-    try:
-        gpus = _handles()[:num_gpus]
+    with session():
+        gpus = visible_handles()[:num_gpus]
         yield lambda: [{name: _answer(functions, gpu) for name, functions in _QUANTITIES.items()} for gpu in gpus]
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _handles() -> list[Any]:
-    """The visible GPUs in CUDA's order, those that CUDA_VISIBLE_DEVICES names by UUID looked up."""
-    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    if names[0].startswith(("GPU-", "MIG-")):
-        return [pynvml.nvmlDeviceGetHandleByUUID(name) for name in names if name]
-    return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in visible_indices(pynvml.nvmlDeviceGetCount())]
 
 
 def _answer(functions: tuple[Callable[[Any], float], ...], gpu: Any) -> float | None:

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cctrain.redaction import redacted
+
 _LOG_LINES = 15
 _CAPTION = "± is the 95 % interval of the mean, from the noise within this run"
 
@@ -146,7 +148,7 @@ def print_failure(run_dir: Path, record: dict[str, Any]) -> None:
         return
     console.print(f"last lines of {log}:", style="bold")
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-    console.print("\n".join(lines), markup=False, highlight=False)
+    console.print(redacted("\n".join(lines)), markup=False, highlight=False)
 
 
 def _log_of_failure(run_dir: Path, failure: str) -> Path | None:

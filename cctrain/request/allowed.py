@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.errors import RequestError
+from cctrain.redaction import is_secret_name, redacted, secret_paths
 from cctrain.request.nearest import did_you_mean
 
 ALLOWED_TARGETS = frozenset(
@@ -28,19 +29,24 @@ _CODE_KEYS = ("trust_remote_code", "use_kernels", "kernel_config", "allow_all_ke
 """Keys that run code which came with a download or a checkpoint."""
 _NAMES = ("pretrained_model_name_or_path", "config")
 _FALSE = (None, False, 0, "false", "False", "none", "None", "0", "")
-_SECRET_NAME = re.compile(r"token|secret|pass|credential|key|auth", re.IGNORECASE)
 _WELL_FORMED = re.compile(
     r"(?:[^$'\"(\[{]"  # no quotes and brackets beside an interpolation: the whole could become a literal
     r"|\$\{\s*(?:oc\.env:)?\s*[A-Za-z_][\w.]*\s*(?:,[\w./:@ -]*)?\}"
     r"|\$[A-Za-z_][\w.]*(?![\w.$]))*"
 )
 """Text whose interpolations AutoModel's two passes, braces and then bare names, cannot put together to another one."""
+_IS_SECRET = (
+    "holds what looks like a secret, which would end up in the run's files and logs; libraries read their keys from "
+    "the environment by themselves: remove it"
+)
 _INTERPOLATION = re.compile(r"\$\{([^}]*)|\$([A-Za-z_][A-Za-z0-9_.]*)")
 
 
 def check_recipe(recipe: dict[str, Any], allow_targets: Iterable[str] = ()) -> None:
     """Raise RequestError at the first key of `recipe` that would run code it may not, or read a secret."""
     allowed = ALLOWED_TARGETS | set(allow_targets)
+    for path in secret_paths(recipe, "train"):
+        raise RequestError(f"{path} {_IS_SECRET}")
     for path, key, value in _walk(recipe, "train"):
         if isinstance(value, str):
             _check_text(path, key, value)
@@ -96,6 +102,8 @@ def refuse_secret_interpolations(arguments: Iterable[str]) -> None:
     for argument in arguments:
         key, _, value = argument.partition("=")
         _check_interpolation(key, value)
+        if redacted(argument) != argument:
+            raise RequestError(f"{key} {_IS_SECRET}")
 
 
 def _walk(node: Any, path: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -126,7 +134,7 @@ def _check_interpolation(path: str, value: str) -> None:
         name = inner.partition(",")[0].strip()
         if "$" in inner:
             raise RequestError(f"{path}: an environment variable inside another's braces ({value[:60]}) is not allowed")
-        if _SECRET_NAME.search(name):
+        if is_secret_name(name.upper()):
             raise RequestError(
                 f"{path} reads the environment variable {name}, which looks like a secret and would end up in logs; "
                 "libraries read their keys from the environment by themselves: remove it"

@@ -177,6 +177,7 @@ _WRONG_VALUES = {  # Hydra's words: the value, what is allowed, the key
         "a whole number from 1, or auto"
     ),
     r"Value '(.*?)' is not a valid (bool) .*?full_key: (\S+)": "true or false",
+    r"override [\w.]+=(null) (field) '.*?' is not Optional full_key: (\S+)": "a value",
     r"Invalid value '(.*?)', expected one of \[(.*?)\] full_key: (\S+)": "{}",
 }
 

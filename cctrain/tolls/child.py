@@ -19,8 +19,6 @@ from cctrain.samples import parse_line
 from cctrain.tolls.families import SEVERAL_DEVICES
 from cctrain.tolls.record import Reading, parse_reading
 
-NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
-"""NVLink multicast is off with CC on, so that with CC off it must not be measured either."""
 _DEADLINE_S = 120.0
 """A family says nothing while it measures, seconds on a GPU; the first one waits for torch's import, too."""
 _POLL_S = 0.25
@@ -45,8 +43,9 @@ class Outcome:
 
 
 def environment() -> dict[str, str]:
-    """That of a training run's ranks, and no multicast whatever the user has set."""
-    return {**launcher.rank_environment(is_cpu=False), **NO_MULTICAST}
+    """That of a training run's ranks, and no multicast whatever the user has set: CC turns it off, so that with CC off
+    it must not be measured either."""
+    return {**launcher.rank_environment(is_cpu=False), **launcher.NO_MULTICAST}
 
 
 def measure(families: Sequence[str], num_gpus: int, on_poll: OnPoll) -> Outcome:

@@ -1,4 +1,5 @@
-"""NVML for machines without a GPU: nvml.c, built where a test wants it and steered by environment variables."""
+"""NVML for machines without a GPU: nvml.c, built where a test wants it and steered by environment variables. Beside it,
+for the one question asked of the CUDA driver, cuda.c."""
 
 import os
 import shutil
@@ -8,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, GPU_IS_LOST = 3, 4, 9, 15
-_SONAME = "libnvidia-ml.so.1"
+NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, GPU_IS_LOST, UNKNOWN = 3, 4, 9, 15, 999
+_SONAMES = {"nvml": "libnvidia-ml.so.1", "cuda": "libcuda.so.1"}
 
 
 class StubNvml:
-    """Builds of the stub under `root`, one for each set of functions that it lacks."""
+    """Builds of the stubs under `root`, one for each set of functions that they lack."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -28,18 +29,26 @@ class StubNvml:
         """
         outside = ("STUB_NVML_", "CUDA_VISIBLE_DEVICES")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(outside)}
-        path = f"{self._build(sorted(lacks))}:{kept.get('LD_LIBRARY_PATH', '')}".rstrip(":")
         failing = " ".join(f"{key}={code}" for key, code in (fails or {}).items())
         variables = {f"STUB_NVML_{name.upper()}": str(value) for name, value in settings.items()}
-        return {**kept, "LD_LIBRARY_PATH": path, "STUB_NVML_FAIL": failing, **variables}
+        return {**kept, **self._found("nvml", kept, sorted(lacks)), "STUB_NVML_FAIL": failing, **variables}
 
-    def _build(self, lacks: list[str]) -> Path:
-        directory = self._root / "-".join(["nvml", *lacks])
+    def with_cuda(self, environment: dict[str, str], **settings: str) -> dict[str, str]:
+        """The same with a CUDA driver; `settings` are the variables of cuda.c: `multicast="10"` is two GPUs."""
+        variables = {f"STUB_CUDA_{name.upper()}": value for name, value in settings.items()}
+        return {**environment, **self._found("cuda", environment, []), **variables}
+
+    def _found(self, library: str, environment: dict[str, str], lacks: list[str]) -> dict[str, str]:
+        path = f"{self._build(library, lacks)}:{environment.get('LD_LIBRARY_PATH', '')}"
+        return {"LD_LIBRARY_PATH": path.rstrip(":")}
+
+    def _build(self, library: str, lacks: list[str]) -> Path:
+        directory = self._root / "-".join([library, *lacks])
         if not directory.exists():
             compiler = shutil.which("gcc") or pytest.skip("the stub of NVML needs gcc")
             directory.mkdir()
             renamed = [f"-D{function}=missing_{function}" for function in lacks]
-            flags = ["-shared", "-fPIC", f"-Wl,-soname,{_SONAME}", *renamed]
-            source = Path(__file__).with_name("nvml.c")
-            subprocess.run([compiler, *flags, "-o", directory / _SONAME, source], check=True)
+            flags = ["-shared", "-fPIC", f"-Wl,-soname,{_SONAMES[library]}", *renamed]
+            source = Path(__file__).with_name(f"{library}.c")
+            subprocess.run([compiler, *flags, "-o", directory / _SONAMES[library], source], check=True)
         return directory

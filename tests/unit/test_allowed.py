@@ -90,3 +90,18 @@ def test_a_secret_on_the_command_line_is_refused_unread():
     with pytest.raises(RequestError, match="HF_TOKEN"):
         refuse_secret_interpolations(["data.path=${oc.env:HF_TOKEN}"])
     refuse_secret_interpolations(["data.path=${oc.env:HOME}/x.jsonl"])
+
+
+@pytest.mark.parametrize(
+    "argument", ["+train.model.token=abc", "data.path=https://me:pw@host/x", f"run_root=hf_{'a1' * 12}"]
+)
+def test_a_secret_written_out_on_the_command_line_is_refused_unrepeated(argument):
+    with pytest.raises(RequestError) as caught:
+        refuse_secret_interpolations([argument])
+    assert argument.partition("=")[0] in str(caught.value)
+    assert argument.partition("=")[2] not in str(caught.value)
+
+
+def test_a_secret_written_out_in_a_recipe_is_refused_by_path():
+    with pytest.raises(RequestError, match=r"train\.dataset\.api_key"):
+        check_recipe({"dataset": {"api_key": "abc"}})

@@ -239,3 +239,21 @@ def test_a_run_whose_ranks_were_all_done_is_complete_though_its_parent_was_kille
         file.write('{"event": "end", "peak_allocated_bytes": null}\n')
     finish_abandoned(tmp_path)
     assert read_record(run_dir)["status"] == "complete"
+
+
+def test_the_record_takes_nccls_word_and_says_why_nothing_was_attested(tmp_path):
+    run_dir = make_run(tmp_path)
+    (run_dir / "logs" / "rank0.log").write_text("h:1 [0] NCCL INFO CC Off, workFifoBytes 1048576\n")
+    seen = finish_record(run_dir, None)["platform"]
+    assert seen["nccl"] == {"cc": "off", "work_fifo_bytes": 1 << 20}
+    assert seen["attestation"]["missing"] == "CC is off: there is nothing to attest"
+    assert len(bytes.fromhex(seen["attestation"]["nonce"])) == 32
+
+
+def test_a_secret_in_a_failure_or_a_log_does_not_stay(tmp_path):
+    run_dir = make_run(tmp_path)
+    log = run_dir / "logs" / "rank0.log"
+    log.write_text("get https://me:pw@host/x\n")
+    record = finish_record(run_dir, "rank 0: OSError: token=abc")
+    assert record["failure"] == "rank 0: OSError: token=[redacted]"
+    assert log.read_text() == "get https://[redacted]@host/x\n"

@@ -1,0 +1,83 @@
+"""What in a recipe CC makes slow, and the override that mends it. The figures are the seed post's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cctrain.doctor.fit import batch_change, layout_of
+from cctrain.doctor.overrides import changed, overrides
+from cctrain.launcher import NO_MULTICAST
+from cctrain.request.checks import Layout
+
+_PYTORCH_OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW")
+
+Holds = Callable[[Mapping[str, Any], Layout], bool]
+"""Whether a recipe in a layout fits the GPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hurt:
+    """One thing that costs more with CC on."""
+
+    what: str
+    why: str
+    overrides: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    """NAME=VALUE to set before the command instead."""
+
+
+def hurts(recipe: Mapping[str, Any], layout: Layout, environment: Mapping[str, str], holds: Holds) -> list[Hurt]:
+    """What will hurt under CC, of a recipe that trains on GPUs, in `layout`."""
+    found = [_pinned_loader(recipe), *_eager(recipe), _optimizer(recipe, layout), _tensor_width(recipe, layout, holds)]
+    return [hurt for hurt in (*found, _multicast(recipe, layout, environment)) if hurt]
+
+
+def _pinned_loader(recipe: Mapping[str, Any]) -> Hurt | None:
+    if not (recipe.get("dataloader") or {}).get("pin_memory"):
+        return None
+    why = "pinned copies to the GPU keep about a fifth of their bandwidth, less than pageable ones, and block the host"
+    return Hurt("pinned loader", why, overrides(recipe, {"dataloader.pin_memory": False}))
+
+
+def _eager(recipe: Mapping[str, Any]) -> Iterator[Hurt]:
+    is_compiled = (recipe.get("compile") or {}).get("enabled") or _distributed(recipe, "enable_compile")
+    if not is_compiled:
+        why = "a launch costs 2 (Hopper) to 3.5 times (Blackwell) as much: compiled layers make fewer"
+        yield Hurt("eager mode", why, overrides(recipe, {"distributed.enable_compile": True}))
+    if recipe["model"].get("attn_implementation") == "eager":
+        why = "attention in single operations launches several kernels for each that sdpa does"
+        yield Hurt("eager attention", why, overrides(recipe, {"model.attn_implementation": "sdpa"}))
+
+
+def _optimizer(recipe: Mapping[str, Any], layout: Layout) -> Hurt | None:
+    optimizer = recipe.get("optimizer") or {}
+    if layout.tensor == 1 or optimizer.get("_target_") not in _PYTORCH_OPTIMIZERS or optimizer.get("fused"):
+        return None
+    why = "under tensor parallelism AutoModel makes Adam launch kernels for each tensor by itself"
+    return Hurt("per-tensor optimizer", why, overrides(recipe, {"optimizer.fused": True}))
+
+
+def _tensor_width(recipe: Mapping[str, Any], layout: Layout, holds: Holds) -> Hurt | None:
+    for width in (width for width in range(1, layout.tensor) if layout.tensor % width == 0):
+        changes = {"distributed.tp_size": width}
+        narrower = layout_of(changed(recipe, changes), layout.world)
+        if narrower and holds(changed(recipe, changes), narrower):
+            why = (
+                f"each all-reduce costs 9 to 15 us more, and {layout.tensor}-way tensor parallelism makes four a layer"
+            )
+            return Hurt("TP width", why, overrides(recipe, changes | batch_change(recipe, narrower)))
+    return None
+
+
+def _multicast(recipe: Mapping[str, Any], layout: Layout, environment: Mapping[str, str]) -> Hurt | None:
+    why = "CC turns NVLink multicast off: what relies on it falls back or fails"
+    if layout.tensor > 1 and _distributed(recipe, "enable_async_tensor_parallel"):
+        return Hurt("multicast", why, overrides(recipe, {"distributed.enable_async_tensor_parallel": False}))
+    unset = tuple(f"{name}={value}" for name, value in NO_MULTICAST.items() if environment.get(name) != value)
+    return Hurt("multicast", why, environment=unset) if unset and layout.world > 1 else None
+
+
+def _distributed(recipe: Mapping[str, Any], key: str) -> bool:
+    return bool((recipe.get("distributed") or {}).get(key))

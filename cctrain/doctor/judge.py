@@ -1,0 +1,60 @@
+"""One recipe on one machine: does it fit, and what will hurt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cctrain.config import Config
+from cctrain.doctor.fit import MARGIN, Fit, Machine, fit, layout_of
+from cctrain.doctor.hurts import Hurt, hurts
+from cctrain.doctor.memory import estimate
+from cctrain.packaged import RECIPES
+from cctrain.request.checks import Layout, check_layout, smallest_world
+from cctrain.request.data import DEFAULT_SEQ_LEN
+from cctrain.request.recipe import is_cpu_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What there is to say of a recipe. One for a CPU needs no GPU's memory and pays none of CC's tolls."""
+
+    recipe: str
+    seq_len: int
+    """Tokens a sample that the estimate is for."""
+    fit: Fit | None = None
+    hurts: tuple[Hurt, ...] = ()
+
+
+def judge(config: Config, machine: Machine, environment: Mapping[str, str]) -> Finding:
+    """Of the recipe in `config` as it is; `environment` is the ranks'. Raises RequestError for one that cannot run."""
+    recipe, name = config.train, config.recipe.name
+    data_ranks = (recipe.get("distributed") or {}).get("dp_size")
+    fewest = smallest_world(recipe) * (data_ranks if isinstance(data_ranks, int) else 1)
+    check_layout(recipe, config.measure, fewest)
+    packed = (recipe.get("packed_sequence") or {}).get("packed_sequence_size")
+    seq_len = packed or config.data.seq_len or DEFAULT_SEQ_LEN
+    if is_cpu_recipe(recipe):
+        return Finding(name, seq_len)
+    num_ranks = config.launch.nproc_per_node or machine.num_gpus or fewest
+    model = _model_config(config)
+
+    def holds(new: Mapping[str, Any], layout: Layout) -> bool:
+        needed = estimate(model, new, layout, seq_len)
+        return not machine.num_gpus or (needed is not None and needed.total_gib * MARGIN <= machine.memory_gib)
+
+    found, fitting = fit(model, recipe, num_ranks, seq_len, machine)
+    layout = layout_of(fitting, found.num_ranks)
+    return Finding(name, seq_len, found, tuple(hurts(fitting, layout, environment, holds)) if layout else ())
+
+
+def _model_config(config: Config) -> dict[str, Any]:
+    """The model's config.json; empty for one that would have to be downloaded."""
+    name = config.recipe.model or config.train["model"].get("pretrained_model_name_or_path")
+    try:
+        found: dict[str, Any] = json.loads((RECIPES / str(name) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found

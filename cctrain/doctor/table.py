@@ -1,0 +1,103 @@
+"""What doctor found, as one table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cctrain.doctor.fit import Fit
+from cctrain.doctor.hurts import Hurt
+from cctrain.doctor.judge import Finding
+
+_CAPTION = (
+    "memory is an estimate, for micro-batches of the recipe's size and samples of so many tokens. Overrides go behind "
+    "`python -m cctrain recipe=NAME`, variables before it"
+)
+
+
+def print_findings(
+    seen: dict[str, Any], mode: str, problem: str | None, findings: Sequence[Finding], console: Console | None = None
+) -> None:
+    """`seen` is platform.machine's, `problem` why no figure should be taken here."""
+    table = Table(title=f"doctor  ·  CC {mode}", caption=_CAPTION, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    recipes = [(finding.recipe, _fit(finding)) for finding in findings]
+    problems = [("not fit to measure", problem)] if problem else []
+    for section in ([*problems, *_machine(seen)], recipes, _hurts(findings)):
+        for name, text in section:
+            table.add_row(name, text)
+        table.add_section()
+    (console or Console(soft_wrap=True, markup=False)).print(table)
+
+
+def _machine(seen: dict[str, Any]) -> list[tuple[str, str]]:
+    gpus, guest, swiotlb = seen["gpus"], seen["guest"], seen["swiotlb"]
+    seen_by = f" ({', '.join(guest['seen'])})" if guest["seen"] else ""
+    sizes = [(name, swiotlb[f"{key}_bytes"]) for name, key in (("", "size"), ("used ", "used"), ("peak ", "peak_used"))]
+    known = [f"{name}{size / 2**20:,.0f} MiB" for name, size in sizes if size is not None]
+    parameter = f"swiotlb={swiotlb['parameter']}" if swiotlb["parameter"] else "no kernel parameter"
+    num_multicast = sum(seen["multicast"] or ())
+    return [
+        ("GPUs", _names(gpus)),
+        ("driver", f"{gpus['driver']}, CUDA up to {gpus['cuda'] or 'unknown'}" if gpus["driver"] else "none"),
+        ("CC of the GPUs", _cc(gpus["cc"], seen["cc"])),
+        ("guest", f"{guest['kind'] or 'unknown'}{seen_by}"),
+        ("SWIOTLB", f"{', '.join(known) or 'size unknown, only root may read it'}; {parameter}"),
+        ("TDISP", seen["tdisp"]["state"]),
+        ("topology", _topology(gpus["topology"].get("matrix", []))),
+        ("multicast", "unknown" if seen["multicast"] is None else f"offered by {num_multicast} GPUs; never used"),
+    ]
+
+
+def _names(gpus: dict[str, Any]) -> str:
+    if not gpus["names"]:
+        return "none"
+    kinds = list(zip(gpus["names"], gpus["memory_gib"], strict=True))
+    return ", ".join(f"{kinds.count(kind)} x {kind[0]}, {kind[1]} GiB" for kind in dict.fromkeys(kinds))
+
+
+def _cc(settings: dict[str, Any], facts: dict[str, bool | None]) -> str:
+    if "missing" in settings:
+        return f"{'none' if settings['is_absent'] else 'unknown'} ({settings['missing']})"
+    words = {"bounce_buffer": "bounce buffer", "ppcie": "PPCIE", "nvle": "encrypted NVLink"}
+    states = {None: "unknown", True: "on", False: "off"}
+    return ", ".join(f"{words[name]} {states[is_so]}" for name, is_so in facts.items()) + f" ({settings['source']})"
+
+
+def _topology(matrix: list[list[str | None]]) -> str:
+    ways = {way or "unknown" for row in matrix for way in row} - {"X"}
+    if len(ways) <= 1:
+        return f"{ways.pop()} between all GPUs" if ways else "nothing to connect"
+    return "; ".join(f"GPU {index}: {' '.join(way or 'unknown' for way in row)}" for index, row in enumerate(matrix))
+
+
+def _fit(finding: Finding) -> str:
+    fit = finding.fit
+    if fit is None:
+        return "runs on the CPU"
+    if fit.estimate_gib is None:
+        return f"unknown: nothing here says how large the model is, on {_gpus(fit)}"
+    needed = f"about {fit.estimate_gib:,.0f} GiB a GPU on {_gpus(fit)}, {finding.seq_len} tokens"
+    return f"{fit.verdict}: {needed}" + (f"\n{' '.join(fit.overrides)}" if fit.overrides else "")
+
+
+def _gpus(fit: Fit) -> str:
+    return f"{fit.num_ranks} GPU{'s' * (fit.num_ranks > 1)}"
+
+
+def _hurts(findings: Sequence[Finding]) -> list[tuple[str, str]]:
+    recipes: dict[Hurt, list[str]] = {}
+    for finding in findings:
+        for hurt in finding.hurts:
+            recipes.setdefault(hurt, []).append(finding.recipe)
+    return [
+        (
+            hurt.what,
+            f"hurts under CC: {hurt.why}\n{' '.join(hurt.overrides or hurt.environment)}\nin {', '.join(names)}",
+        )
+        for hurt, names in sorted(recipes.items(), key=lambda item: item[0].what)
+    ]

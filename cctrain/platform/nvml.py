@@ -1,0 +1,49 @@
+"""What all that ask NVML share: a session, the visible GPUs, and an answer or none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pynvml
+
+
+@contextlib.contextmanager
+def session() -> Iterator[None]:
+    """NVML from here to the end of the block. Raises NVMLError where there is no driver to ask."""
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def visible_handles() -> list[Any]:
+    """The visible GPUs in CUDA's order. Raises NVMLError where one cannot be had."""
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if names[0].startswith(("GPU-", "MIG-")):
+        with contextlib.suppress(pynvml.NVMLError):  # CUDA takes the beginning of a UUID, NVML does not
+            return [pynvml.nvmlDeviceGetHandleByUUID(name) for name in names if name]
+    return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in visible_indices(pynvml.nvmlDeviceGetCount())]
+
+
+def visible_indices(count: int) -> list[int]:
+    """Indices that CUDA_VISIBLE_DEVICES leaves; names (UUIDs, MIG) are counted, not looked up."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return list(range(count))
+    entries = [entry.strip() for entry in value.split(",") if entry.strip()]
+    hidden = next((index for index, entry in enumerate(entries) if entry.startswith("-")), None)
+    entries = entries[:hidden]  # CUDA stops at the first that does not exist
+    if all(entry.isdigit() for entry in entries):
+        return [int(entry) for entry in entries if int(entry) < count]
+    return list(range(min(len(entries), count)))
+
+
+def answer(function: str, *arguments: Any) -> Any:
+    """What the NVML function returns; None where the driver or the binding does not say."""
+    with contextlib.suppress(pynvml.NVMLError, AttributeError):
+        return getattr(pynvml, function)(*arguments)
+    return None
