@@ -182,6 +182,9 @@ class MeasureConfig:
             raise RequestError(f"measure.half_width={self.half_width}: allowed is a fraction of the mean, as 0.0025")
         if self.max_steps < 1:
             raise RequestError(f"measure.max_steps={self.max_steps}: allowed is 1 or more steps")
+        for key, default in (("half_width", 0.0025), ("max_steps", 1000)):
+            if not self.is_auto and getattr(self, key) != default:
+                raise RequestError(f"measure.{key}={getattr(self, key)} is read with measure.steps=auto only")
         for key in ("setup_timeout_s", "step_timeout_s"):
             if not getattr(self, key) > 0:
                 raise RequestError(f"measure.{key}={getattr(self, key)}: allowed is more than 0 seconds")

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cctrain.config import MeasureKind
+from cctrain.config import AUTO, MeasureKind
 from cctrain.platform.attestation import attest, nonce
 from cctrain.platform.nccl import nccl_cc_line
 from cctrain.platform.telemetry import TELEMETRY_FILE
@@ -36,18 +36,21 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
     found: list[str] = []
     steps: tuple[StepRecord, ...] = ()
     derived: dict[str, Any] = {"summary": None, "gpu_state": None}
-    seen = record["platform"]
+    seen, broken = record["platform"], ""
     try:
-        seen = _platform(run_dir, record, ranks)
         steps = step_records(ranks, int(expected["warmup"]), config.get("train"))
         found = notes(ranks, steps)
         derived = _summary(run_dir, record["identity"], config, steps, ranks)
+        seen = _platform(run_dir, record, ranks)
     except Exception as error:  # noqa: BLE001 - whatever a damaged sample leads to, the run must get its record
-        found.append(f"the samples could not be summed up ({type(error).__name__}: {error}); they are in samples/")
+        broken = f"the samples could not be summed up ({type(error).__name__}: {error}); they are in samples/"
+        found.append(broken)
     wanted = int(expected["warmup"]) + int(expected["steps"])
     enough = _read(run_dir / STOP_FILE).get("why")
     if not failure and not enough and len(steps) < wanted:
-        failure = f"the data ended after {len(steps)} of {wanted} steps; lower measure.steps or give more data"
+        key = "max_steps" if config.get("measure", {}).get("steps") == AUTO else "steps"
+        ended = f"the data ended after {len(steps)} of {wanted} steps; lower measure.{key} or give more data"
+        failure = broken or ended
     record |= {
         "status": "partial" if failure else "complete",
         "failure": redacted(failure),

@@ -2,8 +2,8 @@
 
 Ranks of a synchronous step leave its collectives together, so their step times hardly differ, whoever was late. What
 differs is when each comes to the end of a phase: the last one there is the one the others then wait for. A rank that is
-slow inside a phase that every layer of it has collectives in (forward under
-FSDP, all of it under tensor parallelism) slows all ranks alike and is not seen; its GPU's clocks may show it.
+slow inside a phase that every layer of it has collectives in (forward under FSDP, all of it under tensor parallelism)
+slows all ranks alike and is not seen; its GPU's clocks may show it.
 """
 
 from __future__ import annotations

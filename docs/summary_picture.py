@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -10,12 +11,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cctrain.records import StepRecord
+from cctrain.reduce import summarize
 from cctrain.report.table import print_summary
 
 
 def main(run_json: Path, out: Path) -> None:
     """Render the table of the record `run_json` as it stands in the terminal."""
     record = json.loads(run_json.read_text(encoding="utf-8"))
+    identity, steps = record["identity"], [StepRecord(**step) for step in record["steps"]]
+    anew = summarize(steps, identity["num_gpus"], identity["gpu"][0])  # by this version's rules
+    assert anew
+    record["summary"] |= {key: value for key, value in dataclasses.asdict(anew).items() if value is not None}
     console = Console(record=True, width=88, file=io.StringIO())
     print_summary(Path("runs") / record["run_id"], record, console)
     command = " ".join(record["command"][:4])

@@ -163,6 +163,8 @@ def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
         (["recipe=tiny_llama_peft", "measure.warmup=many"], ["measure.warmup=many", "a whole number"]),
         (["recipe=tiny_llama_peft", "measure.steps=null"], ["measure.steps=null", "allowed is a value"]),
         (["recipe=tiny_llama_peft", "measure.half_width=5"], ["measure.half_width=5", "a fraction"]),
+        (["recipe=tiny_llama_peft", "measure.half_width=0.01"], ["measure.half_width=0.01", "measure.steps=auto"]),
+        (["recipe=tiny_llama_peft", "measure.max_steps=50"], ["measure.max_steps=50", "measure.steps=auto"]),
         (["recipe=tiny_llama_peft", "measure.steps=0"], ["measure.steps=0", "a whole number from 1"]),
         (["recipe=tiny_llama_peft", "measure.warmup=-1"], ["measure.warmup=-1", "0 or more"]),
         (["recipe=tiny_llama_peft", "cc=of"], ["cc=of", "Did you mean off?"]),

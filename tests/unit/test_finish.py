@@ -72,6 +72,12 @@ def test_a_run_whose_data_ended_early_is_partial(tmp_path):
     assert "the data ended after 3 of 10 steps" in record["failure"]
 
 
+def test_a_run_that_was_to_stop_by_itself_names_the_key_of_its_maximum(tmp_path):
+    run_dir = make_run(tmp_path, num_measured=9)
+    (run_dir / "config.json").write_text('{"measure": {"steps": "auto"}}')
+    assert "lower measure.max_steps or give more data" in finish_record(run_dir, None)["failure"]
+
+
 def test_room_is_kept_for_every_step_of_the_record_before_the_run_starts(tmp_path):
     reserve_bytes, record_bytes = [], []
     for num_steps in (10, 510):
@@ -174,6 +180,7 @@ def test_damaged_samples_leave_a_record_that_says_so(tmp_path):
     record = finish_record(run_dir, None)
     assert record["status"] == "partial"
     assert "the samples could not be summed up (TypeError" in record["notes"][0]
+    assert record["failure"] == record["notes"][0]
     assert not (run_dir / "running.json").exists()
 
 

@@ -1,12 +1,9 @@
-"""Tolls without torch: statistics, the file, the difference, the profile, the tables and the command line."""
+"""Tolls without torch: the file, the difference, the profile, the tables and the command line."""
 
 import dataclasses
-import gc
 import io
 import json
 import os
-import random
-import statistics
 
 import pytest
 from rich.console import Console
@@ -14,12 +11,11 @@ from rich.console import Console
 from cctrain.commands import tolls as verb
 from cctrain.errors import RequestError
 from cctrain.records import to_json
-from cctrain.tolls import child, families, table
+from cctrain.tolls import table
 from cctrain.tolls.diff import Difference, check_comparable, differences
 from cctrain.tolls.profile import control_warning, emulation_profile
 from cctrain.tolls.published import PUBLISHED, published_beside
 from cctrain.tolls.record import Reading, TollsRecord, read_tolls
-from cctrain.tolls.sampling import Case, measure_cases, median_interval
 
 IDENTITY = {"gpu": "B300", "num_gpus": 1, "driver": "595", "cpu": "Xeon", "torch": "2.11", "cctrain": "0.1"}
 
@@ -48,78 +44,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-# Statistics
-
-
-@pytest.mark.parametrize("num_values", [6, 20, 101])
-def test_the_interval_of_the_median_covers_it_at_least_95_times_in_100(num_values):
-    draw, hits, num_draws = random.Random(num_values), 0, 4000
-    for _ in range(num_draws):
-        low, high = median_interval([draw.expovariate(1.0) for _ in range(num_values)])
-        hits += low <= 0.6931471805599453 <= high
-    assert 0.94 <= hits / num_draws <= 0.98
-
-
-def test_five_values_have_no_interval_and_six_have_their_range():
-    assert median_interval([3, 1, 2, 5, 4]) is None
-    assert median_interval([3, 1, 2, 5, 4, 6]) == (1, 6)
-
-
-class Machine:
-    """A clock, and blocks that take a second of it."""
-
-    def __init__(self):
-        self.now, self.order = 0.0, []
-
-    def case(self, name, values=None):
-        values = iter(values or [])
-
-        def block():
-            self.now += 1.0
-            self.order.append(name)
-            return next(values, 2.0)
-
-        return Case(name, "us", {}, block)
-
-
-def test_cases_take_turns_until_the_budget_is_over():
-    machine = Machine()
-    one, two = measure_cases([machine.case("one"), machine.case("two")], 20.5, clock=lambda: machine.now)
-    assert machine.order == ["one", "two"] * 12  # one round set aside and eleven of two seconds
-    assert (one.num_blocks, two.num_blocks) == (11, 11)
-
-
-def test_a_slow_machine_still_gives_enough_blocks_for_an_interval():
-    machine = Machine()
-    (one,) = measure_cases([machine.case("one")], 0.0, clock=lambda: machine.now)
-    assert one.num_blocks == 7
-    assert one.interval == (2.0, 2.0)
-
-
-def test_the_first_block_is_set_aside_and_the_value_is_the_median():
-    machine = Machine()
-    values = [1000.0, 1.0, 2.0, 3.0, 4.0, 50.0, 60.0, 70.0]
-    (one,) = measure_cases([machine.case("one", values)], 0.0, clock=lambda: machine.now)
-    assert one.value == statistics.median(values[1:])
-
-
-def test_all_ranks_stop_where_the_one_that_decides_does():
-    machine, asked = Machine(), []
-
-    def agree(is_over):
-        asked.append(is_over)
-        return len(asked) == 3
-
-    (one,) = measure_cases([machine.case("one")], 0.0, agree=agree, clock=lambda: machine.now)
-    assert one.num_blocks == 3
-
-
-def test_garbage_is_collected_again_after_a_block_that_raised():
-    with pytest.raises(ZeroDivisionError):
-        measure_cases([Case("bad", "us", {}, lambda: 1 / 0)], 0.0)
-    assert gc.isenabled()
 
 
 # The file
@@ -353,137 +277,6 @@ def test_no_two_published_values_claim_the_same_place():
     places = [(entry.name, entry.hardware, tuple(entry.conditions.items())) for entry in PUBLISHED]
     assert len(set(places)) == len(places)
     assert published_beside(reading("copy", 1.0, direction="h2d", memory="pinned", bytes=1 << 20), "H100") == ""
-
-
-# The process that measures
-
-SAY = "import json, os, sys, time\ndef say(**line): open(sys.argv[1], 'a').write(json.dumps(line) + '\\n')\n"
-MEASURE = """
-for family in sys.argv[2:]:
-    say(event="begin", family=family)
-    if family == "raises":
-        say(event="failed", family=family, why="ValueError: bad")
-        sys.exit(1)
-    if family == "crashes":
-        print("the last words", flush=True)
-        os.kill(os.getpid(), 11)
-    if family == "hangs":
-        time.sleep(600)
-    if family == "leaves":
-        sys.exit(0)
-    if family == "waived":
-        say(event="waived", family=family, why="no GPU")
-        continue
-    reading = {"name": family, "unit": "us", "value": 1, "interval": None, "num_blocks": 7, "conditions": {}}
-    say(event="reading", family=family, reading=reading)
-    say(event="end", family=family)
-"""
-
-
-def followed(*names, script=SAY + MEASURE):
-    outcome, pids = child.Outcome(), []
-
-    def command(left, events):
-        pids.append(list(left))
-        return [child.sys.executable, "-c", script, str(events), *left]
-
-    child.follow(names, command, outcome, lambda family: None, deadline_s=2.0)
-    return outcome, pids
-
-
-def test_one_process_measures_all_that_goes_well():
-    outcome, starts = followed("one", "waived", "two")
-    assert [reading.name for reading in outcome.readings] == ["one", "two"]
-    assert outcome.waived == {"waived": "no GPU"}
-    assert outcome.failed == {}
-    assert starts == [["one", "waived", "two"]]
-
-
-@pytest.mark.parametrize(
-    ("bad", "because"),
-    [
-        ("raises", "ValueError: bad"),
-        ("crashes", "killed (Segmentation fault)"),
-        ("hangs", "nothing came for 2 s"),
-        ("leaves", "ended without measuring"),
-    ],
-)
-def test_a_family_that_fails_is_named_and_the_others_are_measured(bad, because):
-    outcome, starts = followed("one", bad, "two")
-    assert [reading.name for reading in outcome.readings] == ["one", "two"]
-    assert list(outcome.failed) == [bad]
-    assert because in outcome.failed[bad]
-    assert starts == [["one", bad, "two"], ["two"]]
-    assert ("the last words" in outcome.log) == (bad == "crashes")
-
-
-def test_a_process_that_never_comes_to_a_family_fails_them_all_and_is_not_started_again():
-    outcome, starts = followed("one", "two", script="import sys; sys.exit(3)")
-    assert outcome.failed == dict.fromkeys(["one", "two"], "its process ended with 3")
-    assert len(starts) == 1
-
-
-def test_multicast_is_off_whatever_the_user_has_set(monkeypatch):
-    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
-    monkeypatch.setenv("TORCH_SYMM_MEM_DISABLE_MULTICAST", "0")
-    environment = child.environment()
-    assert environment["NCCL_NVLS_ENABLE"] == "0"
-    assert environment["TORCH_SYMM_MEM_DISABLE_MULTICAST"] == "1"
-
-
-# The worker
-
-
-class FakeFamily:
-    def __init__(self, why=None, error=None):
-        self._why, self._error = why, error
-
-    def can_run(self):
-        return self._why
-
-    def measure(self):
-        if self._error:
-            raise self._error
-        return [reading("launch", 1.5, interval=(1.0, 2.0), args=16)]
-
-
-def worked(tmp_path, rank=0, **fakes):
-    from cctrain.samples import SampleFile
-    from cctrain.tolls.worker import measure_families
-
-    path = tmp_path / "events.jsonl"
-    code = measure_families([(name, lambda fake=fake: fake) for name, fake in fakes.items()], SampleFile(path), rank)
-    return code, [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_a_worker_says_what_it_measures_and_what_is_waived(tmp_path):
-    code, events = worked(tmp_path, good=FakeFamily(), absent=FakeFamily(why="no GPU"))
-    assert code == 0
-    assert [(event["event"], event["family"]) for event in events] == [
-        *(("begin", "good"), ("reading", "good"), ("end", "good")),
-        *(("begin", "absent"), ("waived", "absent")),
-    ]
-    assert events[1]["reading"] == dataclasses.asdict(reading("launch", 1.5, interval=[1.0, 2.0], args=16))
-    assert events[-1]["why"] == "no GPU"
-
-
-def test_a_worker_ends_with_the_family_that_raises(tmp_path, capsys):
-    code, events = worked(tmp_path, bad=FakeFamily(error=RuntimeError("CUDA error\nand more")), good=FakeFamily())
-    assert code == 1
-    assert events[-1] == {"event": "failed", "family": "bad", "why": "RuntimeError: CUDA error"}
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_of_several_ranks_only_the_first_speaks_but_each_says_why_it_failed(tmp_path):
-    assert worked(tmp_path, 1, good=FakeFamily()) == (0, [])
-    code, events = worked(tmp_path, 1, bad=FakeFamily(error=MemoryError()))
-    assert code == 1
-    assert [event["event"] for event in events] == ["failed"]
-
-
-def test_every_family_is_a_module(request):
-    package = request.config.rootpath / "cctrain" / "tolls"
-    assert {name for name in families.ALL if not (package / f"{name}.py").is_file()} == set()
 
 
 # The command line
