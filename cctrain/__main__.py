@@ -21,16 +21,21 @@ Fine-tune with NVIDIA NeMo AutoModel, time every step, and record what confident
   python -m cctrain recipe=llama70b_peft cc=on               Llama 3.3 70B LoRA on a confidential machine
   python -m cctrain recipe=llama8b_peft weights=random data=synthetic data.seq_len=256    no download
   python -m cctrain recipe=my_recipe.yaml                    your own AutoModel recipe, timed
+  python -m cctrain recipe=llama8b_peft cc=emulated tolls=b300    what CC would cost it, on a GPU without CC
   python -m cctrain recipe=llama70b_peft dry_run=true        show what would run
 
   python -m cctrain doctor                                   what this machine is, what fits it, what CC makes slow
   python -m cctrain tolls --out off.json                     what launches, copies, waits... cost on this machine
   python -m cctrain tolls --diff off.json on.json            what CC adds to each, and a profile of it
+  python -m cctrain predict runs/RUN --tolls b300            what CC would cost a run, from its crossings
+  python -m cctrain compare runs --html report.html          what CC cost, with intervals and a verdict; --by, --min-keep
 
 settings
   recipe=           llama70b_peft  llama70b_sft  llama8b_peft  llama8b_sft  gemma31b_peft  gemma31b_sft
                     tiny_llama_peft  tiny_llama_sft  tiny_gemma_peft  tiny_gemma_sft  or a file
   cc=               auto (take what is seen)  on, off (stop where it is not so)  unverified
+                    emulated: no CC, but its tolls injected, in blocks of steps that alternate with plain ones
+  tolls=            cc=emulated: b300  hopper  h100  or a file, as of `tolls --diff`    cc.blocks=   pairs of blocks
   weights=          recipe  random (no download)  pretrained, with weights.path=DIRECTORY|HUB_ID
   data=             recipe  pydoc (Python's own documentation, no download)  squad  medpix
                     jsonl, with data.path=FILE data.question=COLUMN data.answer=COLUMN [data.image=COLUMN]
@@ -39,6 +44,7 @@ settings
   measure=          steady  seed (what AutoModel itself prints, as the published post took it, beside ours)
   measure.warmup=   steps set aside            measure.steps=   steps measured; or auto, until the interval is
                     within measure.half_width= (0.0025 of the mean), at most measure.max_steps= (1000)
+  measure.crossings=true   count launches, copies, waits... for `predict`; cc=emulated does anyway
   launch.nproc_per_node=   ranks, one a GPU
   train.KEY=        any key of the AutoModel recipe; +train.KEY= adds one, ~train.KEY drops one
   run_root=         where run directories go (runs/)
@@ -49,7 +55,7 @@ output  a table, and as the last line one JSON object; run.json in the run direc
 exit    0 done   2 the request is wrong   3 the machine is not as asked for   4 the run failed, its record is partial
 """
 
-VERBS = ("train", "tolls", "doctor")
+VERBS = ("train", "compare", "explain", "predict", "emulate", "tolls", "doctor")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,7 +100,7 @@ def _refuse(message: str, code: int) -> int:
 def _run(arguments: list[str]) -> int:
     verb = arguments[0] if "=" not in arguments[0] and not arguments[0].startswith(("-", "~")) else None
     if verb not in (*VERBS, None):
-        from cctrain.request.nearest import did_you_mean
+        from cctrain.nearest import did_you_mean
 
         meant = did_you_mean(str(verb), VERBS)
         if (CONF / "recipe" / f"{verb}.yaml").is_file():

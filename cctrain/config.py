@@ -13,6 +13,7 @@ from typing import Any
 from cctrain.errors import RequestError
 
 AUTO = "auto"
+DEFAULT_BLOCKS = 8
 
 
 class CcMode(Enum):
@@ -21,6 +22,7 @@ class CcMode(Enum):
     auto = "auto"
     off = "off"
     on = "on"
+    emulated = "emulated"
     unverified = "unverified"
 
 
@@ -88,8 +90,20 @@ class CcConfig:
     """Confidential computing."""
 
     mode: CcMode = CcMode.auto
-    """Expected mode. off and on stop the run where the machine is not so; unverified takes any machine and marks the
-    record mode "unknown"."""
+    """Expected mode. off and on stop the run where the machine is not so; emulated injects the tolls of tolls= into a
+    machine without CC; unverified takes any machine and marks the record mode "unknown"."""
+    blocks: int = DEFAULT_BLOCKS
+    """emulated: pairs of blocks of plain and tolled steps, the replicates of the keep ratio's interval."""
+    explain: bool = False
+    """emulated: further blocks, with each class of tolls alone and each left out; what the verb explain sets."""
+
+    def __post_init__(self) -> None:
+        if self.blocks < 2:
+            raise RequestError(f"cc.blocks={self.blocks}: allowed is 2 or more pairs, fewer give no interval")
+        if self.blocks != DEFAULT_BLOCKS and self.mode is not CcMode.emulated:
+            raise RequestError(f"cc.blocks={self.blocks} is read with cc=emulated only, got cc={self.mode.value}")
+        if self.explain and self.mode is not CcMode.emulated:
+            raise RequestError(f"cc.explain=true is read with cc=emulated only, got cc={self.mode.value}")
 
 
 @dataclass
@@ -164,6 +178,8 @@ class MeasureConfig:
     """steps=auto: half-width of the step time's 95 % interval to stop at, as a fraction of the mean."""
     max_steps: int = 1000
     """steps=auto: the most steps measured."""
+    crossings: bool = False
+    """Count launches, copies, waits... of a plain run, as emulated runs do; not with CC on."""
     validation: bool = False
     """Keep the recipe's validation; its time belongs to no step."""
     checkpoint: bool = False
@@ -224,6 +240,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    tolls: dict[str, Any] | None = None
+    """cc=emulated: tolls=NAME|FILE, of which this is the content, a profile of `cctrain/emulation/profile.py`."""
     run_root: str = "runs"
     """Directory under which run directories are made."""
     dry_run: bool = False

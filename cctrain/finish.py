@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.config import AUTO, MeasureKind
+from cctrain.emulation.blocks import ALL, OFF
+from cctrain.emulation.crossings import mean_crossings
+from cctrain.emulation.outcome import of_arm, outcome, steady_numbers
+from cctrain.emulation.profile import parse_profile
 from cctrain.platform.attestation import attest, nonce
 from cctrain.platform.nccl import nccl_cc_line
 from cctrain.platform.telemetry import TELEMETRY_FILE
@@ -100,7 +104,11 @@ def _summary(
 ) -> dict[str, Any]:
     """The record's `summary` and `gpu_state`, both None where nothing was measured, and further `notes`."""
     gpus = identity.get("gpu") or []
-    summary = summarize(steps, len(ranks), gpus[0] if len(gpus) == 1 else None)
+    gpu_name = gpus[0] if len(gpus) == 1 else None
+    every_step, profile = steps, config.get("tolls")
+    if profile:
+        steps = of_arm(steps, ALL)
+    summary = summarize(steps, len(ranks), gpu_name)
     if summary is None:
         return {"summary": None, "gpu_state": None}
     summary = of_the_ranks(summary, steps, ranks)
@@ -117,7 +125,15 @@ def _summary(
         if summary.seed is None:
             found.append("measure=seed: the run ended before AutoModel's step 10; raise measure.steps")
     gpu_state = dataclasses.asdict(use) if use else None
-    return {"summary": dataclasses.asdict(summary), "gpu_state": gpu_state, "notes": found}
+    rows = [rank.steps for rank in ranks.values()]
+    more: dict[str, Any] = {"crossings": mean_crossings(rows, steady_numbers(steps, summary))}
+    plain = summarize(of_arm(every_step, OFF), len(ranks), gpu_name) if profile else None
+    if profile and plain:
+        is_explained = config["cc"]["explain"]
+        more = outcome(parse_profile(profile), every_step, summary, plain, rows, is_explained=is_explained)
+    if (more["crossings"] or {}).get("counted_by") == "operators":
+        found.append("no GPU: each operator of this CPU paid the launch toll, which says nothing about any machine")
+    return {"summary": dataclasses.asdict(summary), "gpu_state": gpu_state, "notes": found, **more}
 
 
 def _gpu_use(run_dir: Path, steady: Sequence[StepRecord], num_here: int) -> GpusUse | None:

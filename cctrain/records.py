@@ -4,6 +4,7 @@ History of the format:
   1  first version: mode, identity, platform, steps, summary
   2  steps: begin of each rank, micro-batches, FLOPs, what the engine itself says; summary: MFU, HFU, energy, memory of
      each rank, straggler, seed; gpu_state
+  3  emulated runs: is_tolled, arm and block of a step; tolls, summary_off, keep_ratio, explain; crossings
 
 Times are seconds. Tokens of a step are sums over data-parallel ranks, so that tensor- and pipeline-parallel ranks,
 which see the same samples, count them once.
@@ -17,7 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,24 @@ class StepRecord:
     loss: float | None
     """null where it was not a number."""
     is_warmup: bool
+    """Not measured: of the run's warm-up, or one of a block's first steps."""
+    is_tolled: bool | None = None
+    """In emulated runs, whether all of the profile's tolls were paid; null in others, and where a part of them was."""
+    arm: str | None = None
+    """In emulated runs, which tolls were paid: off, all, or in `explain` "only CLASS" or "without CLASS"."""
+    block: int | None = None
+    """In emulated runs, the block of steps under one arm that it belongs to, from 0; null in the warm-up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepRatio:
+    """Throughput with all tolls over throughput with none, in one emulated run."""
+
+    value: float
+    """Geometric mean of the block pairs' ratios of padded tokens/s."""
+    ci95: tuple[float, float] | None
+    """95 % t interval of it in logarithms, the replicate being the pair of blocks; null below two."""
+    num_pairs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +166,7 @@ class RunRecord:
     engine: str
     step_kind: str
     mode: str
-    """off, on, or unknown: what the machine was seen to be, not what was asked for."""
+    """off, on, or unknown: what the machine was seen to be, not what was asked for; emulated: tolls were injected."""
     status: str
     """complete, or partial: ended early, or still running."""
     failure: str | None
@@ -162,6 +181,14 @@ class RunRecord:
     gpu_state: dict[str, Any] | None = None
     """Clocks, temperature, power and throttle reasons over the steady steps; null without GPUs."""
     crossings: dict[str, Any] | None = None
+    """Mean per plain steady step, on the rank that launched most: `counted_by` and the counts; null where not asked."""
+    tolls: dict[str, Any] | None = None
+    """In emulated runs, the profile: `name`, `sha256` of its content, and the content."""
+    summary_off: Summary | None = None
+    """In emulated runs, of the plain steps; `summary` is then of the tolled ones."""
+    keep_ratio: KeepRatio | None = None
+    explain: dict[str, Any] | None = None
+    """With the verb explain: what each class of tolls costs."""
     schema_version: int = SCHEMA_VERSION
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 REDACTED = "[redacted]"
-_IN_VARIABLE = re.compile(r"TOKEN(?!IZ)|SECRET|PASS|CREDENTIAL|KEY|AUTH|COOKIE")
+_IN_VARIABLE = re.compile(
+    r"TOKEN(?!IZ)|SECRET|(?<![A-Z])PASS(?![A-Z])|SSHPASS|PASSW|PASSPHRASE|_PWD$|CREDENTIAL|KEY|AUTH(?!ORS?(_|$))|COOKIE"
+)
 _IN_WORD = re.compile(r"secret|passw|passphrase|credential|cookie|apikey|^o?auth(?!or(s|ed)?$)")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _VOCABULARY = frozenset(
@@ -27,8 +29,9 @@ _SECRET_KEYS = frozenset(("access", "account", "api", "client", "encryption", "l
 _SHORTEST = 8
 """Characters from which on a variable's value is looked for elsewhere: shorter ones are parts of other words."""
 _KNOWN = re.compile(
-    r"\b(?:hf_\w{20,}|sk-[\w-]{20,}|gh[opsur]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|nvapi-[\w-]{20,}"
-    r"|xox[abeprs]-[\w-]{10,}|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{35}|eyJ[\w-]{10,}\.[\w-]{10,}(?:\.[\w-]+)?)"
+    r"\b(?:(?:hf|gh[opsur]|github_pat|wandb_v\d|npm|r8|gsk|[rs]k_live)_\w{20,}|(?:sk|gl\w{2,6}|nvapi|pypi)-[\w-]{20,}"
+    r"|xox[abeprs]-[\w-]{10,}|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{35}|ya29\.[\w-]{20,}"
+    r"|eyJ[\w-]{10,}\.[\w-]{10,}(?:\.[\w-]+)?)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
     r"|(?<=://)[^/\s@]+(?=@)"
     r"|(?i:(?<=\bbearer )|(?<=\bbasic ))[\w.~+/=-]{8,}",
@@ -37,7 +40,7 @@ _KNOWN = re.compile(
 _NAME = re.compile(  # name=value, name: value, "name": "value", --name value
     r"""(?<![\w.-])(?P<name>[\w.-]+)["']?\s*[=:]\s*(?!//)|(?<!\S)(?P<option>--[\w-]+)\s+(?=[^\s-])"""
 )
-_VALUE = re.compile(r""""[^"]*"|'[^']*'|[^\s"'&,;]+""")
+_VALUE = re.compile(r""""[^"]*"|'[^']*'|(?![{\[(])[^\s"'&,;]+""")
 
 
 def is_secret_name(name: str) -> bool:
@@ -50,6 +53,8 @@ def is_secret_name(name: str) -> bool:
     *_, before, last = ("", "", *words)
     if last == "key":
         return before in _SECRET_KEYS
+    if last in ("psk", "sig", "signature"):  # of a network, of an address that opens to whoever has it
+        return True
     return last.endswith(("token", "passwd", "pass")) and before not in _VOCABULARY | {"forward", "backward"}
 
 

@@ -116,7 +116,10 @@ def _step_record(step: int, ranks: Sequence[RankSamples], count_flops: _CountFlo
         engine_tokens=rows[0].get("engine_tokens"),
         engine_tokens_per_s_per_gpu=rows[0].get("engine_tokens_per_s_per_gpu"),
         loss=rows[0].get("loss"),
-        is_warmup=is_warmup,
+        is_warmup=is_warmup or bool(rows[0].get("is_settling")),
+        is_tolled=rows[0].get("is_tolled"),
+        arm=rows[0].get("arm"),
+        block=rows[0].get("block"),
     )
 
 

@@ -18,8 +18,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from cctrain.emulation import in_rank
+from cctrain.launcher import NO_MULTICAST
 from cctrain.processes import die_with_parent, this_process
 from cctrain.redaction import redacted
+from cctrain.request.recipe import is_cpu_recipe
 from cctrain.samples import SampleFile
 
 
@@ -34,6 +37,10 @@ def main(run_dir: Path) -> int:
     samples = SampleFile(run_dir / "samples" / f"rank{rank}.jsonl")
     samples.write({"event": "start", "rank": rank, "world_size": int(os.environ["WORLD_SIZE"]), **this_process()})
     try:
+        if in_rank.is_wanted(config) and not is_cpu_recipe(config["train"]):
+            in_rank.inject()
+            if config["tolls"] is not None:
+                os.environ |= NO_MULTICAST  # as CC has it, for the plain steps as well
         from cctrain.engines.automodel import train
 
         samples.write({"event": "end", **train(config, samples)})

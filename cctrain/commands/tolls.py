@@ -1,41 +1,37 @@
 """The verb tolls: measure the building blocks of what CC costs, or take the difference of two measurements.
 
-    python -m cctrain tolls --out off.json                    on a machine with CC off, about a minute
+    python -m cctrain tolls --out off.json                    on a machine with CC off, some 70 s on a GPU
     python -m cctrain tolls --out on.json                     on the same kind of machine with CC on
     python -m cctrain tolls --diff off.json on.json --out profile.json
     python -m cctrain tolls --only launch copies              some families
 
-A table, and as the last line of stdout one JSON object. A family that this machine cannot measure is waived; one that
-raises, crashes or hangs is named as failed, the others are measured all the same, and the exit code is 4.
+Each family is measured by three processes in turn; the value is what the least disturbed of them took. A table, and as
+the last line of stdout one JSON object. A family that this machine cannot measure is waived; one that raises, crashes
+or hangs is named as failed, the others are measured all the same, and the exit code is 4.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import signal
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cctrain import rundir
-from cctrain.config import CcMode
-from cctrain.errors import PlatformError, RequestError, RunError
-from cctrain.platform import cc, gpu, host, versions
+from cctrain.commands.flags import Parser
+from cctrain.errors import RequestError, RunError
+from cctrain.nearest import did_you_mean
+from cctrain.platform import cc, gpu, machine
 from cctrain.records import finite, to_json
-from cctrain.request.nearest import did_you_mean
 from cctrain.tolls import child, families
 from cctrain.tolls.diff import IDENTITY, MODE, check_comparable, differences
 from cctrain.tolls.profile import control_warning, emulation_profile
 from cctrain.tolls.record import Facts, TollsRecord, read_tolls
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"tolls: {message}")
 
 
 def run(arguments: list[str]) -> int:
@@ -45,8 +41,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m cctrain tolls", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("tolls", __doc__)
     parser.add_argument("--out", type=Path, help="the file to write (tolls.json; with --diff, none)")
     parser.add_argument("--only", nargs="+", metavar="FAMILY", help=f"measure some of {', '.join(families.ALL)}")
     parser.add_argument("--diff", nargs=2, type=Path, metavar=("OFF", "ON"), help="two files, CC off and on")
@@ -62,14 +57,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         raise RequestError("--only chooses what is measured, --diff measures nothing: give one of them")
     if not flags.diff and (flags.allow or flags.name):
         raise RequestError("--allow and --name go with --diff OFF ON")
-    if flags.out:
-        _check_writable(flags.out)
+    if not flags.diff:
+        flags.out = flags.out or Path("tolls.json")
+    folder = flags.out and flags.out.parent
+    if flags.out and (flags.out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
+        raise RequestError(f"--out {flags.out}: no file can be written there")
     return flags
-
-
-def _check_writable(path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise RequestError(f"--out {path}: no file can be written there")
 
 
 def _diff(flags: argparse.Namespace) -> int:
@@ -93,63 +86,54 @@ def _diff(flags: argparse.Namespace) -> int:
 
 
 def _measure(flags: argparse.Namespace) -> int:
-    out = flags.out or Path("tolls.json")
-    _check_writable(out)
+    gpus = gpu.observe()
+    seen = machine.observe(gpus, child.environment())
+    problem = cc.problem(gpus.cc)
+    if problem:
+        print(f"note: the mode counts as unknown: {problem}", file=sys.stderr)
+    names = tuple(name for name in families.ALL if not flags.only or name in flags.only)
+    from cctrain.tolls import table
+
     # A scheduler's SIGTERM and a closed terminal leave as little behind as a Ctrl-C.
     for stop in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(stop) is not signal.SIG_IGN:
             signal.signal(stop, signal.default_int_handler)
-    gpus = gpu.observe()
-    names = tuple(name for name in families.ALL if not flags.only or name in flags.only)
-    from cctrain.tolls import table
-
+    begin = time.monotonic()
     try:
         with table.Progress(names) as progress:
             outcome = child.measure(names, len(gpus.names), progress.show)
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C, SIGTERM or SIGHUP: nothing was written")
     record = TollsRecord(
-        mode=_mode(gpus),
-        identity=_identity(gpus),
+        mode=cc.seen_mode(gpus.cc),
+        identity=_identity(seen),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        duration_s=round(time.monotonic() - begin, 1),
         readings=tuple(outcome.readings),
         waived=outcome.waived,
         failed=outcome.failed,
-        machine={
-            "gpus": dataclasses.asdict(gpus),
-            "host": host.observe(child.environment()),
-            "versions": versions.package_versions(),
-        },
+        machine=seen,
     )
-    _write(out, to_json(record))
+    _write(flags.out, to_json(record))
     table.print_tolls(record)
-    facts = {"out": str(out), "mode": record.mode, "num_readings": len(record.readings), "waived": record.waived}
+    facts = {"out": str(flags.out), "mode": record.mode, "num_readings": len(record.readings)}
+    facts |= {"duration_s": record.duration_s, "waived": record.waived, "failed": record.failed}
     if record.failed:
         print(outcome.log, end="", file=sys.stderr)
-        why = "; ".join(f"{family} failed: {why}" for family, why in record.failed.items())
-        _fail(why, **facts, failed=record.failed)
-    print(json.dumps({**facts, "failed": {}, "status": "complete", "exit_code": 0}))
+        _fail("; ".join(f"{family} failed: {why}" for family, why in record.failed.items()), **facts)
+    print(json.dumps({**facts, "status": "complete", "exit_code": 0}))
     return 0
 
 
-def _mode(gpus: gpu.Gpus) -> str:
-    """What the machine is seen to be; unknown, with a note, where no mode should be taken for granted."""
-    try:
-        return cc.observed_mode(CcMode.auto, gpus.cc)
-    except PlatformError as error:
-        print(f"note: the mode counts as unknown. {str(error).removeprefix('cc=auto: ')}", file=sys.stderr)
-        return cc.observed_mode(CcMode.unverified, gpus.cc)
-
-
-def _identity(gpus: gpu.Gpus) -> Facts:
-    installed = versions.package_versions()
+def _identity(seen: dict[str, Any]) -> Facts:
+    names = seen["gpus"]["names"]
     return {
-        "gpu": ", ".join(sorted(set(gpus.names))) or None,
-        "num_gpus": len(gpus.names),
-        "driver": gpus.driver,
-        "cpu": host.observe({})["cpu"],
-        "torch": installed["torch"],
-        "cctrain": installed["cctrain"],
+        "gpu": ", ".join(sorted(set(names))) or None,
+        "num_gpus": len(names),
+        "driver": seen["versions"]["driver"],
+        "cpu": seen["host"]["cpu"],
+        "torch": seen["versions"]["torch"],
+        "cctrain": seen["versions"]["cctrain"],
     }
 
 

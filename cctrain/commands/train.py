@@ -20,6 +20,8 @@ import yaml
 
 from cctrain import in_job, launcher, rundir
 from cctrain.config import Config
+from cctrain.emulation.injector import process_environment
+from cctrain.emulation.profile import parse_profile
 from cctrain.errors import RequestError, RunError
 from cctrain.follow import Follower, Rank
 from cctrain.platform import cc, gpu, machine, versions
@@ -121,6 +123,10 @@ def _check(config: Config, world: int | None) -> _Request:
     if not is_cpu and world is None:
         check_gpus(num_ranks, len(gpus.names), config.recipe.name)
     mode = cc.observed_mode(config.cc.mode, gpus.cc)
+    if config.measure.crossings:
+        cc.check_countable(gpus.cc)
+    if (config.tolls or config.measure.crossings) and not is_cpu:
+        process_environment(None)  # built here, once, before the wait
     check_hub(config.train)
     return _Request(config, num_ranks, layout, gpus, mode)
 
@@ -167,12 +173,20 @@ def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> No
         notes=(),
         steps=(),
         summary=None,
+        tolls=_tolls(config.tolls),
     )
     rundir.begin_record(run_dir, record)
     prepare_data(config.data, run_dir, is_vlm=config.train["recipe"] == VLM)
     rundir.write_text(run_dir / "automodel.yaml", yaml.safe_dump(recipe, sort_keys=False))
     # Last, because ranks started by somebody else wait for it.
     rundir.write_json(run_dir / "config.json", {**_plain(dataclasses.asdict(config)), "train": recipe})
+
+
+def _tolls(content: dict[str, Any] | None) -> dict[str, Any] | None:
+    if content is None:
+        return None
+    profile = parse_profile(content)
+    return {"name": profile.name, "sha256": profile.sha256, "content": content}
 
 
 def _identity(request: _Request) -> dict[str, Any]:
@@ -278,6 +292,7 @@ def _last_line(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_s_per_gpu": summary and summary["tokens_per_s_per_gpu"]["mean"],
         "step_time_s": summary and summary["step_time_s"]["median"],
         "steady": bool(summary and summary["steady_state"]["is_steady"]),
+        **({"keep_ratio": record["keep_ratio"], "tolls": record["tolls"]["name"]} if record["tolls"] else {}),
         "status": record["status"],
         "exit_code": RunError.exit_code if record["failure"] else 0,
         **({"error": record["failure"]} if record["failure"] else {}),

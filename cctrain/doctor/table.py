@@ -12,6 +12,7 @@ from cctrain.doctor.fit import Fit
 from cctrain.doctor.hurts import Hurt
 from cctrain.doctor.judge import Finding
 
+_NOT_A_TERMINAL = 130
 _CAPTION = (
     "memory is an estimate, for micro-batches of the recipe's size and samples of so many tokens. Overrides go behind "
     "`python -m cctrain recipe=NAME`, variables before it"
@@ -25,13 +26,18 @@ def print_findings(
     table = Table(title=f"doctor  ·  CC {mode}", caption=_CAPTION, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    recipes = [(finding.recipe, _fit(finding)) for finding in findings]
-    problems = [("not fit to measure", problem)] if problem else []
+    num_gpus = len(seen["gpus"]["names"])
+    recipes = [(finding.recipe, _fit(finding, num_gpus)) for finding in findings]
+    all_the_same = "cc=unverified runs all the same and marks the record"
+    problems = [("not fit to measure", f"{problem}. {all_the_same}")] if problem else []
     for section in ([*problems, *_machine(seen)], recipes, _hurts(findings)):
         for name, text in section:
             table.add_row(name, text)
         table.add_section()
-    (console or Console(soft_wrap=True, markup=False)).print(table)
+    console = console or Console(markup=False)
+    if not console.is_terminal:
+        console.width = _NOT_A_TERMINAL  # rich takes 80, which breaks every other override
+    console.print(table)
 
 
 def _machine(seen: dict[str, Any]) -> list[tuple[str, str]]:
@@ -40,7 +46,7 @@ def _machine(seen: dict[str, Any]) -> list[tuple[str, str]]:
     sizes = [(name, swiotlb[f"{key}_bytes"]) for name, key in (("", "size"), ("used ", "used"), ("peak ", "peak_used"))]
     known = [f"{name}{size / 2**20:,.0f} MiB" for name, size in sizes if size is not None]
     parameter = f"swiotlb={swiotlb['parameter']}" if swiotlb["parameter"] else "no kernel parameter"
-    num_multicast = sum(seen["multicast"] or ())
+    multicast = seen["multicast"] and f"offered by {sum(seen['multicast'])} of {len(seen['multicast'])} GPUs; never used"
     return [
         ("GPUs", _names(gpus)),
         ("driver", f"{gpus['driver']}, CUDA up to {gpus['cuda'] or 'unknown'}" if gpus["driver"] else "none"),
@@ -49,7 +55,7 @@ def _machine(seen: dict[str, Any]) -> list[tuple[str, str]]:
         ("SWIOTLB", f"{', '.join(known) or 'size unknown, only root may read it'}; {parameter}"),
         ("TDISP", seen["tdisp"]["state"]),
         ("topology", _topology(gpus["topology"].get("matrix", []))),
-        ("multicast", "unknown" if seen["multicast"] is None else f"offered by {num_multicast} GPUs; never used"),
+        ("multicast", multicast or ("unknown" if gpus["names"] else "none")),
     ]
 
 
@@ -65,7 +71,11 @@ def _cc(settings: dict[str, Any], facts: dict[str, bool | None]) -> str:
         return f"{'none' if settings['is_absent'] else 'unknown'} ({settings['missing']})"
     words = {"bounce_buffer": "bounce buffer", "ppcie": "PPCIE", "nvle": "encrypted NVLink"}
     states = {None: "unknown", True: "on", False: "off"}
-    return ", ".join(f"{words[name]} {states[is_so]}" for name, is_so in facts.items()) + f" ({settings['source']})"
+    said = [f"{words[name]} {states[is_so]}" for name, is_so in facts.items()]
+    said.append(f"devtools {states[bool(settings['devtools'])]}")
+    if facts["bounce_buffer"] or facts["ppcie"]:
+        said.append({None: "ready unknown", 0: "not ready"}.get(settings["ready"], "ready"))
+    return f"{', '.join(said)} ({settings['source']})"
 
 
 def _topology(matrix: list[list[str | None]]) -> str:
@@ -75,13 +85,14 @@ def _topology(matrix: list[list[str | None]]) -> str:
     return "; ".join(f"GPU {index}: {' '.join(way or 'unknown' for way in row)}" for index, row in enumerate(matrix))
 
 
-def _fit(finding: Finding) -> str:
+def _fit(finding: Finding, num_gpus: int) -> str:
     fit = finding.fit
     if fit is None:
         return "runs on the CPU"
     if fit.estimate_gib is None:
         return f"unknown: nothing here says how large the model is, on {_gpus(fit)}"
-    needed = f"about {fit.estimate_gib:,.0f} GiB a GPU on {_gpus(fit)}, {finding.seq_len} tokens"
+    too_few = f" ({num_gpus} here)" if 0 < num_gpus < fit.num_ranks else ""
+    needed = f"about {fit.estimate_gib:,.0f} GiB a GPU on {_gpus(fit)}{too_few}, {finding.seq_len} tokens"
     return f"{fit.verdict}: {needed}" + (f"\n{' '.join(fit.overrides)}" if fit.overrides else "")
 
 

@@ -13,11 +13,13 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from cctrain.emulation.in_rank import toll_switch
+from cctrain.emulation.switch import TollSwitch
 from cctrain.engines import images
 from cctrain.metrics import count_tokens
 from cctrain.samples import STOP_FILE, SampleFile, SampleThread
@@ -39,14 +41,16 @@ def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
 
     Every finished step is appended to `samples`. Raises whatever the recipe raises.
     """
-    recipe, observer = build(config["train"], samples)
+    recipe, observer = build(config["train"], samples, lambda: toll_switch(config, int(os.environ["WORLD_SIZE"])))
     recipe.setup()
     recipe.run_train_validation_loop()
     return observer.memory()
 
 
-def build(train: dict[str, Any], samples: SampleFile) -> tuple[Any, Observer]:
-    """The recipe `train`, not set up yet, and what will time it."""
+def build(
+    train: dict[str, Any], samples: SampleFile, make_switch: Callable[[], TollSwitch | None] = lambda: None
+) -> tuple[Any, Observer]:
+    """The recipe `train`, not set up yet, and what will time it; `make_switch` is called when training begins."""
     if not torch.cuda.is_available():
         from cctrain.engines import cpu
 
@@ -60,7 +64,7 @@ def build(train: dict[str, Any], samples: SampleFile) -> tuple[Any, Observer]:
     if torch.cuda.is_available() and _is_built_on_cpu(train["model"]):
         module.build_model = _on_this_gpu(module.build_model)
     # AutoModel takes every attribute of a recipe with a state for something to checkpoint: ours is the class's.
-    observer = Observer(samples)
+    observer = Observer(samples, make_switch)
     timed: Any = type(name, (TimedRecipe, getattr(module, name)), {"observer": observer})
     return timed(ConfigNode(train)), observer
 
@@ -124,8 +128,10 @@ class _TimedLoader:
 class Observer:
     """The clock, the loader and the samples of one recipe."""
 
-    def __init__(self, samples: SampleFile) -> None:
+    def __init__(self, samples: SampleFile, make_switch: Callable[[], TollSwitch | None]) -> None:
         self._samples = samples
+        self._make_switch = make_switch
+        self._switch: TollSwitch | None = None
         self._peak_bytes = 0
         self.timer: StepTimer
         self.loader: _TimedLoader
@@ -154,14 +160,16 @@ class Observer:
         """Training begins: what came before belongs to no step, and its memory to no peak."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        self._switch = self._make_switch()
+        self._next_block()
         self.timer.resume()
         self.loader.take_wait_s()
 
     def end(self, *, is_complete: bool) -> None:
         """Training is over: write the steps that are not written yet. After a failure the device may never finish
         what was queued (a collective whose peer is gone), so only a complete run waits for it."""
-        if is_complete and torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if is_complete:
+            _drain()
         self.thread.close()
         if is_complete:
             self.thread.check()
@@ -184,6 +192,7 @@ class Observer:
         metrics = log.metrics
         step, loss = log.step + 1, float(metrics["loss"])
         self._peak_bytes = max(self._peak_bytes, int(metrics["mem"] * 2**30))
+        crossed = self._switch.step_end() if self._switch else {}
         self.timer.step_end(
             "optimizer",
             data_wait_s=self.loader.take_wait_s(),
@@ -192,11 +201,25 @@ class Observer:
             engine_tokens=metrics["num_tokens_per_step"],
             engine_tokens_per_s_per_gpu=metrics["tps_per_gpu"],
             **counts,
+            **crossed,
         )
+        if self._next_block():
+            self.timer.resume()
+            self.loader.take_wait_s()
         self.thread.check()
         if not math.isfinite(loss):
             why = "is train.optimizer.lr too high?" if counts["label_tokens"] else "its batch has no label token"
             raise LossNotFiniteError(f"the loss of step {step} is {loss}; {why}")
+
+    def _next_block(self) -> bool:
+        """Whether a block of steps under other tolls begins here, with an empty queue."""
+        return self._switch is not None and self._switch.next(_drain)
+
+
+def _drain() -> None:
+    """Wait for the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _versions() -> dict[str, str | None]:

@@ -18,7 +18,7 @@ _SET_PPCIE = f"{_TOOL} --set-ppcie-mode={{}} --reset-after-ppcie-mode-switch"
 
 
 def observed_mode(expected: CcMode, cc: dict[str, Any]) -> str:
-    """The record's mode, "off", "on" or "unknown", for the settings in `platform.gpu.Gpus.cc`.
+    """The record's mode, "off", "on", "emulated" or "unknown", for the settings in `platform.gpu.Gpus.cc`.
 
     Raises PlatformError where the machine is not as expected, or in a state that no figure should be taken in.
     """
@@ -26,10 +26,18 @@ def observed_mode(expected: CcMode, cc: dict[str, Any]) -> str:
         return "unknown"
     why_not = problem(cc)
     if why_not:
-        raise PlatformError(f"cc={expected.value}: {why_not}. cc=unverified runs all the same and marks the record")
+        else_run = "" if expected is CcMode.emulated else ". cc=unverified runs all the same and marks the record"
+        raise PlatformError(f"cc={expected.value}: {why_not}{else_run}")
+    if expected is CcMode.emulated:
+        if is_on(cc):
+            raise PlatformError(
+                f"cc=emulated, but this machine pays the real tolls already: its mode is on ({_read(cc)}). Run with "
+                f"cc=on, or have the host run {_change(cc, 'off')}"
+            )
+        return "emulated"
     seen = "on" if is_on(cc) else "off"
     if expected in (CcMode.off, CcMode.on) and expected.value != seen:
-        change = (_SET_PPCIE if facts(cc)["ppcie"] else _SET).format(expected.value)
+        change = _change(cc, expected.value)
         if expected is CcMode.on:
             change += f" (eight Hoppers together: {_SET_PPCIE.format('on')}), then boot a TDX or SNP guest"
         raise PlatformError(
@@ -37,6 +45,17 @@ def observed_mode(expected: CcMode, cc: dict[str, Any]) -> str:
             f"have the host run {change}"
         )
     return seen
+
+
+def _change(cc: dict[str, Any], mode: str) -> str:
+    return (_SET_PPCIE if facts(cc)["ppcie"] else _SET).format(mode)
+
+
+def check_countable(cc: dict[str, Any]) -> None:
+    """Raises PlatformError where measure.crossings=true cannot be had: nothing hooks the driver's calls with CC on."""
+    why_not = problem(cc) or (f"CC is on ({_read(cc)})" if is_on(cc) else None)
+    if why_not:
+        raise PlatformError(f"measure.crossings=true counts where CC is known to be off, and here {why_not}")
 
 
 def facts(cc: dict[str, Any]) -> dict[str, bool | None]:
@@ -55,6 +74,11 @@ def facts(cc: dict[str, Any]) -> dict[str, bool | None]:
 def is_on(cc: dict[str, Any]) -> bool:
     """Whether crossings between CPU and GPU are encrypted."""
     return bool(facts(cc)["bounce_buffer"] or facts(cc)["ppcie"])
+
+
+def seen_mode(cc: dict[str, Any]) -> str:
+    """off or on as it is seen, unknown where no figure should be taken."""
+    return "unknown" if problem(cc) else "on" if is_on(cc) else "off"
 
 
 def problem(cc: dict[str, Any]) -> str | None:

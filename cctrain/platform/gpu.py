@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pynvml
@@ -45,14 +46,22 @@ class Gpus:
     """See platform/topology.py."""
 
 
-def observe() -> Gpus:
-    """Read NVML once. A machine without a driver has no GPUs and no CC to speak of."""
+def observe(root: Path = Path("/")) -> Gpus:
+    """Read NVML once. A machine without a driver has no GPUs and no CC to speak of; not so a container that was given
+    GPUs and not NVML."""
     try:
         with session():
             return _read()
     except pynvml.NVMLError as error:
-        is_absent = isinstance(error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded))
-        return Gpus(names=(), memory_gib=(), driver=None, cc={"missing": f"NVML: {error}", "is_absent": is_absent})
+        missing, is_absent = f"NVML: {error}", isinstance(error, pynvml.NVMLError_DriverNotLoaded)
+        if isinstance(error, pynvml.NVMLError_LibraryNotFound):
+            gpus = sorted(path.name for path in (root / "dev").glob("nvidia[0-9]*"))
+            is_absent = not gpus
+            if gpus:
+                missing += (
+                    f", but there is /dev/{gpus[0]}: a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+                )
+        return Gpus(names=(), memory_gib=(), driver=None, cc={"missing": missing, "is_absent": is_absent})
 
 
 def _read() -> Gpus:

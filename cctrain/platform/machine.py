@@ -23,13 +23,14 @@ def observe(gpus: Gpus, environment: Mapping[str, str], root: Path = Path("/")) 
         "tdisp": tdisp.observe(root),
         "host": host.observe(environment, root),
         "container": container.observe(environment, root),
-        "versions": {"driver": gpus.driver, "cuda_driver": gpus.cuda, **_versions()},
+        "versions": {
+            "driver": gpus.driver,
+            "cuda_driver": gpus.cuda,
+            **versions.cuda_versions(),
+            **versions.package_versions(),
+        },
         "repository": repository.observe(Path.cwd()),
         "multicast": multicast_answer(),
         "nccl": None,
         "attestation": None,
     }
-
-
-def _versions() -> dict[str, str | None]:
-    return versions.cuda_versions() | versions.package_versions()

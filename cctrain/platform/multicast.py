@@ -10,6 +10,7 @@ import ctypes
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 _MULTICAST_SUPPORTED = 132  # CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED
@@ -20,15 +21,16 @@ Answer = list[bool] | None
 
 
 def begin(num_gpus: int, timeout_s: float = _TIMEOUT_S) -> Callable[[], Answer]:
-    """Start asking. Returns what waits for the answer, at most so long."""
+    """Start asking. Returns what waits for the answer, until so long after the start."""
     if not num_gpus:
         return lambda: None
+    deadline = time.monotonic() + timeout_s
     asking = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     def wait() -> Answer:
         with asking:
             try:
-                answer: Answer = json.loads(asking.communicate(timeout=timeout_s)[0])
+                answer: Answer = json.loads(asking.communicate(timeout=max(0.0, deadline - time.monotonic()))[0])
             except (subprocess.TimeoutExpired, ValueError):
                 asking.kill()
                 return None

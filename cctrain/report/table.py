@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cctrain.redaction import redacted
+from cctrain.report.emulated import crossings_rows, emulated_rows, print_emulated
 
 _LOG_LINES = 15
 _CAPTION = "± is the 95 % interval of the mean, from the noise within this run"
@@ -16,7 +17,8 @@ _CAPTION = "± is the 95 % interval of the mean, from the noise within this run"
 
 def print_summary(run_dir: Path, record: dict[str, Any], console: Console | None = None) -> None:
     """Print what the run reached, from its record; to stdout where no console is given."""
-    title = f"{record['recipe']}  ·  CC {record['mode']}  ·  {record['status']}"
+    tolls = f", tolls {record['tolls']['name']}" if record["tolls"] else ""
+    title = f"{record['recipe']}  ·  CC {record['mode']}{tolls}  ·  {record['status']}"
     table = Table(title=title, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -27,7 +29,10 @@ def print_summary(run_dir: Path, record: dict[str, Any], console: Console | None
     here = Path.cwd()
     shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
     table.add_row("record", str(shown / "run.json"))
-    (console or Console(soft_wrap=True, markup=False)).print(table)
+    console = console or Console(soft_wrap=True, markup=False)
+    console.print(table)
+    if record["tolls"]:
+        print_emulated(record, console)
 
 
 def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -50,9 +55,12 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
             ("tokens/s/GPU, real", f"{summary['real_tokens_per_s_per_gpu']:,.0f}"),
             *_utilization(summary),
         ]
+    if record["tolls"]:
+        rows += emulated_rows(record)
     rows += [
         ("steady state", steady["why"]),
         ("phases, share of a step", _phases(record["steps"], steady["first_step"])),
+        *crossings_rows(record["crossings"]),
         *_straggler(summary.get("straggler"), time["mean"]),
         ("loss, first to last step", f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}"),
         *_gpus(summary, record.get("gpu_state")),
@@ -131,7 +139,9 @@ def _loss(value: float | None) -> str:
 
 def _phases(steps: list[dict[str, Any]], first_step: int) -> str:
     """Share of each phase of the steady steps' time."""
-    steady = [step for step in steps if step["step"] >= first_step and step["phases_s"]]
+    steady = [
+        step for step in steps if step["step"] >= first_step and step["phases_s"] and step["arm"] in (None, "all")
+    ]
     total = sum(sum(step["phases_s"].values()) for step in steady)
     names = list(dict.fromkeys(name for step in steady for name in step["phases_s"]))
     if not total:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.errors import RequestError
+from cctrain.nearest import did_you_mean
 from cctrain.redaction import is_secret_name, redacted, secret_paths
-from cctrain.request.nearest import did_you_mean
 
 ALLOWED_TARGETS = frozenset(
     line

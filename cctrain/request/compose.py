@@ -3,7 +3,7 @@
 Hydra composes here, once, in the parent; ranks read the result. It composes twice: first everything but the recipe's
 own keys, because which weights and data are asked for decides what the recipe holds; then again with the recipe as the
 node `train`, so that any of its keys can be overridden with Hydra's own grammar (`train.a.b=1`, `+train.new=1`,
-`~train.gone`).
+`~train.gone`). A toll profile never reaches Hydra, which would take a file's text for its own grammar.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cctrain.config import Config
 from cctrain.errors import RequestError
+from cctrain.nearest import did_you_mean
 from cctrain.packaged import CONF
 from cctrain.request.allowed import refuse_secret_interpolations
-from cctrain.request.nearest import did_you_mean
+from cctrain.request.emulated import check_emulated, take_tolls
 
 OWN_FILE = "own_file"
 """Name under which a recipe file given by path is known to Hydra."""
@@ -40,6 +41,7 @@ def compose_config(arguments: list[str], build_recipe: BuildRecipe) -> Config:
     Raises RequestError for anything that is not a valid request.
     """
     refuse_secret_interpolations(arguments)
+    arguments, tolls = take_tolls(arguments)
     overrides = _parse([_quoted_path(argument) for argument in arguments])
     recipe_entry = _recipe_by_path(overrides)
     own = [o for o in overrides if not _is_train(o)]
@@ -56,6 +58,8 @@ def compose_config(arguments: list[str], build_recipe: BuildRecipe) -> Config:
     lines = [f"recipe={OWN_FILE}" if o.key_or_group == "recipe" and recipe_entry else str(o.input_line) for o in own]
     first = _compose(lines, {}, recipe_entry)
     config = _to_config(first)
+    config.tolls = tolls
+    check_emulated(config)
     config.train = build_recipe(config)
     train_lines = [str(o.input_line) for o in overrides if _is_train(o)]
     if train_lines:

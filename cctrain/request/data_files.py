@@ -11,8 +11,8 @@ from typing import Any
 
 from cctrain.config import DataConfig, DataKind, Lengths
 from cctrain.errors import RequestError
+from cctrain.nearest import did_you_mean
 from cctrain.request.data import DEFAULT_SEQ_LEN
-from cctrain.request.nearest import did_you_mean
 from cctrain.request.texts import Sample, fixed_samples, pydoc_samples, squad_like_samples
 
 _NUM_NOISE_IMAGES = 16

@@ -11,7 +11,7 @@ from cctrain.tolls.sampling import Case, measure_cases
 
 __all__ = ["can_run", "measure"]
 
-_BUDGET_S = 3.0
+_BUDGET_S = 1.0
 _SIZES = {"device": (2 << 20, 256 << 20), "host": (1 << 20, 64 << 20)}
 
 

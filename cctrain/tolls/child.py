@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from cctrain import launcher
+from cctrain.redaction import redacted
 from cctrain.samples import parse_line
 from cctrain.tolls.families import SEVERAL_DEVICES
 from cctrain.tolls.record import Reading, parse_reading
+from cctrain.tolls.replicates import NUM_PROCESSES, over_processes
 
 _DEADLINE_S = 120.0
 """A family says nothing while it measures, seconds on a GPU; the first one waits for torch's import, too."""
@@ -48,21 +51,28 @@ def environment() -> dict[str, str]:
     return {**launcher.rank_environment(is_cpu=False), **launcher.NO_MULTICAST}
 
 
-def measure(families: Sequence[str], num_gpus: int, on_poll: OnPoll) -> Outcome:
-    """Measure `families`, those between GPUs with a rank on each of `num_gpus`; `on_poll` is called often."""
-    outcome = Outcome()
-    several = [name for name in families if name in SEVERAL_DEVICES and num_gpus > 1]
-    follow([name for name in families if name not in several], _worker, outcome, on_poll)
-    follow(several, lambda names, events: _ranks(num_gpus, names, events), outcome, on_poll)
-    return outcome
-
-
 def _worker(names: Sequence[str], events: Path) -> list[str]:
     return [sys.executable, "-m", _WORKER, str(events), *names]
 
 
-def _ranks(num_gpus: int, names: Sequence[str], events: Path) -> list[str]:
-    return launcher.torchrun_command(num_gpus, _WORKER, str(events), *names)
+def measure(
+    families: Sequence[str], num_gpus: int, on_poll: Callable[[int, str | None], None], command: Command = _worker
+) -> Outcome:
+    """Measure `families` in one process after the other, those between GPUs with a rank on each of `num_gpus`;
+    `on_poll` hears, besides, which process it is, from 0."""
+
+    def ranks(names: Sequence[str], events: Path) -> list[str]:
+        return launcher.torchrun_command(num_gpus, _WORKER, str(events), *names)
+
+    outcome = Outcome()
+    for index in range(NUM_PROCESSES):
+        left = [name for name in families if name not in (outcome.waived | outcome.failed)]
+        several = [name for name in left if name in SEVERAL_DEVICES and num_gpus > 1]
+        show = functools.partial(on_poll, index)
+        follow([name for name in left if name not in several], command, outcome, show)
+        follow(several, ranks, outcome, show)
+    outcome.readings = over_processes(outcome.readings)
+    return outcome
 
 
 def follow(
@@ -91,7 +101,7 @@ def follow(
             stuck = [child.family] if child.family else left  # it has not come as far as a family
             outcome.failed |= dict.fromkeys(stuck, child.why or why or "its process ended without measuring it")
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            outcome.log += "".join(f"{line}\n" for line in lines[-_LOG_LINES:])
+            outcome.log += "".join(f"{redacted(line)}\n" for line in lines[-_LOG_LINES:])
             left = [name for name in left if name not in stuck]
 
 
@@ -139,7 +149,7 @@ class _Child:
         elif event == "reading":
             self.outcome.readings.append(parse_reading(line["reading"]))
         elif event == "failed":
-            self.why = self.why or str(line["why"])
+            self.why = self.why or redacted(str(line["why"]))
         else:
             self.family = None
             self.over.append(family)

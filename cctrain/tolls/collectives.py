@@ -18,7 +18,7 @@ from cctrain.tolls import device
 from cctrain.tolls.record import Facts, Reading
 from cctrain.tolls.sampling import Case, measure_cases
 
-_BUDGET_S = 8.0
+_BUDGET_S = 3.0
 _SIZES = (1 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20, 1 << 30)
 _MOST_CALLS, _BLOCK_BYTES = 50, 128 << 20
 

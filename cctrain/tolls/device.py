@@ -27,7 +27,7 @@ def can_run() -> str | None:
     return None if free_gib >= _NEEDED_GIB else f"needs {_NEEDED_GIB} GiB of GPU memory, {free_gib:.1f} are free"
 
 
-def warm_up(seconds: float = 0.5) -> None:
+def warm_up(seconds: float = 0.25) -> None:
     """Matmuls that bring up the GPU's clocks."""
     matrix, product = (torch.randn(4096, 4096, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     end = time.perf_counter() + seconds

@@ -19,7 +19,7 @@ from cctrain.tolls.sampling import Case, measure_cases
 
 __all__ = ["can_run", "measure"]
 
-_BUDGET_S = 4.0
+_BUDGET_S = 1.2
 _KERNELS = 100
 _REPLAYS = 50
 _CALLS = 10

@@ -13,7 +13,7 @@ import numpy as np
 from cctrain.tolls.record import Reading
 from cctrain.tolls.sampling import Case, measure_cases
 
-_BUDGET_S = 2.0
+_BUDGET_S = 0.8
 _BYTES = 256 << 20
 _ITERATIONS = 100_000
 

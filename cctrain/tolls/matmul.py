@@ -12,7 +12,7 @@ from cctrain.tolls.sampling import Case, measure_cases
 
 __all__ = ["can_run", "measure"]
 
-_BUDGET_S = 2.0
+_BUDGET_S = 0.6
 _SIZE = 8192
 _CALLS = 10
 

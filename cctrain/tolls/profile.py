@@ -1,12 +1,7 @@
-"""The tolls as an emulation profile: the numbers that an ordinary GPU's driver calls are slowed down by.
+"""The difference of two files as an emulation profile: the tolls that an ordinary GPU's driver calls are slowed by.
 
-A profile is JSON: `name`, `made_of` (both files' machines) and `tolls`, name -> `value`, `interval` and `source`. What
-the files do not hold is null, and so is the interval of what is made of several readings. The tolls, in microseconds:
-- launch_us, graph_launch_us: what CC adds to a launch. wait_us: to a wait, beside its launch.
-- copy_DIRECTION_MEMORY_us: to the smallest copy, beside its wait; ..._gb_per_s: the rate of the largest, off and on.
-- d2h_MEMORY_blocks: whether an asynchronous read waits, with CC on, for the stream to drain.
-- alloc_host_us, alloc_device_us: to the smallest allocation. collective_us: to the smallest all-reduce, in a graph.
-- host_ratio, matmul_ratio: on over off, of the time of host code, and of the control, which must be near 1.
+The profile's schema is that of `cctrain/emulation/profile.py`, which reads it back. `made_of` holds both machines. What
+the files do not hold is null, and so is the interval of what is made of several readings.
 """
 
 from __future__ import annotations
@@ -14,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cctrain.emulation.profile import FLAGS, KIND, SCHEMA_VERSION, TABLES, parse_profile
+from cctrain.errors import RequestError
 from cctrain.tolls.diff import Difference
-from cctrain.tolls.record import TollsRecord
+from cctrain.tolls.record import Reading, TollsRecord
 
-SCHEMA_VERSION = 1
 _CONTROL = 0.03
 """A control that moved by more says that the machines differ in more than CC."""
 
@@ -25,13 +21,18 @@ Number = dict[str, Any]
 
 
 def emulation_profile(name: str, off: TollsRecord, on: TollsRecord, tolls: Sequence[Difference]) -> dict[str, Any]:
-    """The profile of what `differences(off, on)` gave."""
+    """The profile of what `differences(off, on)` gave, as plain JSON. Raises RequestError where none can be made."""
     machines = {
         mode: {"mode": record.mode, "measured_at": record.measured_at, "identity": record.identity}
         for mode, record in (("off", off), ("on", on))
     }
-    profile = {"kind": "cctrain emulation profile", "schema_version": SCHEMA_VERSION, "name": name}
-    return {**profile, "made_of": machines, "tolls": dict(_numbers(tolls))}
+    profile = {"kind": KIND, "schema_version": SCHEMA_VERSION, "name": name, "made_of": machines}
+    profile["tolls"] = dict(_numbers(tolls))
+    try:
+        parse_profile(profile)
+    except ValueError as error:
+        raise RequestError(f"the difference makes no profile: {error}") from error
+    return profile
 
 
 def control_warning(profile: dict[str, Any]) -> str | None:
@@ -53,19 +54,17 @@ def _numbers(tolls: Sequence[Difference]) -> Iterator[tuple[str, Number]]:
     yield "launch_us", _sum([(1, launch)])
     yield "graph_launch_us", toll("graph_launch_pipelined")
     yield "wait_us", _sum([(1, wait), (-1, launch)])
-    for direction in ("h2d", "d2h"):
-        for memory in ("pinned", "pageable"):
-            copies = find("copy", direction=direction, memory=memory)
-            yield f"copy_{direction}_{memory}_us", _sum([(1, copies[:1]), (-1, wait), (1, launch)])
-            for mode in ("off", "on"):
-                yield f"copy_{direction}_{memory}_{mode}_gb_per_s", _rate(copies[-1:], mode)
-    for memory in ("pinned", "pageable"):
-        yield f"d2h_{memory}_blocks", _blocks(find("copy_issue", direction="d2h", memory=memory)[:1])
+    for name in TABLES:
+        _, direction, memory, _ = name.split("_")
+        yield name, _table(find("copy", direction=direction, memory=memory), wait, launch)
+    for name in FLAGS:
+        direction, memory, _ = name.split("_")
+        yield name, _blocks(find("copy_issue", direction=direction, memory=memory))
     yield "alloc_host_us", toll("alloc", where="host")
     yield "alloc_device_us", toll("alloc", where="device")
     yield "collective_us", toll("all_reduce", launch="graph")
-    yield "host_ratio", _ratio(find("host_python"))
-    yield "matmul_ratio", _ratio(find("matmul"))
+    yield "host_ratio", _ratio(find("host_python"), at_least=1.0)
+    yield "matmul_ratio", _ratio(find("matmul"), at_least=0.0)
 
 
 def _sum(terms: Sequence[tuple[int, Sequence[Difference]]]) -> Number:
@@ -77,27 +76,50 @@ def _sum(terms: Sequence[tuple[int, Sequence[Difference]]]) -> Number:
     interval = terms[0][1][0].interval if len(terms) == 1 else None
     if value < 0:
         source += f"; {value:.3g} taken as 0"
-    return {"value": max(0.0, value), "interval": interval, "source": source}
+    return {"value": max(0.0, value), "interval": interval and [max(0.0, end) for end in interval], "source": source}
 
 
-def _rate(found: Sequence[Difference], mode: str) -> Number:
-    if not found or found[0].off.unit != "GB/s":
+def _table(copies: Sequence[Difference], wait: Sequence[Difference], launch: Sequence[Difference]) -> Number:
+    """The toll of a copy by its size; the readings hold the wait for it, whose toll is taken off."""
+    of_wait = _sum([(1, wait), (-1, launch)])
+    timed = [(copy.off.conditions.get("bytes"), _time_us(copy.off), _time_us(copy.on), copy) for copy in copies]
+    known = [(size, on - off, copy) for size, off, on, copy in timed if isinstance(size, int) and off and on]
+    if of_wait["value"] is None or not known:
         return _missing()
-    reading = found[0].on if mode == "on" else found[0].off
-    return {"value": reading.value, "interval": reading.interval, "source": _source(found[0])}
+    known.sort(key=lambda point: point[0])
+    points = [[num_bytes, max(0.0, toll - of_wait["value"])] for num_bytes, toll, _ in known]
+    sources = [f"{num_bytes} bytes {_change(copy)}" for num_bytes, _, copy in known]
+    source = f"copy, waited for: {', '.join(sources)}; less {of_wait['value']:.4g} us of the wait: {of_wait['source']}"
+    return {"value": points, "interval": None, "source": source}
+
+
+def _time_us(reading: Reading) -> float | None:
+    """Large transfers are read as a rate in GB/s, 1e9 bytes a second."""
+    if reading.unit == "us":
+        return reading.value
+    num_bytes = reading.conditions.get("bytes")
+    if reading.unit != "GB/s" or not isinstance(num_bytes, int) or not reading.value:
+        return None
+    return num_bytes / reading.value / 1e3
 
 
 def _blocks(found: Sequence[Difference]) -> Number:
-    work_us = found[0].off.conditions.get("work_us") if found else None
-    if not isinstance(work_us, int):
+    """Whether copies of every size that was measured block with CC on: last as long as the work before them."""
+    works_us = [work_us for toll in found if isinstance(work_us := toll.on.conditions.get("work_us"), int)]
+    if not found or len(works_us) < len(found):
         return _missing()
-    return {"value": found[0].on.value > work_us / 2, "interval": None, "source": _source(found[0])}
+    value = all(toll.on.value > work_us / 2 for toll, work_us in zip(found, works_us, strict=True))
+    return {"value": value, "interval": None, "source": "; ".join(map(_source, found))}
 
 
-def _ratio(found: Sequence[Difference]) -> Number:
-    if not found:
+def _ratio(found: Sequence[Difference], at_least: float) -> Number:
+    ratio = found[0].ratio if found else None
+    if ratio is None:
         return _missing()
-    return {"value": found[0].ratio, "interval": None, "source": _source(found[0])}
+    source = _source(found[0])
+    if ratio < at_least:
+        source += f"; {ratio:.3f} taken as {at_least:g}"
+    return {"value": max(at_least, ratio), "interval": None, "source": source}
 
 
 def _missing() -> Number:
@@ -106,4 +128,8 @@ def _missing() -> Number:
 
 def _source(toll: Difference) -> str:
     conditions = ", ".join(f"{key} {value}" for key, value in toll.off.conditions.items())
-    return f"{toll.off.name} ({conditions}): {toll.off.value:.4g} -> {toll.on.value:.4g} {toll.off.unit}"
+    return f"{toll.off.name} ({conditions}): {_change(toll)}"
+
+
+def _change(toll: Difference) -> str:
+    return f"{toll.off.value:.4g} -> {toll.on.value:.4g} {toll.off.unit}"

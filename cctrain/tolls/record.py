@@ -1,7 +1,8 @@
 """`tolls.json`: what was measured, in frozen dataclasses and strict JSON; and reading a file that others wrote.
 
 History of the format:
-  1  first version
+  1  first version: a value is the median of the blocks of one process
+  2  several processes: a value is the undisturbed one, its interval is from process to process
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from cctrain.errors import RequestError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _KIND = "tolls"
 _MOST_BYTES = 4 << 20
 _MOST_CHARACTERS = 200
@@ -29,17 +30,25 @@ class Reading:
     name: str
     unit: str
     value: float
-    """Median of the blocks, each the mean of the calls timed together in it."""
+    """What it takes undisturbed: the best of `process_values`."""
     interval: tuple[float, float] | None
-    """95 % interval of the median, from the noise within this run; null below six blocks."""
+    """95 % interval of a process's value, Student's t of their logarithms; null where only one measured it."""
     num_blocks: int
+    """Of all processes. A block is the mean of calls timed together."""
     conditions: Facts
     """What else the value depends on: bytes, memory, direction, number of arguments..."""
+    process_values: tuple[float, ...] = ()
+    """Of each process that measured it, the tenth percentile of its blocks; of a rate, the ninetieth."""
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Name and conditions: equal for readings of the same thing on two machines."""
         return (self.name, *sorted(self.conditions.items()))
+
+
+def is_rate(unit: str) -> bool:
+    """Whether more is better: GB/s and TFLOP/s, not us and ns."""
+    return unit.endswith("/s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +60,14 @@ class TollsRecord:
     identity: Facts
     """What must match before two files are compared."""
     measured_at: str
+    duration_s: float | None = None
+    """From the first process's start to the last one's end."""
     readings: tuple[Reading, ...]
     waived: dict[str, str] = field(default_factory=dict)
     """Family -> why this machine cannot measure it."""
     failed: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
-    """GPUs with their CC settings, host, versions."""
+    """What `cctrain/platform/machine.py` observed."""
     kind: str = _KIND
     schema_version: int = SCHEMA_VERSION
 
@@ -102,6 +113,7 @@ def parse_reading(node: Any) -> Reading:
     if interval is not None:
         low, high = (_number(value, f"interval of {name}") for value in _pair(interval, name))
         interval = (low, high)
+    processes = _expect(node.get("process_values", []), list, f"process_values of {name}")
     return Reading(
         name=name,
         unit=_text(node.get("unit"), f"unit of {name}"),
@@ -109,6 +121,7 @@ def parse_reading(node: Any) -> Reading:
         interval=interval,
         num_blocks=int(_number(node.get("num_blocks"), f"num_blocks of {name}")),
         conditions=_facts(node.get("conditions"), f"conditions of {name}"),
+        process_values=tuple(_number(value, f"process_values of {name}") for value in processes),
     )
 
 

@@ -1,19 +1,18 @@
-"""Blocks of calls to readings: medians with an interval, over cases measured in turn."""
+"""Blocks of calls to what an undisturbed call takes, over cases measured in turn."""
 
 from __future__ import annotations
 
 import gc
-import itertools
-import math
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cctrain.tolls.record import Facts, Reading
+from cctrain.tolls.record import Facts, Reading, is_rate
 
-_FEWEST_ROUNDS, _MOST_ROUNDS = 7, 300
+_FEWEST_ROUNDS = 3
+_CORE_S = 0.03
+"""How long it stays on a core: most blocks find it warm, and in most budgets a process comes to all of 16 cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +30,31 @@ def measure_cases(
     cases: Sequence[Case],
     budget_s: float,
     *,
-    is_on_every_core: bool = False,
-    agree: Callable[[bool], bool] = lambda is_over: is_over,
+    agree: Callable[[bool], bool] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Reading]:
     """One block of every case in turn, until `budget_s` is over; a first one of each is set aside.
 
-    In turn, so that whatever disturbs the machine for a second falls on all alike and on no median. With
-    `is_on_every_core` each round runs on the next of the process's cores: on a shared host one may be 10 % slower than
-    another, and where a process lands differs from run to run. `agree` has all ranks of a job stop after the same
-    round. Python's garbage collector does not run meanwhile.
+    In turn, so that whatever disturbs the machine for a second falls on all alike. The process goes from core to core,
+    because on a shared host one may be 10 % slower than another; not so a rank among others, for which `agree` has all
+    stop after the same round. Python's garbage collector does not run meanwhile.
     """
     blocks: list[list[float]] = [[] for _ in cases]
     allowed = os.sched_getaffinity(0)
-    cores = itertools.cycle(sorted(allowed))
+    cores = sorted(allowed)
     gc.collect()
     gc.disable()
     try:
         for case in cases:
             case.block()
-        begin = clock()
-        for num_rounds in range(1, _MOST_ROUNDS + 1):
-            if is_on_every_core:
-                os.sched_setaffinity(0, {next(cores)})
+        begin, is_over = clock(), False
+        while not is_over:
+            if not agree:
+                os.sched_setaffinity(0, {cores[int((clock() - begin) / _CORE_S) % len(cores)]})
             for case, values in zip(cases, blocks, strict=True):
                 values.append(case.block())
-            if agree(num_rounds >= _FEWEST_ROUNDS and clock() - begin >= budget_s):
-                break
+            is_over = len(blocks[0]) >= _FEWEST_ROUNDS and clock() - begin >= budget_s
+            is_over = agree(is_over) if agree else is_over
     finally:
         os.sched_setaffinity(0, allowed)
         gc.enable()
@@ -68,21 +65,14 @@ def _reading(case: Case, values: list[float]) -> Reading:
     return Reading(
         name=case.name,
         unit=case.unit,
-        value=statistics.median(values),
-        interval=median_interval(values),
+        value=undisturbed(values, case.unit),
+        interval=None,  # blocks of one process share its luck
         num_blocks=len(values),
         conditions=case.conditions,
     )
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the median of independent values of any distribution; None below six of them.
-
-    The k-th smallest and k-th largest value: fewer than k of n values fall to one side of the true median with a
-    chance that the binomial distribution knows.
-    """
-    ordered, rank, tail = sorted(values), 0, 1
-    while tail * 40 <= 2 ** len(ordered):  # tail / 2^n: the chance that at most `rank` values lie below the median
-        rank += 1
-        tail += math.comb(len(ordered), rank)
-    return (ordered[rank - 1], ordered[-rank]) if rank else None
+def undisturbed(blocks: Sequence[float], unit: str) -> float:
+    """The tenth percentile of times, the ninetieth of rates: contention only slows, so the best blocks tell what a call
+    takes by itself, and the very best are luck."""
+    return sorted(blocks, reverse=is_rate(unit))[len(blocks) // 10]

@@ -12,14 +12,16 @@ from rich.table import Table
 from cctrain.tolls.diff import Difference
 from cctrain.tolls.published import HARDWARE, published_beside
 from cctrain.tolls.record import Facts, TollsRecord
+from cctrain.tolls.replicates import NUM_PROCESSES
 
 _NOT_A_TERMINAL = 130
 _CAPTION = (
-    "medians, with their 95 % interval from the noise within this run. B300, Hopper, H100: published, where defined "
-    "alike; CC off -> on, x: on over off, +: what CC adds (sources: cctrain/tolls/published.py)"
+    f"measured: undisturbed, the fastest tenth of the best of {NUM_PROCESSES} processes; interval: of any process. "
+    "B300, Hopper, H100: published, where defined alike; CC off -> on, x: on over off, +: what CC adds (sources: "
+    "cctrain/tolls/published.py)"
 )
 _DIFF_CAPTION = (
-    "on - off with its 95 % interval from the noise within the two runs: repeat them to know that between runs"
+    "on - off, undisturbed, with its 95 % interval from process to process; machines and days may differ by more"
 )
 
 
@@ -107,8 +109,9 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, family: str | None) -> None:
+    def show(self, process: int, family: str | None) -> None:
         """Show which family is being measured, if one is."""
         if family:
-            self._bar.update(self._task, description=family, completed=self._families.index(family))
+            text = f"{family}, process {process + 1} of {NUM_PROCESSES}"
+            self._bar.update(self._task, description=text, completed=self._families.index(family))
         self._bar.refresh()

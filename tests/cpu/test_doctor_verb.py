@@ -76,7 +76,7 @@ def test_a_confidential_machine_is_shown_with_what_hurts_on_it(examined, stubs):
     assert "CC on" in text
     assert "8 x Stub GPU, 80.0 GiB" in text
     assert "NV18 between all GPUs" in text
-    assert "offered by 0 GPUs" in text
+    assert "offered by 0 of 8 GPUs" in text
     hurts = {hurt["what"] for finding in last["recipes"] for hurt in finding["hurts"]}
     assert {"pinned loader", "eager mode", "per-tensor optimizer", "TP width", "multicast"} <= hurts
 
@@ -108,11 +108,6 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
     assert caught.value.exit_code == 2
     with pytest.raises(RequestError, match="--recipes"):
         doctor.run(["--recipes", "llama8b_peft"])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_doctor_judges_what_train_would_run(name):
-    assert doctor.config_of(name) == compose_config([f"recipe={name}"], build_recipe)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("tiny")])

@@ -21,7 +21,8 @@ def measured(tmp_path_factory, clean_environment):
     """The finished command and the file it wrote."""
     out = tmp_path_factory.mktemp("tolls") / "off.json"
     command = [*COMMAND, "--out", str(out)]
-    done = subprocess.run(command, env=clean_environment, capture_output=True, text=True, check=False, timeout=150)
+    environment = clean_environment | {"HF_TOKEN": "correct-horse", "CUDA_CACHE_PATH": "/cache/correct-horse"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=150)
     assert done.returncode == 0, done.stderr
     return done, out
 
@@ -46,7 +47,16 @@ def test_the_file_is_strict_json_of_readings_that_are_numbers_with_intervals(mea
     for reading in readings.values():
         low, high = reading["interval"]
         assert 0 < low <= reading["value"] <= high
+        assert len(reading["process_values"]) == 3
+    assert record["duration_s"] < 90
     assert record["machine"]["host"]["environment"]["NCCL_NVLS_ENABLE"] == "0"
+    assert record["machine"]["guest"]["kind"]
+
+
+def test_no_planted_secret_is_written_or_printed(measured):
+    done, out = measured
+    assert "correct-horse" not in out.read_text() + done.stdout + done.stderr
+    assert "/cache/[redacted]" in out.read_text()
 
 
 def test_a_file_compared_with_itself_shows_no_toll(measured, tmp_path, clean_environment):

@@ -45,6 +45,7 @@ def test_every_reading_has_an_interval_that_holds_it(record):
     for reading in record["readings"]:
         low, high = reading["interval"]
         assert 0 < low <= reading["value"] <= high, reading
+        assert len(reading["process_values"]) == 3, reading
 
 
 def test_every_published_value_stands_beside_a_reading(record):

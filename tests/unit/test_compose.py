@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from cctrain.config import CcMode, Config
+from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError
 from cctrain.packaged import CONF, RECIPES
 from cctrain.request.allowed import check_recipe
@@ -50,7 +51,8 @@ def test_every_conf_file_composes(choice):
         "data=jsonl": ["data.path=x.jsonl"],
         "data=medpix": ["recipe=tiny_gemma_peft"],
         "weights=pretrained": ["weights.path=x"],
-    }
+        "cc=emulated": ["tolls=b300", "measure.steps=64"],
+    } | {f"tolls={path.stem}": ["cc=emulated", "measure.steps=64"] for path in (CONF / "tolls").glob("*.yaml")}
     wanted = needs.get(choice, [])
     recipe = [] if any(key.startswith("recipe=") for key in wanted) else ["recipe=tiny_llama_peft"]
     assert composed(*recipe, choice, *wanted) is not None
@@ -179,8 +181,8 @@ def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
         (["recipe=tiny_llama_peft", "data.lengths=squad"], ["data.lengths=squad", "data=synthetic"]),
         (["recipe=tiny_llama_peft", "data.question=q"], ["data.question=q", "data=jsonl"]),
         (["recipe=tiny_llama_peft", "recipe=tiny_llama_sft"], ["given 2 times"]),
-        (["recipe=tiny_llama_peft", "cc=True"], ["cc=True", "auto, off, on, unverified"]),
-        (["recipe=tiny_llama_peft", "cc=1"], ["cc=1", "auto, off, on, unverified"]),
+        (["recipe=tiny_llama_peft", "cc=True"], ["cc=True", "auto, emulated, off, on, unverified"]),
+        (["recipe=tiny_llama_peft", "cc=1"], ["cc=1", "auto, emulated, off, on, unverified"]),
         (["recipe=my"], ["recipe=my", "ends in .yaml"]),
         (["tiny_llama_peft"], ["Did you mean recipe=tiny_llama_peft?"]),
         (["recipe=tiny_llama_peft", "steps=5"], ["Did you mean measure.steps?"]),
@@ -201,6 +203,56 @@ def test_a_wrong_request_is_refused_in_words_that_help(arguments, words):
     assert all(word in message for word in words), message
 
 
+EMULATED = ["recipe=tiny_llama_peft", "cc=emulated", "tolls=b300", "measure.steps=64"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (EMULATED[:2], ["cc=emulated", "add tolls=b300"]),
+        (["recipe=tiny_llama_peft", "tolls=b300"], ["tolls=", "cc=emulated only, got cc=auto"]),
+        (["recipe=tiny_llama_peft", "cc=off", "tolls=b300"], ["tolls=", "cc=emulated only, got cc=off"]),
+        (["recipe=tiny_llama_peft", "cc.blocks=4"], ["cc.blocks=4", "cc=emulated only, got cc=auto"]),
+        ([*EMULATED, "cc.blocks=1"], ["cc.blocks=1", "2 or more"]),
+        ([*EMULATED, "cc.blocks=many"], ["cc.blocks=many", "a whole number"]),
+        ([*EMULATED, "tolls=hopper"], ["given 2 times", "tolls=b300, tolls=hopper"]),
+        ([*EMULATED[:2], "tolls=b30"], ["b30", "Did you mean b300?"]),
+        ([*EMULATED[:2], "tolls="], ["no toll profile", "allowed is b300, h100, hopper"]),
+        ([*EMULATED[:2], "tolls=no/such.yaml"], ["no/such.yaml", "cannot be read"]),
+        ([*EMULATED[:2], "tolls=${oc.env:HF_TOKEN}"], ["HF_TOKEN"]),
+        ([*EMULATED, "+tolls=b300"], ["+tolls=b300", "tolls=NAME|FILE"]),
+        ([*EMULATED, "~tolls"], ["~tolls", "tolls=NAME|FILE"]),
+        ([*EMULATED, "tolls@train=b300"], ["tolls@train=b300", "tolls=NAME|FILE"]),
+        ([*EMULATED, "tolls.tolls.launch_us.value=1"], ["tolls.tolls.launch_us.value=1", "copy a profile"]),
+        ([*EMULATED[:3], "measure.steps=auto"], ["measure.steps=auto", "cc=emulated"]),
+        ([*EMULATED, "measure=seed"], ["measure=seed", "cc=emulated"]),
+        ([*EMULATED[:3], "measure.steps=63"], ["measure.steps=63", "cc.blocks=8", "64 or more, or cc.blocks=7"]),
+        ([*EMULATED[:3], "measure.steps=15"], ["measure.steps=15", "64 or more"]),
+    ],
+)
+def test_what_does_not_go_with_emulation_is_refused_in_words_that_help(arguments, words):
+    message = refusal(*arguments)
+    assert all(word in message for word in words), message
+
+
+def test_the_profile_is_resolved_before_the_run():
+    config = composed(*EMULATED)
+    assert config.cc.mode is CcMode.emulated
+    assert config.tolls == load_profile("b300").to_dict()
+    assert composed(*EMULATED, "cc.blocks=4", "measure.steps=32").cc.blocks == 4
+
+
+def test_a_profile_by_path_never_reaches_hydra(tmp_path):
+    path = tmp_path / "my (own) ${profile},=.yaml"
+    path.write_text((CONF / "tolls" / "h100.yaml").read_text().replace("name: h100", 'name: "${oc.env:HOME}"'))
+    assert composed(*EMULATED[:2], EMULATED[3], f"tolls={path}").tolls["name"] == "${oc.env:HOME}"
+
+
+def test_crossings_are_counted_where_asked():
+    assert composed("recipe=tiny_llama_peft").measure.crossings is False
+    assert composed("recipe=tiny_llama_peft", "measure.crossings=true").measure.crossings is True
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "recipe: os.system\nmodel: {}\nstep_scheduler: {}\n", "x: 1\n"])
 def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content):
     path = tmp_path / "bad.yaml"
@@ -214,6 +266,7 @@ def test_the_recipe_hash_is_of_what_is_trained_not_of_how_long_or_where():
 
     same = hashed()
     assert hashed("measure.steps=7", "run_root=/elsewhere", "cc=on") == same
+    assert hashed("cc=emulated", "tolls=b300", "measure.steps=64", "measure.crossings=true") == same
     assert hashed("train.step_scheduler.local_batch_size=1") != same
     assert hashed("data=synthetic") != same
 

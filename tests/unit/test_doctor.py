@@ -286,7 +286,7 @@ def seen_machine(**replaced):
         "memory_gib": (140.4, 140.4),
         "driver": "580.1",
         "cuda": "13.0",
-        "cc": {"source": "nvmlSystemGetConfComputeSettings"},
+        "cc": {"source": "nvmlSystemGetConfComputeSettings", "devtools": 0, "ready": 1},
         "topology": {"matrix": [["X", "NV18"], ["NV18", "X"]]},
     }
     seen = {
@@ -311,11 +311,11 @@ def test_the_table_shows_the_machine_its_recipes_and_what_hurts():
     for words in (
         "CC on",
         "2 x NVIDIA H200, 140.4 GiB",
-        "bounce buffer off, PPCIE on, encrypted NVLink unknown",
+        "bounce buffer off, PPCIE on, encrypted NVLink unknown, devtools off, ready (nvml",
         "tdx (/dev/tdx_guest)",
         "1,024 MiB, peak 8 MiB",
         "NV18 between all GPUs",
-        "offered by 0 GPUs; never used",
+        "offered by 0 of 2 GPUs; never used",
         "launch.nproc_per_node=2 train.distributed.tp_size=1",
         "NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NVSHMEM_DISABLE_NVLS=1",
     ):

@@ -39,7 +39,7 @@ MACHINE = """
 import json, sys
 from pathlib import Path
 from cctrain.platform import gpu, machine
-seen = machine.observe(gpu.observe(), {}, Path(sys.argv[1]))
+seen = machine.observe(gpu.observe(Path(sys.argv[1])), {}, Path(sys.argv[1]))
 assert "torch" not in sys.modules
 print(json.dumps(seen, allow_nan=False))
 """
@@ -115,9 +115,9 @@ def refusal(expected, settings):
     return str(caught.value)
 
 
-OFF_ONLY = {"auto": "off", "off": "off", "on": None, "unverified": "unknown"}
-ON_ONLY = {"auto": "on", "off": None, "on": "on", "unverified": "unknown"}
-NONE = {"auto": None, "off": None, "on": None, "unverified": "unknown"}
+OFF_ONLY = {"auto": "off", "off": "off", "on": None, "emulated": "emulated", "unverified": "unknown"}
+ON_ONLY = {"auto": "on", "off": None, "on": "on", "emulated": None, "unverified": "unknown"}
+NONE = {"auto": None, "off": None, "on": None, "emulated": None, "unverified": "unknown"}
 
 
 # Mode
@@ -174,6 +174,14 @@ def test_a_machine_without_nvml_is_off_and_has_nothing_to_say_of_gpus(drivers, t
     assert (seen["gpus"]["names"], seen["versions"]["driver"], seen["multicast"]) == ([], None, None)
 
 
+def test_a_container_that_was_given_gpus_and_not_nvml_is_not_taken_for_off(drivers, tmp_path):
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    seen = machine(drivers.stubs.environment() | {"LD_LIBRARY_PATH": str(tmp_path)}, tmp_path)
+    assert outcomes(seen["gpus"]["cc"]) == NONE
+    assert "/dev/nvidia0: a container needs" in refusal("auto", seen["gpus"]["cc"])
+
+
 def test_an_old_driver_is_asked_the_old_way(observe):
     settings = observe(lacks=[SETTINGS], **ON)["cc"]
     assert (settings["source"], settings["multi_gpu"]) == (STATE, None)
@@ -211,6 +219,22 @@ def test_a_refusal_says_what_was_seen_where_and_the_command_that_changes_it(obse
     assert "--set-cc-mode=off" in refusal("off", on)
     assert "multi_gpu=1" in refusal("off", ppcie)
     assert "--set-ppcie-mode=off" in refusal("off", ppcie)
+    assert refusal("emulated", on).startswith("cc=emulated, but this machine pays the real tolls")
+    assert "--set-ppcie-mode=off" in refusal("emulated", ppcie)
+    assert "cc=unverified" not in refusal("emulated", observe(**ON, devtools=1)["cc"])
+
+
+@pytest.mark.parametrize(
+    ("how", "is_countable"),
+    [({"gpus": 2}, True), (ON, False), (PPCIE, False), (ON | {"devtools": 1}, False), ({"gpus": 2, "nvle": 1}, True)],
+)
+def test_crossings_are_counted_only_where_cc_is_known_to_be_off(observe, how, is_countable):
+    settings = observe(**how)["cc"]
+    if is_countable:
+        cc.check_countable(settings)
+        return
+    with pytest.raises(PlatformError, match=r"measure\.crossings=true"):
+        cc.check_countable(settings)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ FILES = sorted(path for root in (CONF, RECIPES) for path in root.rglob("*") if p
     "name",
     [
         *("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MYTOKEN", "DB_PASS", "SSH_AUTH_SOCK", "COOKIE_JAR"),
+        *("SSHPASS", "PGPASSWORD", "MYSQL_PWD", "AUTHORIZATION"),
         *("token", "hf_token", "hfToken", "api_key", "apiKey", "--api-key", "password", "client_secret", "oauth"),
         *("use_auth_token", "authorization", "systemd.set_credential", "train.model.token", "private_key"),
     ],
@@ -29,6 +30,7 @@ def test_a_name_of_a_secret(name):
     [
         *("tokenizer", "TOKENIZERS_PARALLELISM", "num_tokens", "exclude_token_ids", "eos_token", "image_token"),
         *("key", "keys", "best_metric_key", "image_key", "num_key_value_heads", "key_mapping", "author", "PWD"),
+        *("ISPASS", "GIT_AUTHOR_NAME", "OLDPWD", "BYPASS"),
         *("passage", "forward_pass", "pass_through", "CUDA_HOME", "NCCL_NVLS_ENABLE", "tokens_per_s_per_gpu", ""),
     ],
 )
@@ -59,6 +61,12 @@ def test_nothing_that_cctrain_comes_with_looks_like_a_secret(path):
         ("path=http://h/?password=abc", f"path=http://h/?password={REDACTED}"),
         ("token=a:password=b end", f"token={REDACTED} end"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\nx", f"{REDACTED}\nx"),
+        ("key wandb_v1_aB3aB3aB3aB3aB3aB3aB3 end", f"key {REDACTED} end"),
+        (
+            "GET https://b/k?X-Amz-Signature=a1b2&X-Amz-Date=1",
+            f"GET https://b/k?X-Amz-Signature={REDACTED}&X-Amz-Date=1",
+        ),
+        ('{"auths": {"r": {"auth": "bWU="}}}', f'{{"auths": {{"r": {{"auth": "{REDACTED}"}}}}}}'),
         ("eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0.c2lnbmF0dXJl", REDACTED),
         (f"login {WANDB}", f"login {REDACTED}"),
     ],

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from cctrain.commands import tolls as verb
+from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError
 from cctrain.records import to_json
 from cctrain.tolls import table
@@ -74,7 +75,7 @@ def with_reading(**keys):
         ("{}", "kind is None"),
         ('{"kind": "tolls", "schema_version": NaN}', "NaN"),
         (changed(kind="cctrain emulation profile"), "kind is 'cctrain emulation profile'"),
-        (changed(schema_version=2), "schema_version is 2, this cctrain reads 1"),
+        (changed(schema_version=3), "schema_version is 3, this cctrain reads 2"),
         (changed(mode="emulated"), "mode is 'emulated'"),
         (changed(readings={}), "readings is {}"),
         (changed(readings=[1]), "a reading is 1"),
@@ -177,6 +178,8 @@ B300 = (
     ("copy", 16.0, 77.4, "us", {"direction": "h2d", "memory": "pinned", "bytes": 64}),
     ("copy", 43.0, 5.0, "GB/s", {"direction": "h2d", "memory": "pinned", "bytes": 64 << 20}),
     ("copy", 55.7, 6.0, "GB/s", {"direction": "h2d", "memory": "pinned", "bytes": 1 << 30}),
+    ("copy_issue", 13.9, 1390.0, "us", {"direction": "h2d", "memory": "pinned", "bytes": 4, "work_us": 1400}),
+    ("copy_issue", 13.9, 20.0, "us", {"direction": "h2d", "memory": "pinned", "bytes": 1 << 20, "work_us": 1400}),
     ("copy_issue", 13.9, 1390.0, "us", {"direction": "d2h", "memory": "pinned", "bytes": 4, "work_us": 1400}),
     ("copy_issue", 13.9, 20.0, "us", {"direction": "d2h", "memory": "pageable", "bytes": 4, "work_us": 1400}),
     ("alloc", 100.0, 570.0, "us", {"where": "host", "bytes": 1 << 20}),
@@ -199,9 +202,7 @@ def test_a_profile_holds_what_an_emulator_injects():
         "launch_us": 26 - 7.4,
         "graph_launch_us": 0.0,
         "wait_us": (55 - 14) - (26 - 7.4),
-        "copy_h2d_pinned_us": (77.4 - 16) - (55 - 14) + (26 - 7.4),
-        "copy_h2d_pinned_off_gb_per_s": 55.7,
-        "copy_h2d_pinned_on_gb_per_s": 6.0,
+        "h2d_pinned_blocks": False,
         "d2h_pinned_blocks": True,
         "d2h_pageable_blocks": False,
         "alloc_host_us": 470.0,
@@ -210,7 +211,47 @@ def test_a_profile_holds_what_an_emulator_injects():
         "matmul_ratio": 788 / 790,
     }
     assert {name: numbers[name] for name in expected} == pytest.approx(expected)
-    assert {name for name, value in numbers.items() if value is None} == numbers.keys() - expected.keys()
+    table = numbers["copy_h2d_pinned_us"]
+    of_wait = (55 - 14) - (26 - 7.4)
+    assert [num_bytes for num_bytes, _ in table] == [64, 64 << 20, 1 << 30]
+    assert table[0][1] == pytest.approx((77.4 - 16) - of_wait)
+    assert table[2][1] == pytest.approx((1 << 30) / 1e3 * (1 / 6.0 - 1 / 55.7) - of_wait)
+    unknown = {name for name, value in numbers.items() if value is None}
+    assert unknown == numbers.keys() - expected.keys() - {"copy_h2d_pinned_us"}
+
+
+def test_what_a_difference_makes_is_what_an_emulated_run_loads(tmp_path):
+    made = profile_of(*B300)
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(made))
+    loaded = load_profile(str(path))
+    assert {name: toll["value"] for name, toll in loaded.to_dict()["tolls"].items()} == {
+        name: number["value"] for name, number in made["tolls"].items()
+    }
+    assert loaded.classes() == ("launch", "wait", "copy", "alloc", "collective", "host")
+
+
+def test_noise_below_zero_is_nothing_to_pay():
+    noisy = (("launch_pipelined", 7.4, 7.0, "us", {"via": "torch"}), ("host_python", 40.0, 39.0, "ns", {}))
+    off, on = both(*noisy)
+    off, on = (
+        dataclasses.replace(each, readings=tuple(dataclasses.replace(r, interval=(6.9, 7.5)) for r in each.readings))
+        for each in (off, on)
+    )
+    tolls = emulation_profile("noise", off, on, differences(off, on))["tolls"]
+    assert tolls["launch_us"]["value"] == 0
+    assert tolls["launch_us"]["interval"][0] == 0
+    assert tolls["launch_us"]["source"].endswith("; -0.4 taken as 0")
+    assert tolls["host_ratio"] == {
+        "value": 1.0,
+        "interval": None,
+        "source": "host_python (): 40 -> 39 ns; 0.975 taken as 1",
+    }
+
+
+def test_a_difference_too_large_to_inject_is_refused():
+    with pytest.raises(RequestError, match="value of launch_us is 2000000"):
+        profile_of(("launch_pipelined", 7.4, 2_000_007.4, "us", {"via": "torch"}))
 
 
 def test_every_number_of_a_profile_names_its_source():

@@ -74,6 +74,30 @@ def test_a_process_that_never_comes_to_a_family_fails_them_all_and_is_not_starte
     assert len(starts) == 1
 
 
+def test_each_family_is_measured_by_three_processes_and_what_is_waived_or_failed_by_no_further_one():
+    starts, shown = [], set()
+
+    def command(left, events):
+        starts.append(list(left))
+        return [child.sys.executable, "-c", SAY + MEASURE, str(events), *left]
+
+    outcome = child.measure(["one", "waived", "raises", "two"], 0, lambda *progress: shown.add(progress), command)
+    assert starts == [["one", "waived", "raises", "two"], ["two"], ["one", "two"], ["one", "two"]]
+    assert [(reading.name, reading.process_values) for reading in outcome.readings] == [
+        ("one", (1.0,) * 3),
+        ("two", (1.0,) * 3),
+    ]
+    assert {process for process, _ in shown} == {0, 1, 2}
+
+
+def test_no_secret_comes_out_of_a_process_that_fails(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "correct-horse")
+    say = 'say(event="begin", family="one"); say(event="failed", family="one", why="401 for correct-horse")\n'
+    outcome, _ = followed("one", script=f"{SAY}print('token=correct-horse', flush=True)\n{say}sys.exit(1)")
+    assert outcome.failed == {"one": "401 for [redacted]"}
+    assert outcome.log == "token=[redacted]\n"
+
+
 def test_multicast_is_off_whatever_the_user_has_set(monkeypatch):
     monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
     monkeypatch.setenv("TORCH_SYMM_MEM_DISABLE_MULTICAST", "0")
@@ -117,7 +141,7 @@ def test_a_worker_says_what_it_measures_and_what_is_waived(tmp_path):
         *(("begin", "good"), ("reading", "good"), ("end", "good")),
         *(("begin", "absent"), ("waived", "absent")),
     ]
-    assert events[1]["reading"] == {**dataclasses.asdict(READING), "interval": [1.0, 2.0]}
+    assert events[1]["reading"] == json.loads(json.dumps(dataclasses.asdict(READING)))
     assert events[-1]["why"] == "no GPU"
 
 

@@ -1,0 +1,135 @@
+"""A run's steps under one mode, reduced anew from the record: what it reached, and whether it was steady.
+
+A run with CC off or on is one arm. An emulated run holds two, taken in blocks by turns: its plain steps, which are its
+own CC off, and its tolled ones. Statistics stored in the record are not used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+from cctrain import stats
+from cctrain.load import Floats, Ints, Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """Times are seconds, rates padded tokens/s/GPU, over the steady steps."""
+
+    run: Run
+    mode: str
+    """off, on, emulated or unknown; off for the plain steps of an emulated run."""
+    label: str
+    measured: Ints
+    """Indices into the run's steps: those of this arm that are no warm-up."""
+    steady: Ints
+    """Those of them after what MSER-5 sets aside."""
+    shift: int | None
+    """The recipe's number of the step at which the level changed for good."""
+    why_unsteady: str | None
+    """None where the arm is steady."""
+    step_time_s: float
+    """Median."""
+    tokens_per_s_per_gpu: float
+    """Median of the steps' rates: the run's figure."""
+    mean_tokens_per_s_per_gpu: float
+    """Total tokens over the time of the rank that took longest for all steps."""
+    half_width: float | None
+    """Of the 95 % interval of the mean step time from the noise within this run, relative to it."""
+    tokens_per_step: float
+    phases_s: Mapping[str, float]
+    """Mean a step."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every clock went forward and tokens were counted, so that there is a rate at all."""
+        return self.tokens_per_s_per_gpu > 0 and math.isfinite(self.tokens_per_s_per_gpu)
+
+
+def arms_of(run: Run) -> tuple[Arm, ...]:
+    """The plain and the tolled arm of an emulated run, the one arm of any other."""
+    steps = run.steps
+    if run.mode != "emulated":
+        return (_arm(run, run.mode, run.mode, np.flatnonzero(~steps.is_warmup)),)
+    plain, tolled = (np.flatnonzero(~steps.is_warmup & (steps.arm == arm)) for arm in (0, 1))
+    return (
+        _arm(run, "off", f"plain steps of emulated {run.profile}", plain),
+        _arm(run, "emulated", f"emulated {run.profile}", tolled),
+    )
+
+
+def _arm(run: Run, mode: str, label: str, measured: Ints) -> Arm:
+    steps = run.steps
+    times = steps.step_time_s[measured]
+    ranks = steps.rank_step_time_s[measured]
+    is_sound = bool(len(measured) and np.all(times > 0) and np.all(ranks > 0))
+    found = stats.find_steady(times.tolist()) if is_sound else stats.Steady(0, None, is_settling=True)
+    steady = measured[found.cut :]
+    tokens = steps.padded_tokens[steady] / run.num_gpus
+    seconds = float(steps.rank_step_time_s[steady].sum(axis=0).max()) if is_sound else math.nan
+    interval = stats.batch_means(steps.step_time_s[steady].tolist())
+    half = None if interval.half_width is None or not is_sound else interval.half_width / interval.mean
+    return Arm(
+        run=run,
+        mode=mode,
+        label=label,
+        measured=measured,
+        steady=steady,
+        shift=int(steps.step[measured[found.shift.index]]) if found.shift else None,
+        why_unsteady=_why_unsteady(run, measured, steady, found, is_sound=is_sound),
+        step_time_s=float(np.median(steps.step_time_s[steady])) if is_sound else math.nan,
+        tokens_per_s_per_gpu=float(np.median(tokens / steps.step_time_s[steady])) if is_sound else math.nan,
+        mean_tokens_per_s_per_gpu=float(tokens.sum() / seconds) if is_sound else math.nan,
+        half_width=half,
+        tokens_per_step=float(np.median(steps.padded_tokens[steady])) if is_sound else math.nan,
+        phases_s=_phases(steps.phases_s, steady),
+    )
+
+
+def _why_unsteady(run: Run, measured: Ints, steady: Ints, found: stats.Steady, *, is_sound: bool) -> str | None:
+    if not len(measured):
+        return "no step was measured"
+    if not is_sound:
+        return "a clock stood still or went backwards"
+    if len(steady) < stats.MIN_STEPS:
+        plural = "s were" if len(steady) > 1 else " was"
+        return f"only {len(steady)} step{plural} measured and {stats.MIN_STEPS} are needed"
+    if found.shift:
+        step = run.steps.step[measured[found.shift.index]]
+        return f"step times changed by {found.shift.change:+.1%} at step {step} and stayed there"
+    return "step times drift through the run" if found.is_settling else None
+
+
+def _phases(phases_s: Mapping[str, Floats], steady: Ints) -> dict[str, float]:
+    known = {name: values[steady] for name, values in phases_s.items()}
+    known = {name: values[np.isfinite(values)] for name, values in known.items()}
+    return {name: float(values.sum() / len(steady)) for name, values in known.items() if len(values)}
+
+
+def block_ratio_error(plain: Arm, tolled: Arm) -> float | None:
+    """Half-width of the 95 % t interval of the log ratio of an emulated run's own arms, the replicate being a pair of
+    successive blocks; None below two pairs."""
+    rates = [_block_rates(arm) for arm in (plain, tolled)]
+    num = min(map(len, rates))
+    if num < 2:
+        return None
+    logs = np.log(rates[1][:num]) - np.log(rates[0][:num])
+    return float(stdtrit(num - 1, 0.975) * logs.std(ddof=1) / math.sqrt(num))
+
+
+def _block_rates(arm: Arm) -> Floats:
+    """Padded tokens over time of each block of the steady steps, in their order."""
+    steps = arm.run.steps
+    blocks = steps.block[arm.steady]
+    _, of_block = np.unique(blocks, return_inverse=True)
+    if not len(blocks) or np.all(blocks < 0):
+        return np.zeros(0)
+    rates: Floats = np.bincount(of_block, steps.padded_tokens[arm.steady]) / np.bincount(
+        of_block, steps.step_time_s[arm.steady]
+    )
+    return rates

@@ -1,0 +1,69 @@
+"""The verb emulate: run any CUDA program as if confidential computing (CC) were on, and count what it crosses.
+
+    python -m cctrain emulate --tolls b300 -- python my_training.py     under the tolls of a profile
+    python -m cctrain emulate -- ./my_program                           no tolls: only count
+    python -m cctrain emulate --tolls profile.json -- torchrun ...      every process of it is met
+
+The program's launches, copies, waits... take as much longer as the profile says, on a GPU without CC. A table of what
+each process crossed, and as the last line of stdout one JSON object. The exit code is the program's own; 2 for a wrong
+profile, 3 where emulation cannot be had (CC really on, no compiler, no CUPTI, a profiler in its place).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+from cctrain import launcher
+from cctrain.config import CcMode
+from cctrain.emulation.injector import left_behind, process_environment
+from cctrain.emulation.profile import load_profile
+from cctrain.errors import RequestError
+from cctrain.platform import cc, gpu
+from cctrain.records import finite
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"emulate: {message}")
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command that stands after `--`. Returns its exit code; raises CctrainError."""
+    parser = _Parser(prog="python -m cctrain emulate", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = "python -m cctrain emulate [--tolls NAME|FILE] -- COMMAND ..."
+    parser.add_argument("--tolls", metavar="NAME|FILE", help="b300, hopper, h100 or a file; without, only count")
+    own, _, command = _split(arguments)
+    flags = parser.parse_args(own)
+    if not command:
+        raise RequestError(f"no program to run: {parser.usage}")
+    if not shutil.which(command[0]):
+        raise RequestError(f"{command[0]}: no such program")
+    profile = load_profile(flags.tolls) if flags.tolls else None
+    cc.observed_mode(CcMode.emulated, gpu.observe().cc)
+    with tempfile.TemporaryDirectory(prefix="cctrain-crossings-") as folder:
+        injected = process_environment(profile, Path(folder))
+        code = subprocess.run(command, env=os.environ | launcher.NO_MULTICAST | injected, check=False).returncode
+        crossings = left_behind(Path(folder))
+    code = 128 - code if code < 0 else code
+    from cctrain.report.crossings import print_crossings
+
+    print_crossings(crossings, profile)
+    tolls = {"name": profile.name, "sha256": profile.sha256} if profile else None
+    processes = [{"pid": pid, **counts} for pid, counts in crossings.items()]
+    print(json.dumps(finite({"exit_code": code, "tolls": tolls, "processes": processes})))
+    return code
+
+
+def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
+    if "--" not in arguments:
+        return arguments, "", []
+    at = arguments.index("--")
+    return arguments[:at], "--", arguments[at + 1 :]

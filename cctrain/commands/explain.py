@@ -1,0 +1,36 @@
+"""The verb explain: where the loss under confidential computing (CC) comes from.
+
+    python -m cctrain explain recipe=llama8b_peft weights=random data=synthetic tolls=b300
+
+An emulated run (`cc=emulated`, takes the same settings) with further blocks of steps: each class of tolls alone, and
+each left out. A table of what every class costs a step with its interval, and what remains unexplained. Without
+measure.steps= there are 5 steps a block.
+"""
+
+from __future__ import annotations
+
+from cctrain.commands import train
+from cctrain.emulation.arms import arms
+from cctrain.emulation.profile import load_profile
+from cctrain.errors import RequestError
+
+_STEPS_OF_A_BLOCK = 5
+_ROUNDS = 8
+
+
+def run(arguments: list[str]) -> int:
+    """Run and explain. Returns the exit code; raises CctrainError."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    given = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
+    if "tolls" not in given:
+        raise RequestError("explain needs the tolls to inject: add tolls=b300, tolls=hopper, tolls=h100 or tolls=FILE")
+    if given.get("cc", "emulated") != "emulated":
+        raise RequestError(f"cc={given['cc']}: explain injects tolls, which is cc=emulated; leave cc= out")
+    settings = [argument for argument in arguments if not argument.startswith("cc=")]
+    if "measure.steps" not in given:
+        num_arms = len(arms(load_profile(given["tolls"]), is_explained=True, num_ranks=2))
+        rounds = int(given["cc.blocks"]) if given.get("cc.blocks", "").isdigit() else _ROUNDS
+        settings.append(f"measure.steps={num_arms * rounds * _STEPS_OF_A_BLOCK}")
+    return train.run([*settings, "cc=emulated", "cc.explain=true"])

@@ -1,0 +1,57 @@
+"""The verb predict: what confidential computing (CC) would cost a run that was made without it. A what-if, no run.
+
+    python -m cctrain predict runs/RUN --tolls b300                 a run with measure.crossings=true or cc=emulated
+    python -m cctrain predict runs/RUN --tolls mine.json            the tolls of `tolls --diff`
+    python -m cctrain predict runs/RUN --tolls b300 --base-step-time-s 1.087     on a machine that is faster or slower
+
+A table, and as the last line of stdout one JSON object. Where the run was emulated under the same tolls, its measured
+loss stands beside the prediction. How it is computed: cctrain/predict.py. Exit code 2: nothing to predict from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from cctrain.commands.flags import Parser
+from cctrain.emulation.profile import ASSUMED, NOT_EMULATED, load_profile
+from cctrain.errors import RequestError
+from cctrain.predict import predict, read_base
+from cctrain.records import finite
+
+_LONGEST_S = 1e6
+
+
+def run(arguments: list[str]) -> int:
+    """Predict as `arguments` say. Returns 0; raises RequestError."""
+    parser = Parser("predict", __doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, or its run.json")
+    parser.add_argument("--tolls", required=True, metavar="NAME|FILE", help="b300, hopper, h100 or a file")
+    parser.add_argument("--base-step-time-s", type=float, metavar="S", help="step time of a CC-off run elsewhere")
+    flags = parser.parse_args(arguments)
+    base_step_time_s = flags.base_step_time_s
+    if base_step_time_s is not None and not 0 < base_step_time_s <= _LONGEST_S:
+        raise RequestError(f"--base-step-time-s {base_step_time_s}: allowed is more than 0 seconds, to {_LONGEST_S:g}")
+    profile = load_profile(flags.tolls)
+    base = read_base(flags.run)
+    prediction = predict(base, profile, base_step_time_s)
+    from cctrain.report.prediction import print_prediction
+
+    print_prediction(base, profile, prediction)
+    facts = {
+        "mode": "predicted",
+        "run": str(flags.run),
+        "tolls": {"name": profile.name, "sha256": profile.sha256},
+        "loss": dataclasses.asdict(prediction.loss),
+        "step_time_s": dataclasses.asdict(prediction.step_time_s),
+        "off_by": prediction.off_by,
+        **dataclasses.asdict(prediction),
+        "counted_by": base.counted_by,
+        "is_steady": base.is_steady,
+        "assumed": ASSUMED,
+        "not_emulated": NOT_EMULATED,
+        "exit_code": 0,
+    }
+    print(json.dumps(finite(facts), allow_nan=False))
+    return 0

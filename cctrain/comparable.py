@@ -1,0 +1,101 @@
+"""What must be alike, whole and steady before runs are compared, and what was taken all the same.
+
+Each reason not to compare has the name of a field, by which `--allow` lets it pass: identity.versions.torch, engine,
+step_kind, status (partial runs), steady, mode (unknown, or emulated against on).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cctrain.arms import Arm
+from cctrain.errors import RequestError
+from cctrain.load import Run
+from cctrain.nearest import did_you_mean
+from cctrain.untrusted import shown
+
+JUDGED = ("status", "steady", "mode", "engine", "step_kind")
+"""What can be allowed beside the fields of `identity`."""
+_MOST_NAMED = 8
+_WAYS_OUT = {
+    field: f" (--by {name} puts them side by side)"
+    for field, name in (("engine", "engine"), ("step_kind", "step"), ("identity.sequence.seq_len", "sequence"))
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """Why runs should not be compared."""
+
+    field: str
+    why: str
+    """A sentence naming the field, the runs and the values."""
+
+
+class RefusedError(RequestError):
+    """The runs are not comparable."""
+
+    def __init__(self, objections: Sequence[Objection]) -> None:
+        self.why = tuple(dict.fromkeys(one.why for one in objections))
+        flags = " ".join(dict.fromkeys(f"--allow {one.field}" for one in objections))
+        super().__init__(f"not comparable: {'; '.join(self.why)}. Taken all the same with {flags}")
+
+
+def judge(objections: Iterable[Objection], allowed: Sequence[str]) -> tuple[Objection, ...]:
+    """The objections that `allowed` lets pass, each once. Raises RefusedError where others are left."""
+    once = list(dict.fromkeys(objections))
+    left = [one for one in once if not _is_allowed(one.field, allowed)]
+    if left:
+        raise RefusedError(left)
+    return tuple(once)
+
+
+def _is_allowed(field: str, allowed: Sequence[str]) -> bool:
+    """By its own name, or that of what holds it: identity.versions covers identity.versions.torch."""
+    return any(field == name or field.startswith(f"{name}.") for name in allowed)
+
+
+def check_names(allowed: Sequence[str], runs: Iterable[Run]) -> None:
+    """Raises RequestError for a name in `allowed` that none of the runs has."""
+    leaves = {leaf for run in runs for leaf in flat(run.identity, "identity")}
+    inner = {leaf.rsplit(".", depth)[0] for leaf in leaves for depth in range(1, leaf.count("."))}
+    known = sorted(leaves | inner) + list(JUDGED)
+    for name in allowed:
+        if name not in known:
+            meant = did_you_mean(name, known) or f" Allowed is {', '.join(known)}"
+            raise RequestError(f"--allow {shown(name)}: the runs have no such field.{meant}")
+
+
+def whole_and_steady(arms: Iterable[Arm]) -> Iterator[Objection]:
+    """Partial runs, runs that are not steady, and runs of which nobody knows the mode."""
+    for arm in arms:
+        run = arm.run
+        if run.status != "complete":
+            why = f" ({run.failure})" if run.failure else ""
+            yield Objection("status", f"status of {run.run_id} is {run.status}{why}")
+        if run.mode == "unknown":
+            yield Objection("mode", f"mode of {run.run_id} is unknown: its machine did not say whether CC is on")
+        if arm.why_unsteady:
+            part = f", {arm.label}," if run.mode == "emulated" else ""
+            yield Objection("steady", f"{run.run_id}{part} is not steady: {arm.why_unsteady}")
+
+
+def alike(runs: Sequence[Run]) -> Iterator[Objection]:
+    """Every field in which the runs' `identity`, engine or kind of step differ."""
+    facts = [{"engine": run.engine, "step_kind": run.step_kind, **flat(run.identity, "identity")} for run in runs]
+    names = dict.fromkeys(name for each in facts for name in each)
+    for name in names:
+        unlike = {json.dumps(each.get(name), sort_keys=True): shown(each.get(name)) for each in facts}
+        if len(unlike) > 1:
+            listed = ", ".join(list(unlike.values())[:_MOST_NAMED]) + ", ..." * (len(unlike) > _MOST_NAMED)
+            yield Objection(name, f"{name} differs: {listed}{_WAYS_OUT.get(name, '')}")
+
+
+def flat(node: Any, path: str) -> dict[str, Any]:
+    """The leaves of a tree by dotted path; lists are leaves, and so are those that hold nothing."""
+    if not isinstance(node, dict) or not node:
+        return {path: node}
+    return {name: value for key, child in node.items() for name, value in flat(child, f"{path}.{key}").items()}

@@ -1,0 +1,155 @@
+"""Runs to comparisons: by which pairing, how much is kept, and what can be said of it.
+
+Runs are paired where they were interleaved, which their starting times tell: taken in order, every two successive runs
+are one of each. The arms of an emulated run are a pair by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cctrain import comparable, ratios
+from cctrain.arms import Arm, block_ratio_error
+from cctrain.comparable import Objection
+from cctrain.errors import RequestError
+from cctrain.groups import Options, Plan, planned
+from cctrain.load import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two groups of arms of one recipe, and what is kept of the first one's throughput in the second."""
+
+    recipe: str
+    setting: str
+    """Of both groups, as told apart by `by`; empty where nothing was asked for."""
+    base: str
+    other: str
+    """What the groups are: a mode, or a setting where the mode is the same."""
+    mode: str
+    """Of `other`: emulated figures are never those of CC on."""
+    base_arms: tuple[Arm, ...]
+    other_arms: tuple[Arm, ...]
+    pairing: str
+    """same run, interleaved, or none: how replicates were paired."""
+    keep_ratio: float
+    """Other over base, of the runs' medians of padded tokens/s/GPU."""
+    ci95: tuple[float, float] | None
+    """None below two runs of each."""
+    within_run_ci95: tuple[float, float] | None
+    """From the noise within the runs, where there is no `ci95`: it does not know how runs differ from each other."""
+    keep_ratio_of_means: float
+    """The same of total tokens over total time, which slow single steps move and medians do not."""
+    verdict: str
+    more: ratios.MoreRuns | None
+    """Where it is unclear."""
+
+    @property
+    def num_runs(self) -> int:
+        """Different runs in both groups."""
+        return len({arm.run.run_id for arm in (*self.base_arms, *self.other_arms)})
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether either side holds tolled steps."""
+        return any(arm.mode == "emulated" for arm in (*self.base_arms, *self.other_arms))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """All comparisons that the runs allow."""
+
+    comparisons: tuple[Comparison, ...]
+    objections: tuple[Objection, ...]
+    """What spoke against comparing and was allowed."""
+    notes: tuple[str, ...]
+    options: Options
+    runs: tuple[Run, ...] = field(repr=False)
+
+    @property
+    def worst(self) -> Comparison:
+        """The comparison that keeps least."""
+        return min(self.comparisons, key=lambda each: each.keep_ratio)
+
+
+def compare(runs: Sequence[Run], options: Options) -> Answer:
+    """Raises RefusedError naming everything that speaks against comparing, RequestError where nothing can be."""
+    comparable.check_names(options.allow, runs)
+    plans, notes = planned(runs, options)
+    objections: list[Objection] = []
+    for plan in plans:
+        arms = (*plan.base_arms, *plan.other_arms)
+        objections += comparable.whole_and_steady(arms)
+        unlike = comparable.alike([arm.run for arm in arms])
+        objections += (one for one in unlike if one.field not in plan.differing)
+        if plan.is_emulation_against_on:
+            objections.append(Objection("mode", "emulated runs stand against runs with CC on"))
+    allowed = comparable.judge(objections, options.allow)
+    unsound = [arm for plan in plans for arm in (*plan.base_arms, *plan.other_arms) if not arm.is_sound]
+    if unsound:
+        raise RequestError(f"{unsound[0].run.run_id}, {unsound[0].label}: {unsound[0].why_unsteady}: it has no rate")
+    found = tuple(_compared(plan, options.margin) for plan in plans)
+    return Answer(comparisons=found, objections=allowed, notes=notes, options=options, runs=tuple(runs))
+
+
+def interleaved(base: Sequence[Arm], other: Sequence[Arm]) -> list[tuple[Arm, Arm]] | None:
+    """Pairs of successive runs, where taking all in the order they were started every two are one of each."""
+    both = [(arm.run.started_at, side, arm) for side, arms in enumerate((base, other)) for arm in arms]
+    times = [time for time, _, _ in both if time is not None]
+    if len(base) != len(other) or len(set(times)) < len(both):
+        return None
+    ordered = sorted(both, key=lambda each: (each[0] is None, each[0]))
+    pairs = [(ordered[index], ordered[index + 1]) for index in range(0, len(ordered), 2)]
+    if any(left[1] == right[1] for left, right in pairs):
+        return None
+    return [(left[2], right[2]) if left[1] == 0 else (right[2], left[2]) for left, right in pairs]
+
+
+def _compared(plan: Plan, margin: float) -> Comparison:
+    pairs = None if plan.is_same_run else interleaved(plan.base_arms, plan.other_arms)
+    base, other = plan.base_arms, plan.other_arms
+    if pairs:
+        base, other = (tuple(side) for side in zip(*pairs, strict=True))
+    is_paired = plan.is_same_run or pairs is not None
+    rates = [[arm.tokens_per_s_per_gpu for arm in arms] for arms in (base, other)]
+    means = [[arm.mean_tokens_per_s_per_gpu for arm in arms] for arms in (base, other)]
+    ratio, ci95 = ratios.ratio_of_runs(*rates, is_paired=is_paired)
+    verdict = ratios.verdict(ci95, margin)
+    error = _within_run_error(base, other, is_same_run=plan.is_same_run)
+    more = None
+    if verdict == "unclear":
+        spread = ratios.spread_of_runs(*rates, is_paired=is_paired)
+        more = ratios.more_runs(ratio, spread, min(map(len, rates)), margin, within_run=(error or 0.0) / 1.96)
+    return Comparison(
+        recipe=plan.recipe,
+        setting=plan.setting,
+        base=plan.base,
+        other=plan.other,
+        mode=other[0].mode,
+        base_arms=base,
+        other_arms=other,
+        pairing="same run" if plan.is_same_run else "interleaved" if pairs else "none",
+        keep_ratio=ratio,
+        ci95=ci95,
+        within_run_ci95=None if ci95 or error is None else (ratio * math.exp(-error), ratio * math.exp(error)),
+        keep_ratio_of_means=ratios.ratio_of_runs(*means, is_paired=is_paired)[0],
+        verdict=verdict,
+        more=more,
+    )
+
+
+def _within_run_error(base: Sequence[Arm], other: Sequence[Arm], *, is_same_run: bool) -> float | None:
+    """Half-width of a 95 % interval of the log ratio that knows the noise within the runs only."""
+    if is_same_run and len(base) == 1:
+        by_blocks = block_ratio_error(base[0], other[0])
+        if by_blocks is not None:
+            return by_blocks
+    parts = []
+    for arms in (base, other):
+        halves = [arm.half_width for arm in arms if arm.half_width is not None]
+        if len(halves) < len(arms):
+            return None
+        parts.append(math.hypot(*halves) / len(arms))
+    return math.hypot(*parts)

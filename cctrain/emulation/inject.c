@@ -1,0 +1,560 @@
+// The toll collector: makes a process's driver calls cost what a profile says, and counts them.
+//
+// The CUDA driver loads this library by itself where CUDA_INJECTION64_PATH names it, before the program's first CUDA
+// call, so that every caller is met: PyTorch, cuBLAS, Triton, NCCL. CUPTI then calls `on_call` at both ends of the
+// driver calls listed in CALLS. A toll is a spin of the calling thread, as CC's own work is: before the call where the
+// GPU must not see the work earlier (launches), after it where the host gets the answer late (waits, copies).
+// Calls on a stream that is capturing pay nothing and are counted as nodes of the graph.
+//
+// Environment: CCTRAIN_TOLLS, the tolls at start, as `cctrain_set_tolls` takes them; CCTRAIN_CROSSINGS, a directory in
+// which each process keeps its counters in a file of its own, mapped, so that they survive however it ends.
+#include <cuda.h>
+// The runtime's types need headers of yet another package, and driver callbacks use none of them.
+#define __DEVICE_TYPES_H__
+#define __DRIVER_TYPES_H__
+#define __SURFACE_TYPES_H__
+#define __TEXTURE_TYPES_H__
+#define __VECTOR_TYPES_H__
+#include <cupti_callbacks.h>
+#include <cupti_driver_cbid.h>
+#include <cupti_result.h>
+// Of functions long gone; cupti.h would give them, and need the runtime's headers again.
+typedef unsigned int CUdeviceptr_v1;
+typedef struct CUDA_MEMCPY2D_v1_st CUDA_MEMCPY2D_v1;
+typedef struct CUDA_MEMCPY3D_v1_st CUDA_MEMCPY3D_v1;
+typedef struct CUDA_ARRAY_DESCRIPTOR_v1_st CUDA_ARRAY_DESCRIPTOR_v1;
+typedef struct CUDA_ARRAY3D_DESCRIPTOR_v1_st CUDA_ARRAY3D_DESCRIPTOR_v1;
+#include <generated_cuda_meta.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { H2D_PINNED, H2D_PAGEABLE, D2H_PINNED, D2H_PAGEABLE, D2D, NUM_COPIES };
+enum { LAUNCH, GRAPH_LAUNCH, WAIT, COPY, ALLOC, COLLECTIVE, HOST, NUM_CLASSES };
+#define MAX_POINTS 16
+
+// ---- What is counted: the layout is that of the mapped file, and of injector.py.
+typedef struct {
+  _Atomic uint64_t launches, graph_launches, graph_nodes, waits;
+  _Atomic uint64_t copies[NUM_COPIES], bytes[NUM_COPIES], other_copies;
+  _Atomic uint64_t allocs_host, allocs_device, collectives;
+  _Atomic uint64_t in_driver_ns, blocked_ns;  // within the calls; within waits and copies, tolls left out
+  _Atomic uint64_t injected_ns[NUM_CLASSES];
+} Counters;
+
+// ---- What is paid. Replaced whole, never changed: another thread may be reading it.
+typedef struct {
+  double launch_us, graph_launch_us, wait_us, alloc_host_us, alloc_device_us, collective_us;
+  double host_ratio;
+  int blocks[NUM_COPIES];  // an asynchronous copy waits for its stream
+  int num_points[NUM_COPIES];
+  double points[NUM_COPIES][MAX_POINTS][2];  // bytes, us
+  unsigned generation;
+} Tolls;
+
+static Counters in_memory, *counters = &in_memory;
+static Tolls nothing = {.host_ratio = 1};
+static _Atomic(Tolls *) active = &nothing;
+static char status[256] = "the driver has not loaded it: CUDA is not initialised, or CUDA_INJECTION64_PATH was not set";
+static _Atomic int num_capturing;
+
+static __thread int is_inside;          // this thread is in a call of our own
+static __thread uint64_t entered_ns;
+static __thread double owed_ns;         // what our own system calls took it, to be left out of its next tolls
+static __thread uint64_t left_cpu_ns;   // its CPU time when it last came back from the driver
+static __thread unsigned left_generation;
+
+static uint64_t clock_ns(clockid_t clock) {
+  struct timespec t;
+  clock_gettime(clock, &t);
+  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+// The processor's own counter: in some virtual machines the clock is a system call of a microsecond, twice a launch.
+static double ns_per_tick = 1;
+
+static uint64_t ticks(void) {
+#if defined(__x86_64__)
+  return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+  uint64_t count;
+  __asm__ volatile("mrs %0, cntvct_el0" : "=r"(count));
+  return count;
+#else
+  return clock_ns(CLOCK_MONOTONIC);
+#endif
+}
+
+static void calibrate(void) {
+  uint64_t begin_ns = clock_ns(CLOCK_MONOTONIC), begin = ticks(), end_ns;
+  while ((end_ns = clock_ns(CLOCK_MONOTONIC)) < begin_ns + 20000000u) {
+  }
+  ns_per_tick = (double)(end_ns - begin_ns) / (double)(ticks() - begin);
+}
+
+static uint64_t now_ns(void) { return (uint64_t)((double)ticks() * ns_per_tick); }
+
+static void add(_Atomic uint64_t *counter, uint64_t amount) {
+  atomic_fetch_add_explicit(counter, amount, memory_order_relaxed);
+}
+
+// Spins, less what this thread has already lost to our own work.
+static void pay(int toll_class, double us) {
+  if (us <= 0) return;
+  double ns = us * 1e3, paid = ns < owed_ns ? ns : owed_ns;
+  uint64_t end = now_ns() + (uint64_t)(ns - paid);
+  owed_ns -= paid;
+  while (now_ns() < end) {
+  }
+  add(&counters->injected_ns[toll_class], (uint64_t)ns);
+}
+
+// ---- The driver's own functions, called from within callbacks.
+#define DRIVER(name) static typeof(&name) p_##name
+DRIVER(cuStreamSynchronize);
+DRIVER(cuStreamIsCapturing);
+DRIVER(cuPointerGetAttribute);
+DRIVER(cuModuleLoadData);
+DRIVER(cuModuleGetFunction);
+DRIVER(cuMemAlloc_v2);
+DRIVER(cuMemcpyHtoD_v2);
+DRIVER(cuLaunchKernel);
+DRIVER(cuCtxPushCurrent_v2);
+DRIVER(cuCtxPopCurrent_v2);
+#undef DRIVER
+
+static int find_driver(void) {
+  void *driver = dlopen("libcuda.so.1", RTLD_NOW);
+  if (!driver) return 0;
+#define FIND(name) if (!(p_##name = (typeof(p_##name))dlsym(driver, #name))) return 0
+  FIND(cuStreamSynchronize);
+  FIND(cuStreamIsCapturing);
+  FIND(cuPointerGetAttribute);
+  FIND(cuModuleLoadData);
+  FIND(cuModuleGetFunction);
+  FIND(cuMemAlloc_v2);
+  FIND(cuMemcpyHtoD_v2);
+  FIND(cuLaunchKernel);
+  FIND(cuCtxPushCurrent_v2);
+  FIND(cuCtxPopCurrent_v2);
+#undef FIND
+  return 1;
+}
+
+// ---- The delay before a collective: a kernel of one thread that waits as long as a word of device memory says, so that
+// one captured in a graph follows the tolls of the day.
+static const char DELAY_PTX[] =
+    ".version 7.0\n.target sm_70\n.address_size 64\n"
+    ".visible .entry cctrain_delay(.param .u64 duration_ns)\n{\n"
+    ".reg .u64 %rd<5>;\n.reg .pred %p<2>;\n"
+    "ld.param.u64 %rd1, [duration_ns];\nld.volatile.global.u64 %rd2, [%rd1];\nmov.u64 %rd3, %globaltimer;\n"
+    "AGAIN:\nmov.u64 %rd4, %globaltimer;\nsub.u64 %rd4, %rd4, %rd3;\nsetp.lt.u64 %p1, %rd4, %rd2;\n@%p1 bra AGAIN;\n"
+    "ret;\n}\n";
+#define MAX_CONTEXTS 16
+static struct { CUcontext context; CUfunction function; CUdeviceptr duration_ns; } delays[MAX_CONTEXTS];
+static _Atomic int num_delays;
+static pthread_mutex_t delays_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void write_duration(CUdeviceptr where, double us) {
+  uint64_t ns = (uint64_t)(us * 1e3);
+  p_cuMemcpyHtoD_v2(where, &ns, sizeof ns);
+}
+
+static int find_delay(CUcontext context) {
+  for (int i = 0; i < atomic_load(&num_delays); i++)
+    if (delays[i].context == context) return i;
+  return -1;
+}
+
+// Needs the context to be current and not capturing: it loads a module and allocates.
+static void prepare_delay(CUcontext context) {
+  pthread_mutex_lock(&delays_lock);
+  int i = atomic_load(&num_delays);
+  CUmodule module;
+  if (find_delay(context) < 0 && i < MAX_CONTEXTS && p_cuModuleLoadData(&module, DELAY_PTX) == CUDA_SUCCESS &&
+      p_cuModuleGetFunction(&delays[i].function, module, "cctrain_delay") == CUDA_SUCCESS &&
+      p_cuMemAlloc_v2(&delays[i].duration_ns, sizeof(uint64_t)) == CUDA_SUCCESS) {
+    write_duration(delays[i].duration_ns, 0);
+    void *arguments[] = {&delays[i].duration_ns};  // loaded lazily, so launched once where nothing can wait for it
+    p_cuLaunchKernel(delays[i].function, 1, 1, 1, 1, 1, 1, 0, CU_STREAM_PER_THREAD, arguments, NULL);
+    p_cuStreamSynchronize(CU_STREAM_PER_THREAD);
+    write_duration(delays[i].duration_ns, atomic_load(&active)->collective_us);
+    delays[i].context = context;
+    atomic_store(&num_delays, i + 1);
+  }
+  pthread_mutex_unlock(&delays_lock);
+}
+
+static void delay_on_gpu(CUcontext context, CUstream stream, const Tolls *tolls, int is_captured) {
+  if (!is_captured && tolls->collective_us <= 0) return;
+  int i = find_delay(context);
+  if (i < 0 && !is_captured) {
+    prepare_delay(context);
+    i = find_delay(context);
+  }
+  if (i < 0) {
+    snprintf(status, sizeof status, "a collective could not be delayed: the delay kernel does not load");
+    return;
+  }
+  void *arguments[] = {&delays[i].duration_ns};
+  p_cuLaunchKernel(delays[i].function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, NULL);
+  if (!is_captured) add(&counters->injected_ns[COLLECTIVE], (uint64_t)(tolls->collective_us * 1e3));
+}
+
+// NCCL's kernels are named nccl...; from C++ that is mangled to _Z, the name's length, and the name.
+static int is_collective(const char *symbol) {
+  if (!symbol) return 0;
+  if (symbol[0] == '_' && symbol[1] == 'Z')
+    for (symbol += 2; *symbol >= '0' && *symbol <= '9';) symbol++;
+  return !strncmp(symbol, "nccl", 4);
+}
+
+// ---- The driver calls that are met, and where their arguments lie.
+typedef enum { NONE, DO_LAUNCH, DO_GRAPH_LAUNCH, DO_WAIT, DO_H2D, DO_D2H, DO_D2D, DO_COPY, DO_OTHER_COPY,
+               DO_ALLOC_HOST, DO_ALLOC_DEVICE, DO_BEGIN_CAPTURE, DO_END_CAPTURE } Action;
+typedef struct {
+  const char *name;  // without the endings _v2, _ptds and _ptsz
+  Action action;
+  int16_t stream, host, bytes;  // offsets in the call's parameters, -1 where it has none
+  int8_t is_stream_in_config, is_async;
+} Call;
+
+#define AT(call, field) offsetof(call##_params, field)
+static const Call CALLS[] = {
+    {"cuLaunchKernel", DO_LAUNCH, AT(cuLaunchKernel, hStream), -1, -1},
+    {"cuLaunchKernelEx", DO_LAUNCH, AT(cuLaunchKernelEx, config), -1, -1, 1},
+    {"cuLaunchCooperativeKernel", DO_LAUNCH, AT(cuLaunchCooperativeKernel, hStream), -1, -1},
+    {"cuLaunchCooperativeKernelMultiDevice", DO_LAUNCH, -1, -1, -1},
+    {"cuMemsetD8", DO_LAUNCH, -1, -1, -1},
+    {"cuMemsetD16", DO_LAUNCH, -1, -1, -1},
+    {"cuMemsetD32", DO_LAUNCH, -1, -1, -1},
+    {"cuMemsetD2D8", DO_LAUNCH, -1, -1, -1},
+    {"cuMemsetD2D16", DO_LAUNCH, -1, -1, -1},
+    {"cuMemsetD2D32", DO_LAUNCH, -1, -1, -1},
+    {"cuMemsetD8Async", DO_LAUNCH, AT(cuMemsetD8Async, hStream), -1, -1},
+    {"cuMemsetD16Async", DO_LAUNCH, AT(cuMemsetD16Async, hStream), -1, -1},
+    {"cuMemsetD32Async", DO_LAUNCH, AT(cuMemsetD32Async, hStream), -1, -1},
+    {"cuMemsetD2D8Async", DO_LAUNCH, AT(cuMemsetD2D8Async, hStream), -1, -1},
+    {"cuMemsetD2D16Async", DO_LAUNCH, AT(cuMemsetD2D16Async, hStream), -1, -1},
+    {"cuMemsetD2D32Async", DO_LAUNCH, AT(cuMemsetD2D32Async, hStream), -1, -1},
+    {"cuGraphLaunch", DO_GRAPH_LAUNCH, AT(cuGraphLaunch, hStream), -1, -1},
+    {"cuStreamSynchronize", DO_WAIT, AT(cuStreamSynchronize, hStream), -1, -1},
+    {"cuEventSynchronize", DO_WAIT, -1, -1, -1},
+    {"cuCtxSynchronize", DO_WAIT, -1, -1, -1},
+    {"cuMemcpyHtoD", DO_H2D, -1, AT(cuMemcpyHtoD_v2, srcHost), AT(cuMemcpyHtoD_v2, ByteCount)},
+    {"cuMemcpyDtoH", DO_D2H, -1, AT(cuMemcpyDtoH_v2, dstHost), AT(cuMemcpyDtoH_v2, ByteCount)},
+    {"cuMemcpyDtoD", DO_D2D, -1, -1, AT(cuMemcpyDtoD_v2, ByteCount)},
+    {"cuMemcpyHtoDAsync", DO_H2D, AT(cuMemcpyHtoDAsync_v2, hStream), AT(cuMemcpyHtoDAsync_v2, srcHost),
+     AT(cuMemcpyHtoDAsync_v2, ByteCount), 0, 1},
+    {"cuMemcpyDtoHAsync", DO_D2H, AT(cuMemcpyDtoHAsync_v2, hStream), AT(cuMemcpyDtoHAsync_v2, dstHost),
+     AT(cuMemcpyDtoHAsync_v2, ByteCount), 0, 1},
+    {"cuMemcpyDtoDAsync", DO_D2D, AT(cuMemcpyDtoDAsync_v2, hStream), -1, AT(cuMemcpyDtoDAsync_v2, ByteCount), 0, 1},
+    {"cuMemcpy", DO_COPY, -1, -1, AT(cuMemcpy, ByteCount)},
+    {"cuMemcpyAsync", DO_COPY, AT(cuMemcpyAsync, hStream), -1, AT(cuMemcpyAsync, ByteCount), 0, 1},
+    {"cuMemcpyPeer", DO_D2D, -1, -1, AT(cuMemcpyPeer, ByteCount)},
+    {"cuMemcpyPeerAsync", DO_D2D, AT(cuMemcpyPeerAsync, hStream), -1, AT(cuMemcpyPeerAsync, ByteCount), 0, 1},
+    {"cuMemcpy2D", DO_OTHER_COPY, -1, -1, -1},
+    {"cuMemcpy2DUnaligned", DO_OTHER_COPY, -1, -1, -1},
+    {"cuMemcpy2DAsync", DO_OTHER_COPY, -1, -1, -1},
+    {"cuMemcpy3D", DO_OTHER_COPY, -1, -1, -1},
+    {"cuMemcpy3DAsync", DO_OTHER_COPY, -1, -1, -1},
+    {"cuMemcpyBatchAsync", DO_OTHER_COPY, -1, -1, -1},
+    {"cuMemAllocHost", DO_ALLOC_HOST, -1, -1, -1},
+    {"cuMemHostAlloc", DO_ALLOC_HOST, -1, -1, -1},
+    {"cuMemHostRegister", DO_ALLOC_HOST, -1, -1, -1},
+    {"cuMemAlloc", DO_ALLOC_DEVICE, -1, -1, -1},
+    {"cuMemAllocPitch", DO_ALLOC_DEVICE, -1, -1, -1},
+    {"cuMemAllocManaged", DO_ALLOC_DEVICE, -1, -1, -1},
+    {"cuMemCreate", DO_ALLOC_DEVICE, -1, -1, -1},
+    {"cuStreamBeginCapture", DO_BEGIN_CAPTURE, -1, -1, -1},
+    {"cuStreamBeginCaptureToGraph", DO_BEGIN_CAPTURE, -1, -1, -1},
+    {"cuStreamEndCapture", DO_END_CAPTURE, -1, -1, -1},
+};
+static const Call *calls[CUPTI_DRIVER_TRACE_CBID_SIZE];
+static int8_t is_per_thread[CUPTI_DRIVER_TRACE_CBID_SIZE];  // its stream 0 is the thread's own
+
+static const Call *find_call(const char *name, int8_t *is_ptsz) {
+  size_t length = strlen(name);
+  *is_ptsz = length > 5 && (!strcmp(name + length - 5, "_ptsz") || !strcmp(name + length - 5, "_ptds"));
+  if (*is_ptsz) length -= 5;
+  if (length > 3 && name[length - 3] == '_' && name[length - 2] == 'v') length -= 3;
+  for (size_t i = 0; i < sizeof CALLS / sizeof *CALLS; i++)
+    if (strlen(CALLS[i].name) == length && !strncmp(CALLS[i].name, name, length)) return &CALLS[i];
+  return NULL;
+}
+
+static CUstream stream_of(const Call *call, CUpti_CallbackId id, const char *parameters) {
+  CUstream stream = 0;
+  if (call->is_stream_in_config)
+    stream = (*(const CUlaunchConfig *const *)(parameters + call->stream))->hStream;
+  else if (call->stream >= 0)
+    stream = *(const CUstream *)(parameters + call->stream);
+  return !stream && is_per_thread[id] ? CU_STREAM_PER_THREAD : stream;
+}
+
+static int is_captured(const Call *call, CUstream stream) {
+  CUstreamCaptureStatus captured = CU_STREAM_CAPTURE_STATUS_NONE;
+  if (atomic_load_explicit(&num_capturing, memory_order_relaxed) <= 0 || call->stream < 0) return 0;
+  is_inside = 1;
+  CUresult result = p_cuStreamIsCapturing(stream, &captured);
+  is_inside = 0;
+  return result == CUDA_SUCCESS && captured != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+static int is_host_pinned(CUdeviceptr pointer) {
+  CUmemorytype type = 0;
+  is_inside = 1;
+  CUresult result = p_cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer);
+  is_inside = 0;
+  return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_HOST;
+}
+
+static int is_on_device(CUdeviceptr pointer) {
+  CUmemorytype type = 0;
+  is_inside = 1;
+  CUresult result = p_cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer);
+  is_inside = 0;
+  return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_DEVICE;
+}
+
+static int kind_of_copy(const Call *call, const char *parameters) {
+  CUdeviceptr host;
+  int to_device = call->action == DO_H2D;
+  if (call->action == DO_D2D) return D2D;
+  if (call->action == DO_COPY) {
+    const cuMemcpyAsync_params *any = (const void *)parameters;
+    int is_from_device = is_on_device(any->src);
+    to_device = is_on_device(any->dst);
+    if (to_device && is_from_device) return D2D;
+    host = to_device ? any->src : any->dst;
+  } else {
+    host = *(const CUdeviceptr *)(parameters + call->host);
+  }
+  int is_pinned = is_host_pinned(host);
+  return to_device ? (is_pinned ? H2D_PINNED : H2D_PAGEABLE) : (is_pinned ? D2H_PINNED : D2H_PAGEABLE);
+}
+
+// Straight lines between the points, as profile.py's copy_toll_us has it.
+static double copy_toll_us(const Tolls *tolls, int kind, double bytes) {
+  const double(*points)[2] = tolls->points[kind];
+  int n = tolls->num_points[kind], i = 1;
+  if (n == 0) return 0;
+  if (n == 1 || bytes <= points[0][0]) return points[0][1];
+  while (i < n - 1 && bytes > points[i][0]) i++;
+  double slope = (points[i][1] - points[i - 1][1]) / (points[i][0] - points[i - 1][0]);
+  double us = points[i - 1][1] + slope * (bytes - points[i - 1][0]);
+  return us > 0 ? us : 0;
+}
+
+// ---- Both ends of a call.
+static void stretch_host(const Tolls *tolls) {
+  if (left_generation != tolls->generation) owed_ns = 0;
+  if (tolls->host_ratio <= 1 || left_generation != tolls->generation) return;
+  uint64_t begin = now_ns(), cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+  owed_ns += (double)(now_ns() - begin);
+  pay(HOST, (double)(cpu_ns - left_cpu_ns) / 1e3 * (tolls->host_ratio - 1));
+}
+
+static void leave_host(const Tolls *tolls) {
+  left_generation = tolls->generation;
+  if (tolls->host_ratio <= 1) return;
+  uint64_t begin = now_ns();
+  left_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+  owed_ns += (double)(now_ns() - begin);
+}
+
+static void on_enter(const Call *call, CUpti_CallbackId id, const CUpti_CallbackData *data, const Tolls *tolls) {
+  CUstream stream = stream_of(call, id, data->functionParams);
+  int captured = is_captured(call, stream);
+  if (!captured) stretch_host(tolls);
+  if (call->action == DO_LAUNCH || call->action == DO_D2D) {
+    if (is_collective(data->symbolName)) {
+      uint64_t begin = now_ns();
+      is_inside = 1;
+      delay_on_gpu(data->context, stream, tolls, captured);
+      is_inside = 0;
+      owed_ns += (double)(now_ns() - begin);
+      if (!captured) add(&counters->collectives, 1);
+    }
+    if (!captured) pay(LAUNCH, tolls->launch_us);
+  } else if (call->action == DO_GRAPH_LAUNCH) {
+    if (!captured) pay(GRAPH_LAUNCH, tolls->graph_launch_us);
+  } else if (call->action == DO_BEGIN_CAPTURE) {
+    is_inside = 1;
+    if (find_delay(data->context) < 0) prepare_delay(data->context);
+    is_inside = 0;
+  }
+  entered_ns = now_ns();
+}
+
+static void copied(const Call *call, CUstream stream, const char *parameters, const Tolls *tolls) {
+  int kind = kind_of_copy(call, parameters);
+  size_t bytes = *(const size_t *)(parameters + call->bytes);
+  add(&counters->copies[kind], 1);
+  add(&counters->bytes[kind], bytes);
+  if (kind == D2D) {
+    add(&counters->launches, 1);
+    if (call->action == DO_COPY) pay(LAUNCH, tolls->launch_us);  // its direction was not known when it began
+    return;
+  }
+  if (call->is_async && tolls->blocks[kind]) {
+    uint64_t begin = now_ns();
+    is_inside = 1;
+    p_cuStreamSynchronize(stream);
+    is_inside = 0;
+    add(&counters->injected_ns[COPY], now_ns() - begin);
+  }
+  pay(COPY, copy_toll_us(tolls, kind, (double)bytes));
+}
+
+static void on_exit_of(const Call *call, CUpti_CallbackId id, const CUpti_CallbackData *data, const Tolls *tolls) {
+  uint64_t lasted = now_ns() - entered_ns;
+  CUstream stream = stream_of(call, id, data->functionParams);
+  CUresult result = *(const CUresult *)data->functionReturnValue;
+  int captured = is_captured(call, stream);
+  add(&counters->in_driver_ns, lasted);
+  if (captured) {
+    if (call->action <= DO_OTHER_COPY && call->action != DO_WAIT) add(&counters->graph_nodes, 1);
+    return;
+  }
+  switch (call->action) {
+    case DO_LAUNCH: add(&counters->launches, 1); break;
+    case DO_GRAPH_LAUNCH: add(&counters->graph_launches, 1); break;
+    case DO_WAIT:
+      add(&counters->waits, 1);
+      add(&counters->blocked_ns, lasted);
+      pay(WAIT, tolls->wait_us);
+      break;
+    case DO_H2D: case DO_D2H: case DO_D2D: case DO_COPY:
+      if (call->action != DO_D2D) add(&counters->blocked_ns, lasted);
+      copied(call, stream, data->functionParams, tolls);
+      break;
+    case DO_OTHER_COPY: add(&counters->other_copies, 1); break;
+    case DO_ALLOC_HOST: add(&counters->allocs_host, 1); pay(ALLOC, tolls->alloc_host_us); break;
+    case DO_ALLOC_DEVICE: add(&counters->allocs_device, 1); pay(ALLOC, tolls->alloc_device_us); break;
+    case DO_BEGIN_CAPTURE: if (result == CUDA_SUCCESS) atomic_fetch_add(&num_capturing, 1); break;
+    case DO_END_CAPTURE: if (result != CUDA_ERROR_ILLEGAL_STATE) atomic_fetch_sub(&num_capturing, 1); break;
+    default: break;
+  }
+  leave_host(tolls);
+}
+
+static void CUPTIAPI on_call(void *unused, CUpti_CallbackDomain domain, CUpti_CallbackId id, const void *raw) {
+  (void)unused, (void)domain;
+  const CUpti_CallbackData *data = raw;
+  if (is_inside || id >= CUPTI_DRIVER_TRACE_CBID_SIZE || !calls[id]) return;
+  const Tolls *tolls = atomic_load_explicit(&active, memory_order_acquire);
+  if (data->callbackSite == CUPTI_API_ENTER)
+    on_enter(calls[id], id, data, tolls);
+  else
+    on_exit_of(calls[id], id, data, tolls);
+}
+
+// ---- The interface, for ctypes.
+
+// Numbers between spaces: launch, graph launch, wait, host allocation, device allocation, collective (us), host ratio;
+// then for h2d pinned, h2d pageable, d2h pinned, d2h pageable: whether it blocks (0 or 1), number of points, and each
+// point's bytes and us. Returns 1, or 0 for a text that is not so, which changes nothing.
+int cctrain_set_tolls(const char *text) {
+  static _Atomic unsigned generation;
+  Tolls *tolls = calloc(1, sizeof *tolls);  // never freed: a thread may hold it, and a run has some dozens
+  double *scalars[] = {&tolls->launch_us, &tolls->graph_launch_us, &tolls->wait_us, &tolls->alloc_host_us,
+                       &tolls->alloc_device_us, &tolls->collective_us, &tolls->host_ratio};
+  char *end = (char *)text;
+#define NEXT(target) do { text = end; (target) = strtod(text, &end); if (end == text) { free(tolls); return 0; } } while (0)
+  for (size_t i = 0; i < sizeof scalars / sizeof *scalars; i++) NEXT(*scalars[i]);
+  for (int kind = 0; kind < D2D; kind++) {
+    NEXT(tolls->blocks[kind]);
+    NEXT(tolls->num_points[kind]);
+    if (tolls->num_points[kind] < 0 || tolls->num_points[kind] > MAX_POINTS) { free(tolls); return 0; }
+    for (int i = 0; i < tolls->num_points[kind]; i++)
+      for (int j = 0; j < 2; j++) NEXT(tolls->points[kind][i][j]);
+  }
+#undef NEXT
+  tolls->generation = atomic_fetch_add(&generation, 1) + 1;
+  atomic_store_explicit(&active, tolls, memory_order_release);
+  is_inside = 1;
+  for (int i = 0; i < atomic_load(&num_delays); i++) {
+    CUcontext unused;
+    p_cuCtxPushCurrent_v2(delays[i].context);
+    write_duration(delays[i].duration_ns, tolls->collective_us);
+    p_cuCtxPopCurrent_v2(&unused);
+  }
+  is_inside = 0;
+  return 1;
+}
+
+// Copies the counters. Returns how many bytes they take; `size` must not be less.
+size_t cctrain_read_counters(void *target, size_t size) {
+  if (size >= sizeof *counters) memcpy(target, counters, sizeof *counters);
+  return sizeof *counters;
+}
+
+static CUpti_SubscriberHandle subscriber;
+
+// Meet the driver's calls from now on, or let them pass (to measure what meeting them costs). Returns how many kinds.
+int cctrain_meet(int is_on) {
+  int met = 0;
+  for (CUpti_CallbackId id = 1; id < CUPTI_DRIVER_TRACE_CBID_SIZE; id++)
+    met += calls[id] && cuptiEnableCallback(is_on, subscriber, CUPTI_CB_DOMAIN_DRIVER_API, id) == CUPTI_SUCCESS;
+  return met;
+}
+
+// "" while all is well, else what is wrong.
+const char *cctrain_status(void) { return status; }
+
+static void map_counters(void) {
+  const char *directory = getenv("CCTRAIN_CROSSINGS");
+  char path[4096];
+  if (!directory || !*directory) return;
+  if (snprintf(path, sizeof path, "%s/%d.counters", directory, (int)getpid()) >= (int)sizeof path) return;
+  int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (file < 0) return;
+  if (ftruncate(file, sizeof *counters) == 0) {
+    void *mapped = mmap(NULL, sizeof *counters, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (mapped != MAP_FAILED) counters = mapped;
+  }
+  close(file);
+}
+
+// What went wrong, for whoever asks and for the program's stderr.
+static int refuse(const char *format, const char *detail) {
+  snprintf(status, sizeof status, format, detail);
+  fprintf(stderr, "cctrain: emulation is not at work: %s\n", status);
+  return 0;
+}
+
+// Called by the driver, once, before the process's first CUDA call returns.
+int InitializeInjection(void) {
+  const char *tolls = getenv("CCTRAIN_TOLLS"), *why = NULL;
+  CUptiResult result;
+  if (!find_driver()) return refuse("the CUDA driver lacks a function that it needs%s: it is too old", "");
+  if ((result = cuptiSubscribe(&subscriber, (CUpti_CallbackFunc)on_call, NULL)) != CUPTI_SUCCESS) {
+    cuptiGetResultString(result, &why);
+    return refuse("CUPTI takes one subscriber and refused this one (%s): is a profiler running?", why ? why : "?");
+  }
+  calibrate();
+  map_counters();
+  if (tolls && *tolls && !cctrain_set_tolls(tolls))
+    return refuse("CCTRAIN_TOLLS=%s is not what cctrain_set_tolls takes", tolls);
+  for (CUpti_CallbackId id = 1; id < CUPTI_DRIVER_TRACE_CBID_SIZE; id++) {
+    const char *name = NULL;
+    if (cuptiGetCallbackName(CUPTI_CB_DOMAIN_DRIVER_API, id, &name) != CUPTI_SUCCESS || !name) continue;
+    calls[id] = find_call(name, &is_per_thread[id]);
+  }
+  int met = cctrain_meet(1);
+  if (!met) return refuse("CUPTI let none of the driver's calls be met%s", "");
+  status[0] = 0;
+  return 1;
+}

@@ -1,0 +1,47 @@
+"""What an emulated run came to: the parts of its record that others do not have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cctrain.emulation.arms import explained_classes
+from cctrain.emulation.blocks import ALL, OFF
+from cctrain.emulation.crossings import mean_crossings
+from cctrain.emulation.explain import explain
+from cctrain.emulation.keep import keep_ratio
+from cctrain.emulation.profile import Profile
+from cctrain.emulation.rounds import whole_rounds
+from cctrain.records import StepRecord, Summary
+
+Rows = Sequence[Mapping[int, Mapping[str, Any]]]
+"""Each rank's sample rows by step."""
+
+
+def of_arm(steps: Sequence[StepRecord], arm: str) -> list[StepRecord]:
+    """The steps under one arm."""
+    return [step for step in steps if step.arm == arm]
+
+
+def steady_numbers(steps: Sequence[StepRecord], summary: Summary) -> list[int]:
+    """The numbers of the measured steps that `summary` is over."""
+    first = summary.steady_state.first_step
+    return [step.step for step in steps if not step.is_warmup and step.step >= first]
+
+
+def outcome(
+    profile: Profile, steps: Sequence[StepRecord], tolled: Summary, plain: Summary, rows: Rows, *, is_explained: bool
+) -> dict[str, Any]:
+    """The record's `tolls`, `summary_off`, `keep_ratio`, `crossings` and `explain`, from the summaries of both arms."""
+    first_steps = {ALL: tolled.steady_state.first_step, OFF: plain.steady_state.first_step}
+    rounds = whole_rounds(steps, first_steps)
+    kept = keep_ratio(rounds)
+    paid = mean_crossings(rows, steady_numbers(of_arm(steps, ALL), tolled))
+    classes = explained_classes(profile, len(rows)) if is_explained else ()
+    return {
+        "summary_off": dataclasses.asdict(plain),
+        "keep_ratio": dataclasses.asdict(kept) if kept else None,
+        "crossings": mean_crossings(rows, steady_numbers(of_arm(steps, OFF), plain)),
+        "explain": explain(rounds, classes, paid["injected_s"]) if is_explained and paid else None,
+    }

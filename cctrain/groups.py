@@ -1,0 +1,224 @@
+"""Runs to groups, and which group is held against which.
+
+Runs of one recipe and setting are grouped by mode. CC on is held against CC off; an emulated run against its own plain
+steps, because both were taken by turns in one process. Where settings are told apart (stock and graphed steps), each is
+also held against the first one of the same mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from cctrain import ratios
+from cctrain.arms import Arm, arms_of
+from cctrain.comparable import alike
+from cctrain.errors import RequestError
+from cctrain.load import Run
+
+FIELDS = ("step", "engine", "tolls", "sequence")
+"""What `by` tells settings apart by; tolls (the profile of an emulated run) are told apart by anyway."""
+_STOCK = ("stock", "automodel")
+"""What others are held against."""
+
+Setting = tuple[tuple[str, str], ...]
+Cell = tuple[str, Setting]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is asked of a comparison."""
+
+    by: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    margin: float = ratios.MARGIN
+    against_off_runs: bool = False
+    """Hold emulated runs against runs with CC off instead of their own plain steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Two groups of arms to be compared. See `compare.Comparison` for the names."""
+
+    recipe: str
+    setting: str
+    base: str
+    other: str
+    base_arms: tuple[Arm, ...]
+    other_arms: tuple[Arm, ...]
+    is_same_run: bool = False
+    is_emulation_against_on: bool = False
+    differing: tuple[str, ...] = ()
+    """Fields that are meant to differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs of one recipe, setting and mode."""
+
+    arms: tuple[Arm, ...]
+    own_off: tuple[Arm, ...] = ()
+    """The plain steps of emulated runs."""
+
+
+def planned(runs: Sequence[Run], options: Options) -> tuple[list[Plan], tuple[str, ...]]:
+    """What is held against what, and notes on what is left over. Raises RequestError where nothing can be compared."""
+    groups = _grouped(runs, options)
+    plans: list[Plan] = []
+    notes: list[str] = []
+    for (recipe, setting), modes in groups.items():
+        name = ", ".join(value for _, value in setting if value)
+        found = list(_by_mode(recipe, name, modes, options))
+        plans += found
+        held = {label for plan in found for label in (plan.base, plan.other)}
+        alone = [label for label in modes if label not in held]
+        if alone and found:
+            notes.append(f"{_called(recipe, setting)}: runs with mode {', '.join(alone)} have none to be held against")
+        notes += _unlike_beside(recipe, setting, modes, found)
+    plans += _by_setting(groups)
+    held_recipes = {plan.recipe for plan in plans}
+    notes += [
+        f"nothing to hold {_listed({cell: modes})} against"
+        for cell, modes in groups.items()
+        if cell[0] not in held_recipes
+    ]
+    if not plans:
+        raise RequestError(
+            f"nothing to compare ({_listed(groups)}): of one recipe it takes runs with CC off and on, an emulated run, "
+            "or --by step or --by engine with two of them"
+        )
+    return plans, tuple(notes)
+
+
+def _unlike_beside(recipe: str, setting: Setting, modes: Mapping[str, Group], plans: Sequence[Plan]) -> Iterator[str]:
+    """Rows that stand in one table without being held against each other may differ: a note says in what."""
+    if len(plans) > 1:
+        fields = [one.field for one in alike([arm.run for group in modes.values() for arm in group.arms])]
+        own = {one.field for plan in plans for one in alike([arm.run for arm in (*plan.base_arms, *plan.other_arms)])}
+        beside = [field for field in fields if field not in own]
+        if beside:
+            yield f"{_called(recipe, setting)}: the rows differ among themselves in {', '.join(beside)}"
+
+
+def _called(recipe: str, setting: Setting) -> str:
+    return ", ".join([recipe, *(value for _, value in setting if value)])
+
+
+def _grouped(runs: Sequence[Run], options: Options) -> dict[Cell, dict[str, Group]]:
+    """By recipe and setting, then by mode: off, emulated with each profile, on, unknown."""
+    labels = _labels(runs)
+    groups: dict[Cell, dict[str, Group]] = {}
+    for run in sorted(runs, key=_order):
+        *own_off, arm = arms_of(run)
+        label = labels[run.run_id]
+        cell = groups.setdefault((run.recipe, tuple((name, _setting(run, name)) for name in options.by)), {})
+        group = cell.get(label, Group(()))
+        cell[label] = Group((*group.arms, arm), (*group.own_off, *own_off))
+    return groups
+
+
+def _order(run: Run) -> tuple[object, ...]:
+    sequence = run.identity.get("sequence")
+    seq_len = sequence.get("seq_len") if isinstance(sequence, dict) else None
+    modes = ("off", "emulated", "on", "unknown")
+    return (
+        run.recipe,
+        run.engine not in _STOCK,
+        run.step_kind not in _STOCK,
+        seq_len if isinstance(seq_len, int) else 0,
+        modes.index(run.mode),
+        run.profile,
+        run.started_at.timestamp() if run.started_at else math.inf,
+        run.run_id,
+    )
+
+
+def _labels(runs: Sequence[Run]) -> dict[str, str]:
+    """By run: the mode, with the profile's name, and its hash where two profiles go by one name."""
+    hashes: dict[str, set[str]] = {}
+    for run in runs:
+        hashes.setdefault(run.profile, set()).add(_hash(run))
+    return {
+        run.run_id: f"emulated {run.profile}" + f" ({_hash(run)[:8]})" * (len(hashes[run.profile]) > 1)
+        if run.mode == "emulated"
+        else run.mode
+        for run in runs
+    }
+
+
+def _hash(run: Run) -> str:
+    return str((run.tolls or {}).get("sha256"))
+
+
+def _setting(run: Run, name: str) -> str:
+    if name == "sequence":
+        facts = run.identity.get("sequence")
+        facts = facts if isinstance(facts, dict) else {"seq_len": facts}
+        rest = [
+            f"{key} {value}" for key, value in facts.items() if key != "seq_len" and value not in (None, 0, "fixed")
+        ]
+        return ", ".join([f"seq_len {facts.get('seq_len')}", *rest])
+    return {"step": run.step_kind, "engine": run.engine}.get(name, "")
+
+
+def _by_mode(recipe: str, setting: str, modes: Mapping[str, Group], options: Options) -> Iterator[Plan]:
+    off = modes.get("off")
+    for label, group in modes.items():
+        if group.own_off and not (options.against_off_runs and off):
+            yield Plan(
+                recipe=recipe,
+                setting=setting,
+                base="off",
+                other=label,
+                base_arms=group.own_off,
+                other_arms=group.arms,
+                is_same_run=True,
+            )
+        elif off and label != "off":
+            yield Plan(
+                recipe=recipe, setting=setting, base="off", other=label, base_arms=off.arms, other_arms=group.arms
+            )
+        against_on = "mode" in options.allow or not off
+        if group.own_off and "on" in modes and against_on:
+            yield Plan(
+                recipe=recipe,
+                setting=setting,
+                base="on",
+                other=label,
+                base_arms=modes["on"].arms,
+                other_arms=group.arms,
+                is_emulation_against_on=True,
+            )
+
+
+def _by_setting(groups: Mapping[Cell, Mapping[str, Group]]) -> Iterator[Plan]:
+    """Each step or engine against the first one of the same recipe and mode; sequences stand side by side only."""
+    first: dict[tuple[str, ...], tuple[Setting, Group]] = {}
+    for (recipe, setting), modes in groups.items():
+        told_apart = {name for name, _ in setting} & {"step", "engine"}
+        for label, group in modes.items() if told_apart else ():
+            rest = [value for name, value in setting if name == "sequence"]
+            base_setting, base = first.setdefault((recipe, *rest, label), (setting, group))
+            if base is not group:
+                yield Plan(
+                    recipe=recipe,
+                    setting=", ".join([*rest, "CC off" if label == "off" else "CC on" if label == "on" else label]),
+                    base=_named(base_setting),
+                    other=_named(setting),
+                    base_arms=base.arms,
+                    other_arms=group.arms,
+                    differing=tuple({"step": "step_kind"}.get(name, name) for name in told_apart),
+                )
+
+
+def _named(setting: Setting) -> str:
+    return ", ".join(value for name, value in setting if name in ("step", "engine"))
+
+
+def _listed(groups: Mapping[Cell, Mapping[str, Group]]) -> str:
+    return "; ".join(
+        f"{_called(*cell)}: "
+        + ", ".join(f"{len(group.arms)} run{'s' * (len(group.arms) > 1)} {label}" for label, group in modes.items())
+        for cell, modes in groups.items()
+    )

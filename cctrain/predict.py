@@ -1,0 +1,256 @@
+"""What CC would cost a run that was made without it: a what-if, from its crossings and a toll profile.
+
+The host pays tolls at every crossing, and its own code runs slower. In a step that is, with copies at their mean size,
+
+    D = sum of count x toll + (host_ratio - 1) x (step time - time in driver calls)
+
+The host runs ahead of the GPU: for `blocked_s` of the step it only waits, and that much of D nobody sees. Collectives'
+tolls, G, delay the GPU itself, while the host's are paid and not after them. So a step takes longer by
+
+    max(0, D - blocked_s, G)     the estimate: of host and GPU, the one that is held up longer counts
+    max(0, D - blocked_s)        at least: every toll at its low end, G hidden beside computation
+    D + G                        at most: every toll at its high end, and nothing hidden
+
+Extra time travels between machines, ratios do not (a faster host is less of the bottleneck): it is added to the step
+time, or to that of a CC-off run elsewhere, before anything is divided. What a copy costs by draining its stream is not
+in D. It ends the host's run-ahead, so that less than blocked_s is hidden: the upper end of the range.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cctrain.emulation.profile import RATIOS, Profile, copy_toll_us
+from cctrain.errors import RequestError
+from cctrain.untrusted import expect, shown
+
+_MOST_BYTES = 64 << 20
+_MOST = 1e12
+_COPIES = ("h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable")
+_COUNTS = {
+    "launches": "launch_us",
+    "graph_launches": "graph_launch_us",
+    "waits": "wait_us",
+    "allocs_host": "alloc_host_us",
+    "allocs_device": "alloc_device_us",
+    "collectives": "collective_us",
+}
+"""The counts of a record's crossings, and the toll that each pays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """An estimate between its lowest and highest value."""
+
+    low: float
+    value: float
+    high: float
+
+    def times(self, factor: float) -> Range:
+        """All three by `factor`."""
+        return Range(self.low * factor, self.value * factor, self.high * factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What a prediction starts from: the plain steps of a run, on the rank that launched most."""
+
+    path: Path
+    counted_by: str
+    step_time_s: float
+    """Mean."""
+    is_steady: bool
+    counts: Mapping[str, float]
+    """A step, by the toll that is paid."""
+    copy_bytes: Mapping[str, float]
+    """Mean bytes of a copy, by its toll."""
+    in_driver_s: float
+    blocked_s: float
+    emulated: Mapping[str, Any] | None
+    """Of an emulated run: its profile's `sha256`, and its `keep_ratio` with `ci95`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one toll adds to a step."""
+
+    toll: str
+    a_step: float
+    """How often it is paid; of host_ratio, seconds of host code."""
+    each: Range | None
+    """Microseconds each; of host_ratio, the ratio. None where the profile does not know."""
+    extra_s: Range | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What CC adds to a step. Seconds."""
+
+    parts: tuple[Part, ...]
+    base_step_time_s: float
+    hidden_s: float
+    """Of the estimate, what is paid without making the step longer."""
+    extra_s: Range
+    measured: Range | None
+    """The loss that the run itself measured under the same tolls, with its 95 % interval."""
+
+    @property
+    def step_time_s(self) -> Range:
+        """With CC."""
+        base, extra = self.base_step_time_s, self.extra_s
+        return Range(base + extra.low, base + extra.value, base + extra.high)
+
+    @property
+    def loss(self) -> Range:
+        """Throughput lost, 0 to 1."""
+        base, extra = self.base_step_time_s, self.extra_s
+        return Range(*(each / (base + each) for each in (extra.low, extra.value, extra.high)))
+
+    @property
+    def off_by(self) -> float | None:
+        """Predicted minus measured loss."""
+        return self.loss.value - self.measured.value if self.measured else None
+
+
+def predict(base: Base, profile: Profile, base_step_time_s: float | None = None) -> Prediction:
+    """What `profile` adds to a step of `base`, or to one of `base_step_time_s` that was measured elsewhere."""
+    if base.counted_by == "operators":
+        profile = profile.of_classes(["launch"])  # all that the CPU's stand-in pays
+    counts = {**base.counts, "host_ratio": max(0.0, base.step_time_s - base.in_driver_s)}
+    parts = tuple(_part(base, profile, toll, count) for toll, count in counts.items() if count)
+    known = [(part.toll, part.extra_s) for part in parts if part.extra_s]
+    host = _total(extra for toll, extra in known if toll != "collective_us")
+    gpu = _total(extra for toll, extra in known if toll == "collective_us")
+    extra_s = Range(
+        max(0.0, host.low - base.blocked_s), max(0.0, host.value - base.blocked_s, gpu.value), host.high + gpu.high
+    )
+    return Prediction(
+        parts=parts,
+        base_step_time_s=base.step_time_s if base_step_time_s is None else base_step_time_s,
+        hidden_s=host.value + gpu.value - extra_s.value,
+        extra_s=extra_s,
+        measured=_measured(base, profile) if base_step_time_s is None else None,
+    )
+
+
+def _part(base: Base, profile: Profile, toll: str, count: float) -> Part:
+    value = profile.tolls[toll].value
+    if value is None:
+        return Part(toll, count, None, None)
+    if toll in base.copy_bytes:
+        us = copy_toll_us(profile.points(toll), base.copy_bytes[toll])
+        each = Range(us, us, us)
+    else:
+        number = profile.number(toll)
+        low, high = profile.tolls[toll].interval or (number, number)
+        each = Range(low, number, high)
+    if toll in RATIOS:
+        return Part(toll, count, each, Range(each.low - 1, each.value - 1, each.high - 1).times(count))
+    return Part(toll, count, each, each.times(count * 1e-6))
+
+
+def _total(ranges: Iterable[Range]) -> Range:
+    listed = list(ranges)
+    return Range(*(math.fsum(getattr(each, end) for each in listed) for end in ("low", "value", "high")))
+
+
+def _measured(base: Base, profile: Profile) -> Range | None:
+    if not base.emulated or base.emulated["sha256"] != profile.sha256:
+        return None
+    keep = base.emulated["keep_ratio"]
+    low, high = base.emulated["ci95"] or (keep, keep)
+    return Range(1 - high, 1 - keep, 1 - low)
+
+
+def read_base(path: Path) -> Base:
+    """The plain steps of the run in the file, or run directory, `path`. Raises RequestError for what holds none."""
+    file = path / "run.json" if path.is_dir() else path
+    try:
+        return _parse(path, json.loads(_content(file), parse_constant=_refuse_constant))
+    except OSError as error:
+        raise RequestError(f"{shown(file)} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{shown(file)} cannot be predicted from: {error}") from error
+
+
+def _content(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file at all")
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+    return content.decode("utf-8")
+
+
+def _parse(path: Path, node: Any) -> Base:
+    expect(node, dict, "the file")
+    if node.get("mode") == "on":
+        raise ValueError("its steps have paid CC's tolls already; give a run with CC off")
+    crossings = node.get("crossings")
+    if crossings is None:
+        raise ValueError("it holds no crossings; a run with measure.crossings=true, or with cc=emulated, counts them")
+    expect(crossings, dict, "crossings")
+    name = "summary_off" if node.get("mode") == "emulated" else "summary"
+    summary = expect(node.get(name), dict, name)
+    step_time_s = _number(expect(summary.get("step_time_s"), dict, f"{name}.step_time_s").get("mean"), f"{name} mean")
+    if not step_time_s:
+        raise ValueError(f"the mean step time of its {name} is 0")
+    by_operators = crossings.get("counted_by") == "operators"
+    counts = {"launch_us": _number(crossings.get("operators"), "operators")} if by_operators else _counts(crossings)
+    copies = {} if by_operators else _copies(crossings)
+    times = {key: 0.0 if by_operators else _number(crossings.get(key), key) for key in ("in_driver_s", "blocked_s")}
+    return Base(
+        path=path,
+        counted_by="operators" if by_operators else "cupti",
+        step_time_s=step_time_s,
+        is_steady=expect(summary.get("steady_state"), dict, f"{name}.steady_state").get("is_steady") is True,
+        counts={**counts, **{toll: count for toll, (count, _) in copies.items()}},
+        copy_bytes={
+            toll: _number(num_bytes / count, f"mean bytes of {toll}")
+            for toll, (count, num_bytes) in copies.items()
+            if count
+        },
+        **times,
+        emulated=_emulated(node),
+    )
+
+
+def _counts(crossings: Mapping[str, Any]) -> dict[str, float]:
+    return {toll: _number(crossings.get(name), name) for name, toll in _COUNTS.items()}
+
+
+def _copies(crossings: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    copies = expect(crossings.get("copies"), dict, "copies")
+    found = {}
+    for kind in _COPIES:
+        copy = expect(copies.get(kind), dict, f"copies.{kind}")
+        numbers = tuple(_number(copy.get(key), f"copies.{kind}.{key}") for key in ("count", "bytes"))
+        found[f"copy_{kind}_us"] = (numbers[0], numbers[1])
+    return found
+
+
+def _emulated(node: Mapping[str, Any]) -> dict[str, Any] | None:
+    tolls, keep = node.get("tolls"), node.get("keep_ratio")
+    if not isinstance(tolls, dict) or not isinstance(keep, dict):
+        return None
+    ci95 = keep.get("ci95")
+    if ci95 is not None:
+        low, high = expect(ci95, list, "keep_ratio.ci95")
+        ci95 = (_number(low, "keep_ratio.ci95"), _number(high, "keep_ratio.ci95"))
+    return {"sha256": tolls.get("sha256"), "keep_ratio": _number(keep.get("value"), "keep_ratio"), "ci95": ci95}
+
+
+def _number(node: Any, what: str) -> float:
+    if isinstance(node, bool) or not isinstance(node, (int, float)) or not 0 <= node < _MOST:
+        raise ValueError(f"{what} is {shown(node)}, not a number of 0 or more")
+    return float(node)
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of strict JSON")

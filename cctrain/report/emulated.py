@@ -1,0 +1,83 @@
+"""What an emulated run came to, for the terminal: its keep ratio, its crossings, and where the loss comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cctrain.report.crossings import print_assumptions
+
+
+def emulated_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the summary's table."""
+    rows, kept, off = [], record["keep_ratio"], record["summary_off"]
+    if off:
+        rows.append(("step time, no tolls", f"{_ms(off['step_time_s']['median'])} median"))
+    if kept and off and off["steady_state"]["is_steady"] and record["summary"]["steady_state"]["is_steady"]:
+        rows.append(("keep ratio", f"{_kept(kept)}, {kept['num_pairs']} pairs of blocks"))
+        rows.append(("loss", f"{1 - kept['value']:.1%} of throughput to the tolls of {record['tolls']['name']}"))
+    elif off and not off["steady_state"]["is_steady"]:
+        rows.append(("plain steps", off["steady_state"]["why"]))
+    return rows
+
+
+def crossings_rows(crossings: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The row of the summary's table that says what a plain step crossed; none where it was not counted."""
+    if not crossings:
+        return []
+    if "operators" in crossings:
+        return [("a step crosses", f"{crossings['operators']:,.0f} operators, each in place of a launch")]
+    names = ("launches", "graph_launches", "waits", "collectives", "allocs_device", "allocs_host")
+    parts = [f"{crossings[name]:,.0f} {name.replace('_', ' ')}" for name in names if crossings[name] >= 0.5]
+    copies = crossings["copies"].items()
+    parts += [
+        f"{copy['count']:,.0f} copies {kind.replace('_', ' ')} ({copy['bytes'] / 1e3:,.1f} kB)"
+        for kind, copy in copies
+        if copy["count"] >= 0.5
+    ]
+    return [("a plain step crosses", ", ".join(parts))]
+
+
+def print_explanation(explained: Mapping[str, Any], step_time_off_s: float, console: Console) -> None:
+    """A table of what each class of tolls costs a step."""
+    table = Table("toll", title="where the loss comes from, a step")
+    for heading in ("costs", "alone", "left out", "injected"):
+        table.add_column(heading, justify="right")
+    for row in explained["classes"]:
+        cells = (row["alone_s"], row["left_out_s"], row["injected_s"])
+        name = str(row["name"]).replace("_", " ")
+        table.add_row(name, _with_ci(row["cost_s"], row["ci95"]), *(_ms(cell) for cell in cells))
+    table.add_row("unexplained", _with_ci(explained["unexplained_s"], explained["unexplained_ci95"]), end_section=True)
+    total = _with_ci(explained["total_s"], explained["total_ci95"])
+    table.add_row("all together", total, "", "", _ms(explained["injected_s"]), style="bold")
+    table.caption = f"of {explained['num_rounds']} rounds; a plain step takes {_ms(step_time_off_s)}"
+    console.print(table)
+    share = explained["host_bound_share"]
+    if share is not None:
+        console.print(f"{share:.0%} of what was injected shows in the step; the rest ran while the GPU was busy anyway")
+
+
+def print_emulated(record: Mapping[str, Any], console: Console | None = None) -> None:
+    """What goes below the summary's table of an emulated run."""
+    console = console or Console(soft_wrap=True, markup=False)
+    if record["explain"] and record["summary_off"]:
+        print_explanation(record["explain"], record["summary_off"]["step_time_s"]["mean"], console)
+    print_assumptions(console)
+
+
+def _kept(kept: Mapping[str, Any]) -> str:
+    if kept["ci95"] is None:
+        return f"{kept['value']:.3f}, no interval from one pair"
+    low, high = kept["ci95"]
+    return f"{kept['value']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"
+
+
+def _with_ci(seconds: float, ci95: list[float] | None) -> str:
+    return _ms(seconds) if ci95 is None else f"{seconds * 1e3:.1f} ± {(ci95[1] - ci95[0]) / 2 * 1e3:.1f} ms"

@@ -1,0 +1,71 @@
+"""The section `explain` of records: what each class of tolls adds to a step, over the runs that say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cctrain.load import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """One class of tolls. Seconds a step."""
+
+    name: str
+    cost_s: float
+    alone_s: float | None
+    """Paid alone."""
+    left_out_s: float | None
+    """Saved where it alone is not paid."""
+    ci95: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Where the loss of an emulated run comes from. Seconds a step."""
+
+    run_id: str
+    classes: tuple[Class, ...]
+    total_s: float
+    unexplained_s: float | None
+    host_bound_share: float | None
+
+
+def explained(runs: Iterable[Run]) -> Explained | None:
+    """Of the last of the runs that says; None where none does, or what it says is of no use."""
+    for run in reversed(list(runs)):
+        found = _parse(run)
+        if found:
+            return found
+    return None
+
+
+def _parse(run: Run) -> Explained | None:
+    node = run.explain or {}
+    entries = node.get("classes")
+    classes = [_class(entry) for entry in entries] if isinstance(entries, list) else []
+    known = tuple(one for one in classes if one)
+    total = _number(node.get("total_s"))
+    if not known or total is None:
+        return None
+    unexplained, share = _number(node.get("unexplained_s")), _number(node.get("host_bound_share"))
+    return Explained(run.run_id, known, total, unexplained, share)
+
+
+def _class(node: Any) -> Class | None:
+    if not isinstance(node, Mapping):
+        return None
+    cost, ends = _number(node.get("cost_s")), node.get("ci95")
+    low, high = [_number(end) for end in ends] if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    if cost is None or not isinstance(node.get("name"), str):
+        return None
+    ci95 = None if low is None or high is None else (low, high)
+    return Class(node["name"], cost, _number(node.get("alone_s")), _number(node.get("left_out_s")), ci95)
+
+
+def _number(node: Any) -> float | None:
+    is_number = isinstance(node, (int, float)) and not isinstance(node, bool) and math.isfinite(node)
+    return float(node) if is_number else None

@@ -1,0 +1,203 @@
+"""The comparison as one HTML file that needs nothing else: no network, no script; light, dark, phone, paper.
+
+Whatever comes from a record is escaped where it is put in, and nowhere else: `_text`, `_table` and matplotlib's own.
+"""
+
+from __future__ import annotations
+
+import html
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Template
+
+from cctrain import __version__
+from cctrain.compare import Answer, Comparison
+from cctrain.emulation.profile import ASSUMED, NOT_EMULATED
+from cctrain.load import Run
+from cctrain.report import tolls_beside, words
+from cctrain.report.explained import explained
+from cctrain.report.panels import by_title, sides
+from cctrain.report.platforms import platforms
+from cctrain.report.plots import NARROW, WIDE, Picture, pictures
+from cctrain.report.plots.canvas import LIGHT
+from cctrain.report.plots.shares import phase_means
+from cctrain.report.ratios_table import COLUMNS, rows_by_title
+
+_HERE = Path(__file__).parent
+_MOST_CARDS, _MOST_COMMANDS = 12, 40
+
+
+def page(answer: Answer) -> str:
+    """The whole file."""
+    drawn = pictures(answer)
+    colours = ";".join(f"--{name}:{colour}" for name, colour in LIGHT.items())
+    worst = answer.worst
+    return Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
+        title=_text(f"{words.title(worst)}: {words.headline(worst)}"),
+        style=Template((_HERE / "page.css").read_text(encoding="utf-8")).substitute(light=colours),
+        about=_text(_about(answer)),
+        cards="".join(_card(one, answer.options.margin) for one in answer.comparisons[:_MOST_CARDS]),
+        allowed=_allowed(answer),
+        ratios=_ratios(answer),
+        overview="".join(map(_figure, drawn[""])),
+        recipes="".join(
+            _recipe(name, group, drawn[name], answer.options.margin) for name, group in by_title(answer).items()
+        ),
+        emulated=_emulated(answer),
+        platform=_platform(answer),
+        commands=_commands(answer.runs),
+        margin=_text(words.percent(answer.options.margin)),
+        version=_text(__version__),
+    )
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _about(answer: Answer) -> str:
+    times = sorted(run.started_at for run in answer.runs if run.started_at)
+    when = f", started {times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M}" if times else ""
+    gpus = sorted({str(name) for run in answer.runs for name in _as_list(run.identity.get("gpu"))})
+    return f"{len(answer.runs)} runs on {', '.join(gpus) or 'unknown GPUs'}{when}"
+
+
+def _as_list(node: object) -> Iterable[object]:
+    return node if isinstance(node, list) else [node] if node else []
+
+
+def _card(one: Comparison, margin: float) -> str:
+    remarks = "".join(f"<p class=remark>{_text(remark)}</p>" for remark in words.remarks(one, margin))
+    chips = f'<span class="chip {one.verdict}">{one.verdict}</span>'
+    chips += "<span class='chip emulated'>emulated, not measured under CC</span>" if one.is_emulated else ""
+    return (
+        f'<article class="card {one.verdict}"><p class=of>{_text(words.title(one))}<br>{_text(words.what(one))}</p>'
+        f"<h2>{_text(words.headline(one))}</h2><p class=chips>{chips}</p>"
+        f"<p>{_text(words.sentence(one, margin))}</p>{remarks}</article>"
+    )
+
+
+def _allowed(answer: Answer) -> str:
+    texts = [*words.allowed(answer), *answer.notes]
+    if not texts:
+        return ""
+    items = "".join(f"<li>{_text(text)}</li>" for text in texts)
+    return f"<aside class=warning><h2>To be borne in mind</h2><ul>{items}</ul></aside>"
+
+
+def _ratios(answer: Answer) -> str:
+    rows = [[name, *row] for name, group in rows_by_title(answer) for row in group]
+    return _table(["recipe", *COLUMNS], rows)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = ()) -> str:
+    """Cells carry their column's name, which a phone shows instead of the head."""
+    head = "".join(f"<th scope=col>{_text(column)}</th>" for column in columns)
+    body = []
+    for index, row in enumerate(rows):
+        cells = "".join(
+            f'<td data-name="{_text(column)}">{_text(cell)}</td>' for column, cell in zip(columns, row, strict=True)
+        )
+        body.append(f'<tr class="{classes[index] if classes else ""}">{cells}</tr>')
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _figure(picture: Picture) -> str:
+    drawn = "".join(
+        f'<div class="{name}">{picture.svg(canvas)}</div>' for name, canvas in (("wide", WIDE), ("narrow", NARROW))
+    )
+    return (
+        f'<figure id="{_text(picture.name)}" aria-label="{_text(picture.title)}"><h3>{_text(picture.title)}</h3>'
+        f"{drawn}<figcaption>{_text(picture.caption)}</figcaption></figure>"
+    )
+
+
+def _recipe(name: str, group: list[Comparison], drawn: list[Picture], margin: float) -> str:
+    parts = [f"<section><h2>{_text(name)}</h2>"]
+    for picture in drawn:
+        parts.append(_figure(picture))
+        if picture.name.startswith("phases"):
+            parts.append(_phases(group))
+        if picture.name.startswith("explain"):
+            parts.append(_explained(group))
+    seed = words.SEED_LOSSES.get(group[0].recipe)
+    if seed:
+        own = "; ".join(f"{words.what(one)}: {words.percent(1 - one.keep_ratio)} lost" for one in group)
+        parts.append(
+            f"<p>The seed post lost {words.percent(seed[1])} with this recipe on {_text(seed[0])} (one run a mode, so "
+            f"without an interval). Here: {_text(own)}.</p>"
+        )
+    return "".join([*parts, "</section>"])
+
+
+def _phases(group: list[Comparison]) -> str:
+    means = {side.name: phase_means(side) for side in sides(group)}
+    names = dict.fromkeys(phase for each in means.values() for phase in each)
+    rows = [[phase, *(f"{each.get(phase, 0) * 1e3:,.1f}" for each in means.values())] for phase in names]
+    rows.append(["together", *(f"{sum(each.values()) * 1e3:,.1f}" for each in means.values())])
+    return _table(["ms a step", *means], rows)
+
+
+def _explained(group: list[Comparison]) -> str:
+    found = explained(arm.run for one in group for arm in one.other_arms)
+    if not found:
+        return ""
+    show = [
+        [
+            one.name,
+            *(f"{part * 1e3:,.2f}" if part is not None else "" for part in (one.cost_s, one.alone_s, one.left_out_s)),
+            f"{one.ci95[0] * 1e3:,.2f} to {one.ci95[1] * 1e3:,.2f}" if one.ci95 else "none",
+        ]
+        for one in found.classes
+    ]
+    bound = ""
+    if found.host_bound_share is not None:
+        bound = f"<p>The host is the bottleneck for {_text(words.percent(found.host_bound_share, 0))} of a step.</p>"
+    return bound + _table(["class, ms a step", "costs", "paid alone", "saved if left out", "95 % interval"], show)
+
+
+def _emulated(answer: Answer) -> str:
+    profiles = tolls_beside.profiles(answer.runs)
+    if not profiles:
+        return ""
+    assumed = "".join(f"<li>{_text(line)}</li>" for line in ASSUMED)
+    missing = _text(", ".join(NOT_EMULATED))
+    parts = [
+        "<section><h2>What emulated means</h2><p>An ordinary GPU without CC ran with every toll of a profile injected: "
+        f"an estimate, never a measurement of CC. Assumed:</p><ul>{assumed}</ul><p>Not emulated: {missing}.</p>"
+    ]
+    columns = ["toll (us, unless said)", "paid", "seed post, B300", "seed post, Hopper", "where it is from"]
+    for name, content in profiles.items():
+        notes = content.get("notes")
+        listed = "".join(f"<li>{_text(note)}</li>" for note in notes) if isinstance(notes, list) else ""
+        table = _table(columns, tolls_beside.rows(content)) if content else "<p>The record does not hold them.</p>"
+        parts.append(f"<h3>Tolls of the profile {_text(name)}</h3>{f'<ul>{listed}</ul>' if listed else ''}{table}")
+    return "".join([*parts, f"<p class=remark>Seed post: {_text(words.SEED_POST)}.</p></section>"])
+
+
+def _platform(answer: Answer) -> str:
+    columns, rows = platforms(answer)
+    unlike, alike = ([row for row in rows if row.is_alike is each] for each in (False, True))
+    parts = ["<section><h2>Machines</h2>"]
+    if unlike:
+        table = _table(["fact", *columns], [[row.name, *row.values] for row in unlike], ["unlike"] * len(unlike))
+        parts.append(f"<h3>What differs</h3>{table}")
+    elif len(columns) > 1:
+        parts.append("<p>Nothing that was recorded differs.</p>")
+    if alike:
+        table = _table(["fact", "all"], [[row.name, row.values[0]] for row in alike])
+        parts.append(f"<details><summary>What is alike ({len(alike)} facts)</summary>{table}</details>")
+    return "".join([*parts, "</section>"])
+
+
+def _commands(runs: Sequence[Run]) -> str:
+    by_command: dict[str, list[str]] = {}
+    for run in runs:
+        by_command.setdefault(shlex.join(run.command) or "not recorded", []).append(run.run_id)
+    parts = []
+    for command, names in list(by_command.items())[:_MOST_COMMANDS]:
+        listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        parts.append(f"<pre>{_text(command)}</pre><p class=remark>{_text(listed)}</p>")
+    more = len(by_command) - _MOST_COMMANDS
+    return "".join(parts) + (f"<p>and {more} further commands</p>" if more > 0 else "")

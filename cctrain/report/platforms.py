@@ -1,0 +1,56 @@
+"""The machines that the runs ran on, side by side: what differs, and what does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cctrain.compare import Answer
+from cctrain.load import Run
+
+_MOST_ROWS, _MOST_VALUES = 400, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One fact, a value a column."""
+
+    name: str
+    values: tuple[str, ...]
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether all columns say the same."""
+        return len(set(self.values)) == 1
+
+
+def platforms(answer: Answer) -> tuple[list[str], list[Row]]:
+    """The modes as columns, and the facts of `platform` and `identity` that those runs hold."""
+    columns: dict[str, list[Run]] = {}
+    for run in answer.runs:
+        columns.setdefault({"off": "CC off", "on": "CC on"}.get(run.mode, run.mode), []).append(run)
+    facts = [_facts(runs) for runs in columns.values()]
+    names = dict.fromkeys(name for each in facts for name in each)
+    rows = [Row(name, tuple(each.get(name, "not there") for each in facts)) for name in names]
+    return list(columns), rows[:_MOST_ROWS]
+
+
+def _facts(runs: Sequence[Run]) -> dict[str, str]:
+    """Each leaf's values over the runs, most often one."""
+    values: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for name, value in (*_leaves(run.platform, ""), *_leaves(run.identity, "identity")):
+            values.setdefault(name, {})[value] = None
+    return {
+        name: ", ".join(list(found)[:_MOST_VALUES])
+        + (f" and {len(found) - _MOST_VALUES} more" if len(found) > 3 else "")
+        for name, found in values.items()
+    }
+
+
+def _leaves(node: Any, path: str) -> list[tuple[str, str]]:
+    if isinstance(node, dict) and node:
+        return [leaf for key, child in node.items() for leaf in _leaves(child, f"{path}.{key}" if path else str(key))]
+    return [(path, node if isinstance(node, str) else json.dumps(node))]

@@ -1,0 +1,130 @@
+"""What figures are drawn on: widths, palettes, and the way out as SVG for a page or PNG for a slide.
+
+A page has light and dark colours and any width. So its SVGs are drawn with placeholder colours that become CSS
+variables, once for a phone and once for anything wider, and their text stays text. One unit is one CSS pixel.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+LIGHT = {
+    "ink": "#17212b",
+    "muted": "#5d6b78",
+    "grid": "#dfe4e9",
+    "page": "#ffffff",
+    "off": "#3d7ea6",
+    "on": "#c8374b",
+    "emulated1": "#d9730d",
+    "emulated2": "#8457c4",
+    "emulated3": "#2f8f6b",
+    "free": "#2f8f4e",
+    "phase1": "#7a8794",
+    "phase2": "#3d7ea6",
+    "phase3": "#254f7a",
+    "phase4": "#d9a321",
+    "phase5": "#b8c2cb",
+}
+"""Also the page's light colours; its dark ones are in page.css."""
+_PLACEHOLDERS = {name: f"#0{index:02x}d0b" for index, name in enumerate(LIGHT)}
+_RC: dict[str, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "legend.frameon": False,
+    "legend.borderpad": 0,
+}
+
+
+_SLIDE_RECT = (0.02, 0.05, 0.96, 0.84)
+"""Left, bottom, width and height of what a slide's title and caption leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """Where a figure goes."""
+
+    width: int
+    """Pixels."""
+    height: int | None
+    """Pixels; None: as much as the figure wants."""
+    colours: Mapping[str, str]
+    font: float = 12
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it is as wide as a phone."""
+        return self.width < 500
+
+    def figure(self, height: float) -> Figure:
+        """An empty figure that wants `height` pixels."""
+        figure = Figure(figsize=(self.width / 72, (self.height or height) / 72), dpi=72)
+        rect = _SLIDE_RECT if self.height else (0.0, 0.0, 1.0, 1.0)
+        figure.set_layout_engine("constrained", rect=rect, w_pad=2 / 72, h_pad=3 / 72)
+        return figure
+
+    def style(self, axes: Axes, *, grid: str = "x") -> None:
+        """The look that all axes share."""
+        axes.set_facecolor("none")
+        axes.tick_params(colors=self.colours["muted"], labelsize=self.font - 1)
+        axes.grid(axis=grid, color=self.colours["grid"], linewidth=1)  # type: ignore[arg-type]
+        axes.spines["bottom"].set_color(self.colours["grid"])
+        axes.xaxis.label.set(color=self.colours["muted"], size=self.font - 1)
+        axes.yaxis.label.set(color=self.colours["muted"], size=self.font - 1)
+
+
+WIDE, NARROW = Canvas(880, None, _PLACEHOLDERS), Canvas(350, None, _PLACEHOLDERS, font=11.5)
+SLIDE = Canvas(960, 540, LIGHT, font=14)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure that can be drawn on any canvas."""
+
+    name: str
+    """Of its file."""
+    title: str
+    caption: str
+    draw: Callable[[Canvas], Figure]
+
+    def svg(self, canvas: Canvas) -> str:
+        """For a page: inline SVG in CSS variables, without anything that the page could not know."""
+        name = f"{self.name}-{canvas.width}"
+        text = io.StringIO()
+        with matplotlib.rc_context({**_RC, "svg.hashsalt": name, "font.size": canvas.font}):
+            figure = self.draw(canvas)
+            figure.patch.set_alpha(0)
+            figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        svg = text.getvalue()
+        svg = svg[svg.index("<svg") :]
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        svg = re.sub(r'(<svg [^>]*?)\s(?:width|height)="[^"]*"(?=[^>]*>)', r"\1", svg, count=1)
+        svg = re.sub(r'(<svg [^>]*?)\s(?:width|height)="[^"]*"(?=[^>]*>)', r"\1", svg, count=1)
+        svg = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
+        for colour, placeholder in _PLACEHOLDERS.items():
+            svg = svg.replace(placeholder, f"var(--{colour})")
+        return svg
+
+    def write_png(self, path: Path) -> None:
+        """For a slide: 1920 x 1080, on white, with its title."""
+        with matplotlib.rc_context({**_RC, "font.size": SLIDE.font}):
+            figure = self.draw(SLIDE)
+            figure.text(0.025, 0.95, self.title, color=LIGHT["ink"], size=20, weight="bold", va="center")
+            figure.text(0.025, 0.025, self.caption, color=LIGHT["muted"], size=11, va="center")
+            figure.savefig(path, format="png", dpi=144, facecolor=LIGHT["page"])

@@ -1,0 +1,103 @@
+"""A prediction as a table for the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from cctrain.emulation.profile import ASSUMED, NOT_EMULATED, Profile
+from cctrain.predict import Base, Part, Prediction, Range
+
+_NOT_A_TERMINAL = 130
+_WHAT = {
+    "launch_us": "launches",
+    "graph_launch_us": "graph launches",
+    "wait_us": "waits",
+    "alloc_host_us": "allocations, pinned host",
+    "alloc_device_us": "allocations, device",
+    "collective_us": "collectives, on the GPU",
+    "host_ratio": "host code",
+}
+
+
+def print_prediction(base: Base, profile: Profile, prediction: Prediction, console: Console | None = None) -> None:
+    """Print what `profile` would add to a step of `base`; to stdout where no console is given."""
+    console = console or Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _NOT_A_TERMINAL  # rich takes 80, in which every other cell wraps
+    table = Table("crossing", "a step", "toll", "adds to a step", title=f"predicted  ·  tolls of {profile.name}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part in prediction.parts:
+        table.add_row(*_row(base, part))
+    table.add_section()
+    base_s, loss = prediction.base_step_time_s, prediction.loss
+    table.add_row("hidden: the host waits for the GPU anyway", "", "", f"-{_time(prediction.hidden_s)}")
+    table.add_row("step without CC", "", "", _time(base_s))
+    table.add_row("step with CC", "", "", _ranged(prediction.step_time_s))
+    table.add_row("loss of throughput", "", "", f"{loss.value:.1%} ({loss.low:.1%} to {loss.high:.1%})")
+    measured = prediction.measured
+    if measured:
+        table.add_row("measured by this run, emulated", "", "", f"{measured.value:.1%}{_interval(measured)}")
+        table.add_row("prediction is off by", "", "", f"{100 * (prediction.off_by or 0):+.1f} points")
+    console.print(table)
+    for line in lines(base, profile, prediction):
+        console.print(line, style="dim", soft_wrap=True)
+
+
+def lines(base: Base, profile: Profile, prediction: Prediction) -> list[str]:
+    """What the figure rests on, and what is not in it."""
+    unknown = [_WHAT.get(part.toll) or _copy(part.toll) for part in prediction.parts if part.each is None]
+    drains = [name for name in ("h2d_pinned", "d2h_pinned", "d2h_pageable") if profile.blocks(f"{name}_blocks")]
+    said = [
+        ("not known to the profile, nothing added", unknown),
+        ("assumed", ASSUMED),
+        ("not emulated", NOT_EMULATED),
+        ("not predicted", ["what copies cost by draining their stream"] if drains else ()),
+    ]
+    found = [f"{what}: {'; '.join(texts)}" for what, texts in said if texts]
+    found += [f"profile {profile.name}: {note}" for note in profile.notes]
+    if not base.is_steady:
+        found.append("note: the steps this starts from were not steady")
+    if base.counted_by == "operators":
+        found.append("note: counted by operators on a CPU, a stand-in that says nothing of any GPU")
+    return found
+
+
+def _row(base: Base, part: Part) -> tuple[str, str, str, str]:
+    if part.toll == "host_ratio":
+        return "host code", _time(part.a_step), f"x {part.each.value:.2f}" if part.each else "?", _added(part)
+    if part.toll in base.copy_bytes:
+        what = f"{_copy(part.toll)}, {base.copy_bytes[part.toll]:,.0f} bytes"
+    else:
+        what = _WHAT[part.toll]
+    return what, f"{part.a_step:,.1f}", f"{part.each.value:,.1f} us" if part.each else "not known", _added(part)
+
+
+def _copy(toll: str) -> str:
+    _, direction, memory, _ = toll.split("_")
+    return f"copies {direction}, {memory}"
+
+
+def _added(part: Part) -> str:
+    return _ranged(part.extra_s) if part.extra_s else "not known"
+
+
+def _ranged(range_s: Range) -> str:
+    if range_s.low == range_s.high:
+        return _time(range_s.value)
+    return f"{_time(range_s.value)} ({_time(range_s.low)} to {_time(range_s.high)})"
+
+
+def _interval(measured: Range) -> str:
+    return f" ({measured.low:.1%} to {measured.high:.1%})" if measured.low < measured.high else ", no interval"
+
+
+def _time(seconds: float) -> str:
+    return (
+        f"{seconds:.2f} s"
+        if seconds >= 10
+        else f"{seconds * 1e3:,.1f} ms"
+        if seconds >= 1e-3
+        else f"{seconds * 1e6:.0f} us"
+    )

@@ -1,0 +1,81 @@
+"""The tolls that emulated runs paid, beside what the seed post publishes of the same operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cctrain.load import Run
+from cctrain.tolls.published import PUBLISHED, SEED
+from cctrain.tolls.record import Facts
+from cctrain.tolls.table import number
+
+_OF: dict[str, tuple[str, Facts]] = {
+    "launch_us": ("launch_pipelined", {"via": "torch"}),
+    "wait_us": ("launch_wait", {"via": "torch"}),
+    "copy_h2d_pinned_us": ("copy", {"direction": "h2d", "memory": "pinned"}),
+    "copy_h2d_pageable_us": ("copy", {"direction": "h2d", "memory": "pageable"}),
+    "d2h_pinned_blocks": ("copy_issue", {"direction": "d2h", "memory": "pinned"}),
+    "collective_us": ("all_reduce", {"launch": "eager", "bytes": 1 << 10}),
+}
+"""The published reading that a toll follows from. The tolls are differences, the readings off -> on, x: on over off."""
+_UNITS = {"launch_pipelined": "us", "launch_wait": "us", "copy": "GB/s", "all_reduce": "us"}
+
+
+def profiles(runs: Iterable[Run]) -> dict[str, Mapping[str, Any]]:
+    """The content of each profile that emulated runs paid, by name; empty where the record does not hold it."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for run in runs:
+        if run.mode == "emulated":
+            found.setdefault(run.profile, _content(run.tolls or {}))
+    return found
+
+
+def _content(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The mapping with `tolls` in it: of the record's section, or of what it holds."""
+    for candidate in (node, *node.values()):
+        if isinstance(candidate, Mapping) and isinstance(candidate.get("tolls"), Mapping):
+            return candidate
+    return {}
+
+
+def rows(profile: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Toll, value, the seed post's B300 and Hopper, and where the profile has its value from."""
+    tolls = profile.get("tolls")
+    entries = tolls.items() if isinstance(tolls, Mapping) else ()
+    return [
+        (str(name), _shown(entry.get("value")), *_beside(str(name)), str(entry.get("source") or ""))
+        for name, entry in entries
+        if isinstance(entry, Mapping) and entry.get("value") is not None
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return "; ".join(f"{_shown(point[1])} at {_bytes(point[0])}" for point in value if _is_point(point))
+    return number(float(value)) if isinstance(value, (int, float)) else str(value)
+
+
+def _is_point(node: Any) -> bool:
+    return isinstance(node, list) and len(node) == 2 and all(isinstance(value, (int, float)) for value in node)
+
+
+def _bytes(count: float) -> str:
+    for size, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= size:
+            return f"{count / size:g} {unit}"
+    return f"{count:g} B"
+
+
+def _beside(toll: str) -> tuple[str, str]:
+    if toll not in _OF:
+        return "", ""
+    name, conditions = _OF[toll]
+    found = {
+        entry.hardware: f"{entry.text} {_UNITS.get(name, '') if '->' in entry.text and 'queued' not in entry.text else ''}"
+        for entry in reversed(PUBLISHED)
+        if (entry.name, entry.source) == (name, SEED) and conditions.items() <= entry.conditions.items()
+    }
+    return found.get("B300", "").strip(), found.get("Hopper", "").strip()

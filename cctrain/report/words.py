@@ -1,0 +1,145 @@
+"""A comparison in words, the same on the terminal, in Markdown and in HTML. Losses are percent in print only."""
+
+from __future__ import annotations
+
+from cctrain.compare import Answer, Comparison
+from cctrain.ratios import CHANCE
+
+SEED_POST = '"How does NVIDIA Confidential Computing impact inference and training performance?", Tinfoil, 2026'
+SEED_LOSSES = {
+    "gemma31b_peft": ("8 x H200", 0.323),
+    "gemma31b_sft": ("8 x H200", 0.180),
+    "llama70b_peft": ("8 x B300", 0.297),
+    "llama70b_sft": ("8 x B300", 0.210),
+}
+"""Share of throughput lost in the training rows of the seed post, by recipe: one run a mode, so without intervals."""
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.297 as 29.7 %."""
+    return f"{share * 100:.{digits}f} %"
+
+
+def is_of_settings(one: Comparison) -> bool:
+    """Whether both sides ran in the same mode, and the step or the engine differs."""
+    return one.base_arms[0].mode == one.other_arms[0].mode
+
+
+def what(one: Comparison) -> str:
+    """What is held against what."""
+    base = {"off": "CC off", "on": "CC on"}.get(one.base, one.base)
+    other = {"off": "CC off", "on": "CC on", "unknown": "unknown mode"}.get(one.other, one.other)
+    return f"{other} / {'own plain steps' if one.pairing == 'same run' else base}"
+
+
+def title(one: Comparison) -> str:
+    """The recipe with its setting."""
+    return f"{one.recipe}, {one.setting}" if one.setting else one.recipe
+
+
+def headline(one: Comparison) -> str:
+    """The verdict in some words."""
+    subject = _subject(one)
+    if is_of_settings(one) or one.base == "on":
+        size = f"{one.keep_ratio:.2f} times the throughput"
+        return {"unclear": f"Unclear: {size}", "free": "No difference"}.get(one.verdict, size.capitalize())
+    size = percent(abs(1 - one.keep_ratio))
+    return {
+        "costs": f"{subject} costs {size} of throughput",
+        "gains": f"{subject} gains {size} of throughput",
+        "free": f"{subject} is free",
+        "unclear": f"Unclear: {size} {'lost' if one.keep_ratio < 1 else 'gained'}",
+    }[one.verdict]
+
+
+def _subject(one: Comparison) -> str:
+    if one.mode == "emulated":
+        return f"Emulated CC ({one.other.removeprefix('emulated ')})"
+    return "CC" if one.mode == "on" else "The unknown mode"
+
+
+def sentence(one: Comparison, margin: float) -> str:
+    """What was found, with its interval and what it rests on."""
+    kept = f"{one.keep_ratio:.3f} of the throughput is kept"
+    if is_of_settings(one) or one.base == "on":
+        kept = (
+            f"{one.other} has {one.keep_ratio:.3f} times the throughput of {'CC on' if one.base == 'on' else one.base}"
+        )
+    if one.ci95 is None:
+        return f"{kept}, but {replicates(one)} {'have' if one.num_runs > 1 else 'has'} no 95 % interval."
+    low, high = one.ci95
+    found = f"{kept}, with 95 % confidence {low:.3f} to {high:.3f}, from {replicates(one)}."
+    if one.verdict == "free":
+        return f"{found} That is within the margin of {percent(margin, 1 if margin < 0.1 else 0)}."
+    if one.verdict == "unclear":
+        return f"{found} That neither excludes 1 nor lies within the margin of {percent(margin)}."
+    return found
+
+
+def replicates(one: Comparison) -> str:
+    """The runs, and how they were paired."""
+    num_base, num_other = len(one.base_arms), len(one.other_arms)
+    if one.pairing == "same run":
+        return f"{num_other} emulated run{'s, each' * (num_other > 1)} against its own plain steps"
+    if one.pairing == "interleaved":
+        return f"{num_base} pair{'s' * (num_base > 1)} of interleaved runs"
+    runs = f"{num_base} run{'s' * (num_base > 1)} against {num_other}"
+    return f"{runs}, not interleaved and so not paired"
+
+
+def within_run(one: Comparison) -> str | None:
+    """The interval that does not know how runs differ, labelled as such; None where there is a real one."""
+    if one.within_run_ci95 is None:
+        return None
+    low, high = one.within_run_ci95
+    return f"From the noise within the runs alone it would be {low:.3f} to {high:.3f}; runs differ by more than that."
+
+
+def more_runs(one: Comparison) -> str | None:
+    """How many runs would settle it; None where it is settled."""
+    if one.more is None:
+        return None
+    spread = f"vary by {percent(one.more.spread, 2)} (one standard deviation) from one to the next"
+    basis = f"if runs {spread}, which is assumed" if one.more.is_assumed else f"as these runs {spread}"
+    if one.more.num is None:
+        return f"More than 100 further runs of each would be needed, {basis}: the ratio lies where no verdict is near."
+    kind = "emulated run" if one.pairing == "same run" else "run of each"
+    plural = kind.replace("run", "runs", 1) if one.more.num > 1 else kind
+    return f"{one.more.num} more {plural} would settle it with a chance of {percent(CHANCE, 0)}, {basis}."
+
+
+def slow_steps(one: Comparison, margin: float) -> str | None:
+    """Where means and medians disagree; None where they do not."""
+    if abs(one.keep_ratio_of_means / one.keep_ratio - 1) <= margin:
+        return None
+    return (
+        f"By total tokens over total time {one.keep_ratio_of_means:.3f} is kept: some steps are far slower than the "
+        "median one."
+    )
+
+
+def remarks(one: Comparison, margin: float) -> list[str]:
+    """All that is to be said beside the sentence."""
+    return [text for text in (within_run(one), more_runs(one), slow_steps(one, margin)) if text]
+
+
+def allowed(answer: Answer) -> list[str]:
+    """What spoke against comparing and was taken all the same."""
+    return [f"--allow {one.field}: {one.why}" for one in answer.objections]
+
+
+def gate(answer: Answer, min_keep: float) -> tuple[bool, list[str]]:
+    """Whether every ratio is at least `min_keep`, and what to say of those that are not, or whose interval holds it."""
+    below = [one for one in answer.comparisons if one.keep_ratio < min_keep]
+    texts = [f"{title(one)}, {what(one)}: {one.keep_ratio:.3f} is below --min-keep {min_keep:g}" for one in below]
+    for one in answer.comparisons:
+        if one.ci95 is None:
+            texts.append(
+                f"{title(one)}, {what(one)}: no interval, so that --min-keep {min_keep:g} may be missed by chance"
+            )
+        elif one.ci95[0] < min_keep <= one.ci95[1]:
+            low, high = one.ci95
+            texts.append(
+                f"{title(one)}, {what(one)}: the 95 % interval {low:.3f} to {high:.3f} holds --min-keep {min_keep:g}"
+            )
+    return not below, texts

@@ -1,0 +1,84 @@
+"""Text and trees of files that somebody else wrote, made safe to compare, print and render: bounded, and printable.
+
+Names that are compared must be good as they are, or the file is refused; what is there to be read only is cleaned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LARGEST = 1e15
+"""Numbers of this size and more are refused, infinity among them."""
+_MOST_NAME, _MOST_TEXT, _MOST_DEPTH, _MOST_NODES = 300, 2000, 12, 5000
+
+
+def line(node: Any, what: str) -> str:
+    """`node`, where it is a printable line of bearable length. Raises ValueError for anything else."""
+    if not isinstance(node, str) or len(node) > _MOST_NAME or not node.isprintable():
+        raise ValueError(f"{printable(what)} is {shown(node)}, not a line of at most {_MOST_NAME} characters")
+    return node
+
+
+def expect(node: Any, kind: type, what: str) -> Any:
+    """`node`, where it is a `kind`: dict or list. Raises ValueError for anything else."""
+    if not isinstance(node, kind):
+        raise ValueError(f"{what} is {shown(node)}, not {'an object' if kind is dict else 'a list'}")
+    return node
+
+
+def strict(node: Any, what: str) -> Any:
+    """`node` as it is, where all of its names and texts are printable and it is of a bearable size."""
+    for path, value in _walk(node, what):
+        if isinstance(value, str):
+            line(value, path)
+        elif isinstance(value, (int, float)) and not abs(value) < LARGEST:
+            raise ValueError(f"{path} is too large a number")
+    return node
+
+
+def _walk(node: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if depth > _MOST_DEPTH:
+        raise ValueError(f"{path} is nested too deeply")
+    if isinstance(node, dict):
+        for key, value in node.items():
+            line(key, f"a name in {path}")
+            yield from _walk(value, f"{path}.{key}", depth + 1)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _walk(value, path, depth + 1)
+    yield path, node
+
+
+def cleaned(node: Any) -> dict[str, Any]:
+    """A mapping for people to read: unprintable characters replaced, long texts and what is too deep cut off."""
+    left = [_MOST_NODES]
+
+    def clean(node: Any, depth: int) -> Any:
+        left[0] -= 1
+        if depth > _MOST_DEPTH or left[0] < 0:
+            return "..."
+        if isinstance(node, str):
+            return printable(node)
+        if isinstance(node, dict):
+            return {printable(key): clean(value, depth + 1) for key, value in node.items()}
+        if isinstance(node, list):
+            return [clean(value, depth + 1) for value in node]
+        return node if not isinstance(node, (int, float)) or abs(node) < LARGEST else None
+
+    return clean(node, 0) if isinstance(node, dict) else {}
+
+
+def printable(text: str) -> str:
+    """One line that is safe for a terminal and a file in UTF-8, of bounded length."""
+    cut = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
+    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "\ufffd" for letter in cut)
+
+
+def shown(node: Any) -> str:
+    """Short, and safe for a terminal, whatever it is."""
+    text = str(node) if isinstance(node, Path) else node
+    text = text if isinstance(text, str) and text.isprintable() else ascii(node)
+    most = 500 if isinstance(node, Path) else 60
+    return text if len(text) <= most else f"{text[:most]}..."

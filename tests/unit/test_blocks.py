@@ -1,0 +1,56 @@
+"""The blocks of an emulated run: which measured step is under which arm."""
+
+import statistics
+from itertools import groupby
+
+import pytest
+
+from cctrain.emulation.blocks import ALL, OFF, SETTLING_STEPS, fewest_steps, schedule
+
+
+def blocks(num_steps, arms, rounds):
+    """Each block's arm and its slots."""
+    slots = schedule(num_steps, arms, rounds)
+    return [(group[0].arm, group) for _, each in groupby(slots, key=lambda slot: slot.block) if (group := list(each))]
+
+
+def test_two_arms_alternate_in_mirrored_pairs():
+    assert [arm for arm, _ in blocks(32, (OFF, ALL), 4)] == [OFF, ALL, ALL, OFF, OFF, ALL, ALL, OFF]
+
+
+@pytest.mark.parametrize(("num_arms", "rounds"), [(2, 8), (3, 6), (7, 4), (16, 16)])
+def test_over_two_rounds_every_arm_has_the_same_mean_position(num_arms, rounds):
+    arms = [f"arm {index}" for index in range(num_arms)]
+    order = [arm for arm, _ in blocks(fewest_steps(num_arms, rounds), arms, rounds)]
+    for begin in range(0, len(order), 2 * num_arms):
+        pair = order[begin : begin + 2 * num_arms]
+        assert sorted(pair[:num_arms]) == sorted(pair[num_arms:]) == sorted(arms)
+        means = {statistics.fmean(i for i, name in enumerate(pair) if name == arm) for arm in arms}
+        assert len(means) == 1
+
+
+def test_with_many_arms_other_ones_begin_each_pair_of_rounds():
+    arms = list("abcdef")
+    order = [arm for arm, _ in blocks(fewest_steps(6, 6), arms, 6)]
+    assert [order[begin] for begin in range(0, 36, 12)] == ["a", "c", "e"]
+
+
+@pytest.mark.parametrize("num_steps", [64, 99, 100, 101, 1000])
+def test_every_step_has_its_block_and_blocks_differ_by_one_step_at_most(num_steps):
+    found = blocks(num_steps, (OFF, ALL), 8)
+    lengths = [len(slots) for _, slots in found]
+    assert sum(lengths) == num_steps
+    assert len(found) == 16
+    assert max(lengths) - min(lengths) <= 1
+    assert [slots[0].block for _, slots in found] == list(range(16))
+
+
+def test_the_first_steps_of_a_block_settle():
+    for _, slots in blocks(100, (OFF, ALL), 8):
+        assert [slot.is_settling for slot in slots] == [True] * SETTLING_STEPS + [False] * (len(slots) - SETTLING_STEPS)
+
+
+def test_too_few_steps_make_no_schedule():
+    assert fewest_steps(2, 8) == 64
+    with pytest.raises(ValueError, match="63 steps are too few for 8 rounds of 2 blocks"):
+        schedule(63, (OFF, ALL), 8)
