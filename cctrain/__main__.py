@@ -27,8 +27,11 @@ Fine-tune with NVIDIA NeMo AutoModel, time every step, and record what confident
   python -m cctrain doctor                                   what this machine is, what fits it, what CC makes slow
   python -m cctrain tolls --out off.json                     what launches, copies, waits... cost on this machine
   python -m cctrain tolls --diff off.json on.json            what CC adds to each, and a profile of it
+  python -m cctrain explain recipe=llama8b_peft tolls=b300   what each class of tolls costs it, with intervals
+  python -m cctrain emulate --tolls b300 -- COMMAND ...      any CUDA program under a profile's tolls
   python -m cctrain predict runs/RUN --tolls b300            what CC would cost a run, from its crossings
-  python -m cctrain compare runs --html report.html          what CC cost, with intervals and a verdict; --by, --min-keep
+  python -m cctrain compare runs --html report.html          what CC cost, with an interval and a verdict
+  python -m cctrain dashboard --project P                    a W&B workspace and Report over a project's runs
 
 settings
   recipe=           llama70b_peft  llama70b_sft  llama8b_peft  llama8b_sft  gemma31b_peft  gemma31b_sft
@@ -47,6 +50,8 @@ settings
   measure.crossings=true   count launches, copies, waits... for `predict`; cc=emulated does anyway
   launch.nproc_per_node=   ranks, one a GPU
   train.KEY=        any key of the AutoModel recipe; +train.KEY= adds one, ~train.KEY drops one
+  track=            wandb (live with a login, else offline in the run directory)  trackio (no account)  both  none
+                    track.project= (cctrain)  track.group= (runs alike in all but the mode)
   run_root=         where run directories go (runs/)
   dry_run=true      print the torchrun command and the recipe, start nothing
   Every key with its meaning: cctrain/config.py
@@ -55,7 +60,7 @@ output  a table, and as the last line one JSON object; run.json in the run direc
 exit    0 done   2 the request is wrong   3 the machine is not as asked for   4 the run failed, its record is partial
 """
 
-VERBS = ("train", "compare", "explain", "predict", "emulate", "tolls", "doctor")
+VERBS = ("train", "compare", "explain", "predict", "emulate", "tolls", "dashboard", "doctor")
 
 
 def main(arguments: list[str] | None = None) -> int:

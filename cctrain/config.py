@@ -6,6 +6,7 @@ frozen because Hydra refuses to override frozen ones. The text under each field 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -229,6 +230,31 @@ class LaunchConfig:
 
 
 @dataclass
+class TrackConfig:
+    """Where the run is shown as it goes. The run directory is the result; these are copies of it."""
+
+    sinks: list[str] = field(default_factory=list)
+    """What track=NAME stands for: files of cctrain/sinks/. wandb: live with a login, else offline in the run
+    directory. trackio: an SQLite file on this machine, no account. both. none."""
+    project: str | None = None
+    """Project there; null: WANDB_PROJECT, else cctrain."""
+    group: str | None = None
+    """Runs to be seen together; null: those alike in all but the mode, by the recipe's name and hash."""
+
+    def __post_init__(self) -> None:
+        for key in ("project", "group"):
+            value = getattr(self, key)
+            if value is None:
+                continue
+            if not self.sinks:
+                raise RequestError(f"track.{key}={value} is read with track=wandb, trackio or both, got track=none")
+            if not re.fullmatch(r"[\w. -]{1,100}", value):
+                raise RequestError(
+                    f"track.{key}={value}: allowed are 1 to 100 letters, digits, spaces and any of . _ -"
+                )
+
+
+@dataclass
 class Config:
     """One run, as asked for."""
 
@@ -240,6 +266,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
     tolls: dict[str, Any] | None = None
     """cc=emulated: tolls=NAME|FILE, of which this is the content, a profile of `cctrain/emulation/profile.py`."""
     run_root: str = "runs"

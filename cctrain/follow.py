@@ -14,7 +14,7 @@ from typing import Any
 
 from cctrain.launcher import first_to_fail
 from cctrain.processes import is_alive, is_here, kill_session
-from cctrain.samples import parse_line
+from cctrain.samples import SamplesTail
 
 _POLL_S = 0.2
 _GRACE_S = 4.0
@@ -45,7 +45,10 @@ class Follower:
     setup_timeout_s: float
     step_timeout_s: float
     ranks: dict[int, Rank] = field(default_factory=dict)
-    _offsets: dict[Path, int] = field(default_factory=dict)
+    _tail: SamplesTail = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._tail = SamplesTail(self.run_dir)
 
     def follow(
         self,
@@ -96,21 +99,12 @@ class Follower:
 
     def _read(self) -> bool:
         is_new = False
-        for path in sorted((self.run_dir / "samples").glob("rank*.jsonl")):
-            offset = self._offsets.get(path, 0)
-            with path.open("rb") as file:
-                file.seek(offset)
-                block = file.read()
-            whole, newline, _ = block.rpartition(b"\n")
-            self._offsets[path] = offset + len(whole) + len(newline)
-            for line in map(parse_line, whole.decode("utf-8", errors="replace").splitlines()):
-                if line is not None:
-                    self._take(line, path)
-                    is_new = True
+        for number, line in self._tail.read():
+            self._take(number, line)
+            is_new = True
         return is_new
 
-    def _take(self, line: dict[str, Any], path: Path) -> None:
-        rank = int(path.stem.removeprefix("rank"))
+    def _take(self, rank: int, line: dict[str, Any]) -> None:
         if line.get("event") == "start":
             self.ranks[rank] = Rank(line)
         elif line.get("event") == "ready":

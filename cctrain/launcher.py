@@ -13,6 +13,7 @@ from cctrain.processes import die_with_parent
 _RANK_DEFAULTS = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # as in the seed post's runs
     "TOKENIZERS_PARALLELISM": "false",
+    "TRITON_CACHE_AUTOTUNING": "1",  # the same kernels in every run of a shape, and a minute less of the next start
     "NCCL_DEBUG": "INFO",  # says once for each communicator whether it knows of CC
     "NCCL_DEBUG_SUBSYS": "INIT",
 }

@@ -76,6 +76,7 @@ class Run:
     identity: Mapping[str, Any]
     platform: Mapping[str, Any]
     command: tuple[str, ...]
+    notes: tuple[str, ...]
     started_at: datetime | None
     steps: Steps
     tolls: Mapping[str, Any] | None = None
@@ -161,7 +162,8 @@ def _parse(path: Path, node: Any) -> Run:
         num_gpus=num_gpus,
         identity=identity,
         platform=cleaned(node.get("platform")),
-        command=_command(node.get("command")),
+        command=_texts(node.get("command")),
+        notes=_texts(node.get("notes")),
         started_at=_time(node.get("started_at")),
         steps=steps,
         tolls=cleaned(node.get("tolls")) or None,
@@ -169,7 +171,7 @@ def _parse(path: Path, node: Any) -> Run:
     )
 
 
-def _command(node: Any) -> tuple[str, ...]:
+def _texts(node: Any) -> tuple[str, ...]:
     words = node if isinstance(node, list) else []
     return tuple(printable(word) for word in words[:_MOST_WORDS] if isinstance(word, str))
 

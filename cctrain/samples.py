@@ -1,4 +1,4 @@
-"""The file a rank appends its samples to, one JSON object a line, and the thread that fills it."""
+"""The file a rank appends its samples to, the thread that fills it, and who reads it meanwhile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,28 @@ class SampleFile:
             written = os.write(self._descriptor, text.encode())
         if written < len(text.encode()):
             raise OSError(28, "No space left on device")
+
+
+class SamplesTail:
+    """What the ranks of a run append to their samples files, as they grow."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / "samples"
+        self._offsets: dict[Path, int] = {}
+
+    def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rank and content of each line that is new since the last call, and whole."""
+        for path in sorted(self._folder.glob("rank*.jsonl")):
+            offset = self._offsets.get(path, 0)
+            with path.open("rb") as file:
+                file.seek(offset)
+                block = file.read()
+            whole, newline, _ = block.rpartition(b"\n")
+            self._offsets[path] = offset + len(whole) + len(newline)
+            rank = int(path.stem.removeprefix("rank"))
+            for line in map(parse_line, whole.decode("utf-8", errors="replace").splitlines()):
+                if line is not None:
+                    yield rank, line
 
 
 class SampleThread:

@@ -1,10 +1,11 @@
 """Records of runs that never were, for tests and benchmarks of what reads them: AR(1) steps around a known step time.
 
-python tests/make_records.py DIRECTORY    a campaign to look at: off and on interleaved, two profiles emulated
+python tests/make_records.py DIRECTORY    a campaign to look at: off and on interleaved, two profiles emulated, lengths
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import zlib
 from datetime import UTC, datetime, timedelta
@@ -77,7 +78,7 @@ def step_records(times, num_gpus=1, seq_len=256, warmup=5, tolled=None, blocks=N
                 model_flops=1.0e14,
                 hardware_flops=1.1e14,
                 engine_tokens=tokens,
-                engine_tokens_per_s_per_gpu=tokens / time / num_gpus,
+                engine_tokens_per_s_per_gpu=5000.0,
                 loss=12.5,
                 is_warmup=index < warmup,
                 is_tolled=None if tolled is None else tolled[index],
@@ -132,7 +133,7 @@ def emulated_record(number, *, profile="b300", keep=0.7, num_steps=120, step_tim
         if (index - 5) % block < 2:
             values = {name: getattr(steps[index], name) for name in StepRecord.__slots__}
             steps[index] = StepRecord(**{**values, "is_warmup": True})
-    tolls = {"name": profile, "sha256": f"{zlib.crc32(profile.encode()):08x}", "profile": profile_content(profile)}
+    tolls = {"name": profile, "sha256": f"{zlib.crc32(profile.encode()):08x}", "content": profile_content(profile)}
     return run_record("emulated", number, steps=tuple(steps), tolls=tolls, explain=explained(keep), **rest)
 
 
@@ -185,6 +186,28 @@ def campaign(root, pairs=5):
         write(root, run_record("off", 2 * number, recipe="llama8b_sft", seq_len=1024, step_time_s=0.27))
         write(root, run_record("on", 2 * number + 1, recipe="llama8b_sft", seq_len=1024, step_time_s=0.2708))
 
+    for seq_len, cost in ((512, 0.71), (1024, 0.83), (4096, 0.985)):
+        step_time_s = 0.2 * (seq_len / 256) ** 0.6
+        for number in range(3):
+            run = {"recipe": "llama8b_peft", "seq_len": seq_len, "step_time_s": step_time_s}
+            write(f"{root}/lengths", run_record("off", seq_len + 2 * number, **run))
+            run["step_time_s"] /= cost
+            write(f"{root}/lengths", run_record("on", seq_len + 2 * number + 1, plain_share=cost, **run))
+
+
+def one_pair(root):
+    """A recipe of the seed post, once each; the level changes for good in one, and torch's versions differ."""
+    run = {"recipe": "llama70b_peft", "num_gpus": 2, "step_time_s": 1.1}
+    write(root, run_record("off", 1, **run))
+    shifted = list(run_record("on", 2, **{**run, "step_time_s": 1.5}).steps)
+    for index in range(60, len(shifted)):
+        times = {"step_time_s": shifted[index].step_time_s * 1.05}
+        times["rank_step_time_s"] = tuple(time * 1.05 for time in shifted[index].rank_step_time_s)
+        shifted[index] = dataclasses.replace(shifted[index], **times)
+    facts = identity(2, versions={"torch": "2.14.0", "nemo-automodel": "0.7.0", "transformers": "5.18.0"})
+    write(root, run_record("on", 2, **run, steps=tuple(shifted), identity=facts))
+
 
 if __name__ == "__main__":
-    campaign(sys.argv[1])
+    campaign(f"{sys.argv[1]}/campaign")
+    one_pair(f"{sys.argv[1]}/one_pair")

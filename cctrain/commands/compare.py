@@ -5,10 +5,11 @@
     python -m cctrain compare runs --by step                   stock and graphed steps side by side
     python -m cctrain compare runs --min-keep 0.9              a gate: exit 1 where less is kept
     python -m cctrain compare runs --html report.html --png figures
+    python -m cctrain compare runs --track wandb               a W&B run with the verdicts and figures (WANDB_PROJECT)
 
 CC on is held against CC off, an emulated run against its own plain steps. The replicate is the run: with one pair
 there is a ratio and no interval. Verdicts: costs, gains (the 95 % interval excludes 1), free (it lies within 1 +- the
-margin), unclear. What is not alike in `identity`, not whole, not steady or of unknown mode is refused, each by its name.
+margin), unclear. What is not alike in `identity`, not whole, not steady or of unknown mode is refused, by its name.
 
 A table, and as the last line of stdout one JSON object (not with --markdown). Exit code: 0 compared, 1 less is kept
 than --min-keep, 2 refused.
@@ -20,41 +21,39 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from cctrain import ratios, rundir
-from cctrain.comparable import RefusedError
-from cctrain.compare import Answer, compare
+from cctrain.commands.flags import Parser
+from cctrain.comparison.comparable import RefusedError
+from cctrain.comparison.compare import Answer, compare
+from cctrain.comparison.groups import FIELDS, Options
 from cctrain.errors import RequestError
-from cctrain.groups import FIELDS, Options
 from cctrain.load import read_runs
 from cctrain.nearest import did_you_mean
 from cctrain.records import finite
 from cctrain.report import ratios_table, words
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"compare: {message}")
+from cctrain.sinks.tracking import check_sinks
 
 
 def run(arguments: list[str]) -> int:
-    """Read, compare, print. Returns the exit code."""
-    is_markdown = "--markdown" in arguments
+    """Read, compare, write, print. Returns the exit code."""
     try:
         flags = _parse(arguments)
         options = Options(
             by=tuple(flags.by), allow=tuple(flags.allow), margin=flags.margin, against_off_runs=flags.against_off_runs
         )
         answer = compare(read_runs(flags.runs), options)
+        written = _write(answer, flags)
     except RequestError as error:
         print(f"cctrain: {error}", file=sys.stderr)
-        if not is_markdown:
+        if "--markdown" not in arguments:
             print(json.dumps(_refusal(error)))
         return error.exit_code
-    return _answer(answer, flags)
+    return _say(answer, written, flags)
 
 
 def _refusal(error: RequestError) -> dict[str, Any]:
@@ -64,8 +63,7 @@ def _refusal(error: RequestError) -> dict[str, Any]:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m cctrain compare", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("compare", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run.json, a run directory, or one of those")
     parser.add_argument("--by", action="append", default=[], metavar="FIELD", help=f"tell apart by {', '.join(FIELDS)}")
     parser.add_argument("--allow", action="append", default=[], metavar="FIELD", help="let it differ; say it again")
@@ -79,7 +77,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     shape.add_argument("--markdown", action="store_true", help="print Markdown only")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a report that needs nothing else")
     parser.add_argument("--png", type=Path, metavar="DIR", help="write the figures, fit for a slide")
+    parser.add_argument("--track", choices=("wandb",), help="show it there too; offline without a login")
     flags = parser.parse_args(arguments)
+    if flags.track:
+        check_sinks([flags.track])
     for name in flags.by:
         if name not in FIELDS:
             raise RequestError(f"--by {name}: allowed is {', '.join(FIELDS)}.{did_you_mean(name, FIELDS)}")
@@ -101,8 +102,24 @@ def _check_writable(html: Path | None, png: Path | None) -> None:
             raise RequestError(f"--png {png}: no directory can be made there ({error.strerror})") from error
 
 
-def _answer(answer: Answer, flags: argparse.Namespace) -> int:
-    facts = {**ratios_table.facts(answer, flags.min_keep), **_write(answer, flags)}
+def _write(answer: Answer, flags: argparse.Namespace) -> dict[str, str | list[str] | None]:
+    """The report and the figures; where they went."""
+    figures = []
+    try:
+        if flags.html:
+            from cctrain.report import html
+
+            rundir.write_text(flags.html, html.page(answer))
+        if flags.png:
+            from cctrain.report import plots
+
+            figures = [str(path) for path in plots.write_pngs(answer, flags.png)]
+    except OSError as error:
+        raise RequestError(f"the report cannot be written ({error})") from error
+    return {"html": str(flags.html) if flags.html else None, "png": figures}
+
+
+def _say(answer: Answer, written: Mapping[str, Any], flags: argparse.Namespace) -> int:
     is_kept, texts = (True, []) if flags.min_keep is None else words.gate(answer, flags.min_keep)
     if flags.markdown:
         print(ratios_table.markdown(answer))
@@ -111,20 +128,18 @@ def _answer(answer: Answer, flags: argparse.Namespace) -> int:
     for text in texts:
         print(f"note: {text}", file=sys.stderr)
     exit_code = 0 if is_kept else 1
+    facts = finite({**ratios_table.facts(answer, flags.min_keep), **written, "exit_code": exit_code})
+    if flags.track:
+        _track(answer, facts)
     if not flags.markdown:
-        print(json.dumps(finite({**facts, "exit_code": exit_code}), allow_nan=False))
+        print(json.dumps(facts, allow_nan=False))
     return exit_code
 
 
-def _write(answer: Answer, flags: argparse.Namespace) -> dict[str, str | Sequence[str] | None]:
-    """The report and the figures; where they went."""
-    figures = []
-    if flags.html:
-        from cctrain.report import html
+def _track(answer: Answer, facts: Mapping[str, Any]) -> None:
+    from cctrain.report import plots
+    from cctrain.sinks.compared import track_comparison
 
-        rundir.write_text(flags.html, html.page(answer))
-    if flags.png:
-        from cctrain.report import plots
-
-        figures = [str(path) for path in plots.write_pngs(answer, flags.png)]
-    return {"html": str(flags.html) if flags.html else None, "png": figures}
+    with tempfile.TemporaryDirectory(prefix="cctrain-figures-") as folder:
+        figures = plots.write_pngs(answer, Path(folder))
+        track_comparison(facts, figures, lambda text: print(text, file=sys.stderr))

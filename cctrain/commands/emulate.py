@@ -15,8 +15,10 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,7 +52,7 @@ def run(arguments: list[str]) -> int:
     cc.observed_mode(CcMode.emulated, gpu.observe().cc)
     with tempfile.TemporaryDirectory(prefix="cctrain-crossings-") as folder:
         injected = process_environment(profile, Path(folder))
-        code = subprocess.run(command, env=os.environ | launcher.NO_MULTICAST | injected, check=False).returncode
+        code = _run(command, os.environ | launcher.NO_MULTICAST | injected)
         crossings = left_behind(Path(folder))
     code = 128 - code if code < 0 else code
     from cctrain.report.crossings import print_crossings
@@ -60,6 +62,29 @@ def run(arguments: list[str]) -> int:
     processes = [{"pid": pid, **counts} for pid, counts in crossings.items()]
     print(json.dumps(finite({"exit_code": code, "tolls": tolls, "processes": processes})))
     return code
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run the program to its end. A stop is the program's to heed: it may have something to save, and is counted to its
+    end. A terminal's Ctrl-C reaches it without us."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: object) -> None:
+        for process in started if number != signal.SIGINT else ():
+            process.send_signal(number)
+
+    stops = [
+        stop for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(stop) != signal.SIG_IGN
+    ]
+    before = {stop: signal.signal(stop, pass_on) for stop in stops}
+    try:
+        started.append(subprocess.Popen(command, env=environment))
+        return started[0].wait()
+    except OSError as error:
+        raise RequestError(f"{command[0]} cannot be run: {error.strerror}") from error
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
 
 
 def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:

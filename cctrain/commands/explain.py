@@ -23,14 +23,19 @@ def run(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
+    return train.run(settings(arguments))
+
+
+def settings(arguments: list[str]) -> list[str]:
+    """The settings of the run that `arguments` ask for. Raises RequestError."""
     given = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
     if "tolls" not in given:
         raise RequestError("explain needs the tolls to inject: add tolls=b300, tolls=hopper, tolls=h100 or tolls=FILE")
     if given.get("cc", "emulated") != "emulated":
         raise RequestError(f"cc={given['cc']}: explain injects tolls, which is cc=emulated; leave cc= out")
-    settings = [argument for argument in arguments if not argument.startswith("cc=")]
+    own = [argument for argument in arguments if not argument.startswith("cc=")]
     if "measure.steps" not in given:
         num_arms = len(arms(load_profile(given["tolls"]), is_explained=True, num_ranks=2))
         rounds = int(given["cc.blocks"]) if given.get("cc.blocks", "").isdigit() else _ROUNDS
-        settings.append(f"measure.steps={num_arms * rounds * _STEPS_OF_A_BLOCK}")
-    return train.run([*settings, "cc=emulated", "cc.explain=true"])
+        own.append(f"measure.steps={num_arms * rounds * _STEPS_OF_A_BLOCK}")
+    return [*own, "cc=emulated", "cc.explain=true"]

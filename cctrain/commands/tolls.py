@@ -4,6 +4,7 @@
     python -m cctrain tolls --out on.json                     on the same kind of machine with CC on
     python -m cctrain tolls --diff off.json on.json --out profile.json
     python -m cctrain tolls --only launch copies              some families
+    python -m cctrain tolls --tolls b300 --out b300.json      under the tolls of a profile, emulated
 
 Each family is measured by three processes in turn; the value is what the least disturbed of them took. A table, and as
 the last line of stdout one JSON object. A family that this machine cannot measure is waived; one that raises, crashes
@@ -24,6 +25,9 @@ from typing import Any, NoReturn
 
 from cctrain import rundir
 from cctrain.commands.flags import Parser
+from cctrain.config import CcMode
+from cctrain.emulation.injector import process_environment
+from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError, RunError
 from cctrain.nearest import did_you_mean
 from cctrain.platform import cc, gpu, machine
@@ -44,6 +48,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("tolls", __doc__)
     parser.add_argument("--out", type=Path, help="the file to write (tolls.json; with --diff, none)")
     parser.add_argument("--only", nargs="+", metavar="FAMILY", help=f"measure some of {', '.join(families.ALL)}")
+    parser.add_argument("--tolls", metavar="NAME|FILE", help="measure under the tolls of a profile, emulated")
     parser.add_argument("--diff", nargs=2, type=Path, metavar=("OFF", "ON"), help="two files, CC off and on")
     parser.add_argument("--name", help="with --diff: the profile's name (the ON file's)")
     parser.add_argument("--allow", nargs="+", default=[], metavar="KEY", help="with --diff: what may differ")
@@ -53,8 +58,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             if name not in allowed:
                 meant = did_you_mean(name, allowed)
                 raise RequestError(f"{what} {name}: allowed is {', '.join(allowed)}.{meant}")
-    if flags.diff and flags.only:
-        raise RequestError("--only chooses what is measured, --diff measures nothing: give one of them")
+    if flags.diff and (flags.only or flags.tolls):
+        raise RequestError("--only and --tolls are for measuring, and --diff measures nothing: give one or the other")
     if not flags.diff and (flags.allow or flags.name):
         raise RequestError("--allow and --name go with --diff OFF ON")
     if not flags.diff:
@@ -91,6 +96,10 @@ def _measure(flags: argparse.Namespace) -> int:
     problem = cc.problem(gpus.cc)
     if problem:
         print(f"note: the mode counts as unknown: {problem}", file=sys.stderr)
+    profile = load_profile(flags.tolls) if flags.tolls else None
+    if profile:
+        cc.observed_mode(CcMode.emulated, gpus.cc)
+        os.environ |= process_environment(profile)  # for the processes that measure; this one never calls CUDA
     names = tuple(name for name in families.ALL if not flags.only or name in flags.only)
     from cctrain.tolls import table
 
@@ -105,7 +114,8 @@ def _measure(flags: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C, SIGTERM or SIGHUP: nothing was written")
     record = TollsRecord(
-        mode=cc.seen_mode(gpus.cc),
+        mode=CcMode.emulated.value if profile else cc.seen_mode(gpus.cc),
+        tolls={"name": profile.name, "sha256": profile.sha256} if profile else None,
         identity=_identity(seen),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         duration_s=round(time.monotonic() - begin, 1),

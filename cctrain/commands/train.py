@@ -33,6 +33,7 @@ from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout, 
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import check_jsonl, prepare_data
 from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located, recipe_hash
+from cctrain.sinks.tracking import Tracking, check_sinks
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,10 @@ def _run(arguments: list[str]) -> int:
     for stop in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(stop) is not signal.SIG_IGN:
             signal.signal(stop, signal.default_int_handler)
+    tracking = Tracking(run_dir, lambda text: print(text, file=sys.stderr))
     try:
         _write_run_dir(request, run_dir, arguments)
-        failure = _train(request, run_dir, starter)
+        failure = _train(request, run_dir, starter, tracking)
     except KeyboardInterrupt:
         failure = "stopped by Ctrl-C, SIGTERM or SIGHUP"
     except OSError as error:
@@ -95,7 +97,10 @@ def _run(arguments: list[str]) -> int:
         traceback.print_exc()
         failure = f"{type(error).__name__}: {error}"
     _ignore_stops()
-    return _finish(request, run_dir, failure)
+    try:
+        return _finish(request, run_dir, failure)
+    finally:
+        tracking.close()
 
 
 def _ignore_stops() -> None:
@@ -128,6 +133,7 @@ def _check(config: Config, world: int | None) -> _Request:
     if (config.tolls or config.measure.crossings) and not is_cpu:
         process_environment(None)  # built here, once, before the wait
     check_hub(config.train)
+    check_sinks(config.track.sinks)
     return _Request(config, num_ranks, layout, gpus, mode)
 
 
@@ -226,7 +232,7 @@ def _plain(node: Any) -> Any:
     return node.value if isinstance(node, Enum) else node
 
 
-def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None) -> str | None:
+def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None, tracking: Tracking) -> str | None:
     """Start the ranks, follow them to the end, leave none behind. Returns why the run failed, or None."""
     from cctrain.report.progress import Progress
 
@@ -239,6 +245,7 @@ def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None) -
         else:
             command = launcher.worker_command(request.num_ranks, run_dir)
             process = launcher.launch(command, run_dir / "logs" / "torchrun.log", request.environment)
+        tracking.start(request.config.track.sinks)
         num_gpus = 0 if request.is_cpu else min(request.num_ranks, len(request.gpus.names))
         with (
             Progress(measure.warmup + measure.most_steps, request.num_ranks) as progress,
@@ -247,6 +254,7 @@ def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None) -
 
             def on_step(ranks: Mapping[int, Rank]) -> None:
                 progress.update(ranks)
+                tracking.relay()
                 if measure.is_auto:
                     from cctrain.enough import stop_when_enough
 

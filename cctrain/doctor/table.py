@@ -46,7 +46,7 @@ def _machine(seen: dict[str, Any]) -> list[tuple[str, str]]:
     sizes = [(name, swiotlb[f"{key}_bytes"]) for name, key in (("", "size"), ("used ", "used"), ("peak ", "peak_used"))]
     known = [f"{name}{size / 2**20:,.0f} MiB" for name, size in sizes if size is not None]
     parameter = f"swiotlb={swiotlb['parameter']}" if swiotlb["parameter"] else "no kernel parameter"
-    multicast = seen["multicast"] and f"offered by {sum(seen['multicast'])} of {len(seen['multicast'])} GPUs; never used"
+    offers = seen["multicast"]
     return [
         ("GPUs", _names(gpus)),
         ("driver", f"{gpus['driver']}, CUDA up to {gpus['cuda'] or 'unknown'}" if gpus["driver"] else "none"),
@@ -55,7 +55,7 @@ def _machine(seen: dict[str, Any]) -> list[tuple[str, str]]:
         ("SWIOTLB", f"{', '.join(known) or 'size unknown, only root may read it'}; {parameter}"),
         ("TDISP", seen["tdisp"]["state"]),
         ("topology", _topology(gpus["topology"].get("matrix", []))),
-        ("multicast", multicast or ("unknown" if gpus["names"] else "none")),
+        ("multicast", f"offered by {sum(offers)} of {len(offers)} GPUs; never used" if offers else "unknown"),
     ]
 
 

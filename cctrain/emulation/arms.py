@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from cctrain.emulation.blocks import ALL, OFF
-from cctrain.emulation.profile import Profile
+from collections.abc import Mapping
 
+from cctrain.emulation.blocks import ALL, OFF
+from cctrain.emulation.profile import CLASSES, Profile
+
+CUPTI, OPERATORS = "cupti", "operators"
+"""Where tolls are paid and crossings counted: by inject.c's library, or by its stand-in on a CPU."""
+_PAYABLE: Mapping[str, tuple[str, ...]] = {CUPTI: tuple(CLASSES), OPERATORS: ("launch",)}
 _ONLY, _WITHOUT = "only ", "without "
 
 
-def arms(profile: Profile, *, is_explained: bool, num_ranks: int) -> tuple[str, ...]:
+def arms(profile: Profile, *, is_explained: bool, num_ranks: int, counted_by: str = CUPTI) -> tuple[str, ...]:
     """Plain and tolled; to explain the loss, each class of tolls alone and left out besides."""
     if not is_explained:
         return (OFF, ALL)
-    classes = explained_classes(profile, num_ranks)
+    classes = explained_classes(profile, num_ranks, counted_by)
     return (OFF, ALL, *(_ONLY + name for name in classes), *(_WITHOUT + name for name in classes))
 
 
-def explained_classes(profile: Profile, num_ranks: int) -> tuple[str, ...]:
-    """Those with something to pay. One rank has no collectives."""
-    return tuple(name for name in profile.classes() if name != "collective" or num_ranks > 1)
+def explained_classes(profile: Profile, num_ranks: int, counted_by: str = CUPTI) -> tuple[str, ...]:
+    """Those with something to pay, where it can be paid. One rank has no collectives, and step=stock launches no graph:
+    an arm that pays nothing would add its noise to what is unexplained."""
+    payable = set(_PAYABLE[counted_by]) - {"graph_launch"} - ({"collective"} if num_ranks == 1 else set())
+    return tuple(name for name in profile.classes() if name in payable)
 
 
 def only(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -14,7 +15,8 @@ from pathlib import Path
 from cctrain.errors import PlatformError
 
 SOURCE = Path(__file__).with_name("inject.c")
-_FLAGS = ("-O2", "-shared", "-fPIC", "-std=gnu11")
+# The threads' variables are asked for twice a launch: found through the loader they would be a third of its cost.
+_FLAGS = ("-O2", "-shared", "-fPIC", "-ftls-model=initial-exec", "-std=gnu11")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ def injection_library() -> Path:
 
 def build(cupti: Cupti, cache: Path) -> Path:
     """Build the library into `cache`, unless it is there. Raises PlatformError where it does not compile."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = shlex.split(os.environ.get("CC") or "") or _found("cc") or _found("gcc") or _found("clang")
     command = [*_FLAGS, *(f"-I{folder}" for folder in cupti.headers)]
     made_from = [SOURCE.read_bytes(), "\0".join([*command, str(cupti.library)]).encode()]
     name = f"inject-{hashlib.sha256(b''.join(made_from)).hexdigest()[:16]}.so"
@@ -45,7 +47,7 @@ def build(cupti: Cupti, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             # Renamed whole into place: another run may be building it, too.
-            _compile([compiler, *command], cupti.library, Path(scratch) / name)
+            _compile([*compiler, *command], cupti.library, Path(scratch) / name)
             (Path(scratch) / name).replace(cache / name)
     except OSError as error:
         raise PlatformError(
@@ -54,9 +56,17 @@ def build(cupti: Cupti, cache: Path) -> Path:
     return cache / name
 
 
+def _found(compiler: str) -> list[str]:
+    return [compiler] if shutil.which(compiler) else []
+
+
 def _compile(command: list[str], cupti: Path, target: Path) -> None:
     link = [str(SOURCE), str(cupti), f"-Wl,-rpath,{cupti.parent}", "-ldl", "-lpthread", "-o", str(target)]
-    done = subprocess.run([*command, *link], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run([*command, *link], capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        why = f"the compiler {command[0]} cannot be run ({error.strerror}): install gcc, or set CC"
+        raise PlatformError(why) from error
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:300])
         raise PlatformError(f"the injection library does not compile with {command[0]}: {first}")
@@ -97,4 +107,8 @@ def _of_toolkit(home: Path) -> dict[str, Path]:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cctrain"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise PlatformError(f"the injection library has no place to lie ({error}): set XDG_CACHE_HOME") from error
+    return cache.absolute() / "cctrain"  # a program that is injected into may change its directory

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cctrain.emulation.arms import CUPTI, OPERATORS
+
 
 def mean_crossings(ranks: Sequence[Mapping[int, Mapping[str, Any]]], steps: Sequence[int]) -> dict[str, Any] | None:
     """Mean of the `crossings` of `steps` on the rank that crossed most; None where nothing was counted.
@@ -18,7 +20,7 @@ def mean_crossings(ranks: Sequence[Mapping[int, Mapping[str, Any]]], steps: Sequ
         return None
     means = [_mean([row for row in rows if row]) for rows in counted]
     most = max(means, key=lambda mean: float(mean.get("launches", mean.get("operators", 0))))
-    return {"counted_by": "operators" if "operators" in most else "cupti", **most}
+    return {"counted_by": OPERATORS if "operators" in most else CUPTI, **most}
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def toll_switch(config: dict[str, Any], world: int) -> TollSwitch | None:
     profile, measure = parse_profile(config["tolls"]), config["measure"]
     slots = schedule(
         int(measure["steps"]),
-        arms(profile, is_explained=config["cc"]["explain"], num_ranks=world),
+        arms(profile, is_explained=config["cc"]["explain"], num_ranks=world, counted_by=tolls.counted_by),
         config["cc"]["blocks"],
     )
     return TollSwitch(tolls, profile, slots, measure["warmup"])

@@ -43,6 +43,8 @@ typedef struct CUDA_ARRAY3D_DESCRIPTOR_v1_st CUDA_ARRAY3D_DESCRIPTOR_v1;
 enum { H2D_PINNED, H2D_PAGEABLE, D2H_PINNED, D2H_PAGEABLE, D2D, NUM_COPIES };
 enum { LAUNCH, GRAPH_LAUNCH, WAIT, COPY, ALLOC, COLLECTIVE, HOST, NUM_CLASSES };
 #define MAX_POINTS 16
+#define MAX_TOLL_US 1e9  // as profile.py has it
+#define MAX_COPY_BYTES 1099511627776.0
 
 // ---- What is counted: the layout is that of the mapped file, and of injector.py.
 typedef struct {
@@ -70,9 +72,14 @@ static char status[256] = "the driver has not loaded it: CUDA is not initialised
 static _Atomic int num_capturing;
 
 static __thread int is_inside;          // this thread is in a call of our own
-static __thread uint64_t entered_ns;
+#define TIMED_LAUNCH 17                 // of so many launches one is timed, for all; prime, so as to meet all of a step's
+static __thread uint64_t entered_ns;    // 0: not timed
+static __thread unsigned num_launched;
+static __thread int is_in_capture;      // the call it is in, on a stream that captures
 static __thread double owed_ns;         // what our own system calls took it, to be left out of its next tolls
-static __thread uint64_t left_cpu_ns;   // its CPU time when it last came back from the driver
+#define LONG_ABSENCE_NS 100000
+static __thread uint64_t left_ns;       // when this thread last came back from the driver
+static __thread uint64_t known_cpu_ns, known_ns;  // its CPU time, and when it was asked for; it has worked since then
 static __thread unsigned left_generation;
 
 static uint64_t clock_ns(clockid_t clock) {
@@ -96,11 +103,22 @@ static uint64_t ticks(void) {
 #endif
 }
 
-static void calibrate(void) {
-  uint64_t begin_ns = clock_ns(CLOCK_MONOTONIC), begin = ticks(), end_ns;
-  while ((end_ns = clock_ns(CLOCK_MONOTONIC)) < begin_ns + 20000000u) {
+// The clock and the counter at one moment: the closest of several readings, as this thread may be interrupted.
+static void read_both(uint64_t *ns, uint64_t *count) {
+  uint64_t closest = UINT64_MAX;
+  for (int i = 0; i < 50; i++) {
+    uint64_t before = ticks(), clock = clock_ns(CLOCK_MONOTONIC), apart = ticks() - before;
+    if (apart < closest) closest = apart, *ns = clock, *count = before + apart / 2;
   }
-  ns_per_tick = (double)(end_ns - begin_ns) / (double)(ticks() - begin);
+}
+
+static void calibrate(void) {
+  uint64_t begin_ns, begin, end_ns, end;
+  read_both(&begin_ns, &begin);
+  while (clock_ns(CLOCK_MONOTONIC) < begin_ns + 20000000u) {
+  }
+  read_both(&end_ns, &end);
+  ns_per_tick = (double)(end_ns - begin_ns) / (double)(end - begin);
 }
 
 static uint64_t now_ns(void) { return (uint64_t)((double)ticks() * ns_per_tick); }
@@ -124,11 +142,13 @@ static void pay(int toll_class, double us) {
 #define DRIVER(name) static typeof(&name) p_##name
 DRIVER(cuStreamSynchronize);
 DRIVER(cuStreamIsCapturing);
+DRIVER(cuStreamCreate);
+DRIVER(cuThreadExchangeStreamCaptureMode);
 DRIVER(cuPointerGetAttribute);
 DRIVER(cuModuleLoadData);
 DRIVER(cuModuleGetFunction);
 DRIVER(cuMemAlloc_v2);
-DRIVER(cuMemcpyHtoD_v2);
+DRIVER(cuMemcpyHtoDAsync_v2);
 DRIVER(cuLaunchKernel);
 DRIVER(cuCtxPushCurrent_v2);
 DRIVER(cuCtxPopCurrent_v2);
@@ -140,11 +160,13 @@ static int find_driver(void) {
 #define FIND(name) if (!(p_##name = (typeof(p_##name))dlsym(driver, #name))) return 0
   FIND(cuStreamSynchronize);
   FIND(cuStreamIsCapturing);
+  FIND(cuStreamCreate);
+  FIND(cuThreadExchangeStreamCaptureMode);
   FIND(cuPointerGetAttribute);
   FIND(cuModuleLoadData);
   FIND(cuModuleGetFunction);
   FIND(cuMemAlloc_v2);
-  FIND(cuMemcpyHtoD_v2);
+  FIND(cuMemcpyHtoDAsync_v2);
   FIND(cuLaunchKernel);
   FIND(cuCtxPushCurrent_v2);
   FIND(cuCtxPopCurrent_v2);
@@ -162,13 +184,27 @@ static const char DELAY_PTX[] =
     "AGAIN:\nmov.u64 %rd4, %globaltimer;\nsub.u64 %rd4, %rd4, %rd3;\nsetp.lt.u64 %p1, %rd4, %rd2;\n@%p1 bra AGAIN;\n"
     "ret;\n}\n";
 #define MAX_CONTEXTS 16
-static struct { CUcontext context; CUfunction function; CUdeviceptr duration_ns; } delays[MAX_CONTEXTS];
-static _Atomic int num_delays;
+static struct { CUcontext context; CUfunction function; CUdeviceptr duration_ns; CUstream stream; } delays[MAX_CONTEXTS];
+static _Atomic int num_delays, is_delay_lost;
 static pthread_mutex_t delays_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static void write_duration(CUdeviceptr where, double us) {
+// Calls that may wait break another thread's capture, or the next call of this one's, unless they say that they do not.
+static void begin_own(CUstreamCaptureMode *mode) {
+  is_inside = 1;
+  *mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+  p_cuThreadExchangeStreamCaptureMode(mode);
+}
+
+static void end_own(CUstreamCaptureMode *mode) {
+  p_cuThreadExchangeStreamCaptureMode(mode);
+  is_inside = 0;
+}
+
+// On a stream of its own: the others may be capturing, or run a collective whose peers wait for this process.
+static void write_duration(int i, double us) {
   uint64_t ns = (uint64_t)(us * 1e3);
-  p_cuMemcpyHtoD_v2(where, &ns, sizeof ns);
+  p_cuMemcpyHtoDAsync_v2(delays[i].duration_ns, &ns, sizeof ns, delays[i].stream);
+  p_cuStreamSynchronize(delays[i].stream);
 }
 
 static int find_delay(CUcontext context) {
@@ -177,22 +213,29 @@ static int find_delay(CUcontext context) {
   return -1;
 }
 
-// Needs the context to be current and not capturing: it loads a module and allocates.
+// Needs the context to be current. Loads a module and allocates, so it is done once.
 static void prepare_delay(CUcontext context) {
-  pthread_mutex_lock(&delays_lock);
-  int i = atomic_load(&num_delays);
+  CUstreamCaptureMode mode;
   CUmodule module;
-  if (find_delay(context) < 0 && i < MAX_CONTEXTS && p_cuModuleLoadData(&module, DELAY_PTX) == CUDA_SUCCESS &&
-      p_cuModuleGetFunction(&delays[i].function, module, "cctrain_delay") == CUDA_SUCCESS &&
-      p_cuMemAlloc_v2(&delays[i].duration_ns, sizeof(uint64_t)) == CUDA_SUCCESS) {
-    write_duration(delays[i].duration_ns, 0);
+  pthread_mutex_lock(&delays_lock);
+  begin_own(&mode);
+  int i = atomic_load(&num_delays);
+  if (find_delay(context) >= 0 || atomic_load(&is_delay_lost)) {
+  } else if (i < MAX_CONTEXTS && p_cuStreamCreate(&delays[i].stream, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS &&
+             p_cuModuleLoadData(&module, DELAY_PTX) == CUDA_SUCCESS &&
+             p_cuModuleGetFunction(&delays[i].function, module, "cctrain_delay") == CUDA_SUCCESS &&
+             p_cuMemAlloc_v2(&delays[i].duration_ns, sizeof(uint64_t)) == CUDA_SUCCESS) {
+    write_duration(i, 0);
     void *arguments[] = {&delays[i].duration_ns};  // loaded lazily, so launched once where nothing can wait for it
-    p_cuLaunchKernel(delays[i].function, 1, 1, 1, 1, 1, 1, 0, CU_STREAM_PER_THREAD, arguments, NULL);
-    p_cuStreamSynchronize(CU_STREAM_PER_THREAD);
-    write_duration(delays[i].duration_ns, atomic_load(&active)->collective_us);
+    p_cuLaunchKernel(delays[i].function, 1, 1, 1, 1, 1, 1, 0, delays[i].stream, arguments, NULL);
+    write_duration(i, atomic_load(&active)->collective_us);
     delays[i].context = context;
     atomic_store(&num_delays, i + 1);
+  } else {
+    atomic_store(&is_delay_lost, 1);
+    snprintf(status, sizeof status, "a collective could not be delayed: the delay kernel does not load");
   }
+  end_own(&mode);
   pthread_mutex_unlock(&delays_lock);
 }
 
@@ -203,12 +246,11 @@ static void delay_on_gpu(CUcontext context, CUstream stream, const Tolls *tolls,
     prepare_delay(context);
     i = find_delay(context);
   }
-  if (i < 0) {
-    snprintf(status, sizeof status, "a collective could not be delayed: the delay kernel does not load");
-    return;
-  }
+  if (i < 0) return;
+  is_inside = 1;
   void *arguments[] = {&delays[i].duration_ns};
   p_cuLaunchKernel(delays[i].function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, NULL);
+  is_inside = 0;
   if (!is_captured) add(&counters->injected_ns[COLLECTIVE], (uint64_t)(tolls->collective_us * 1e3));
 }
 
@@ -221,10 +263,10 @@ static int is_collective(const char *symbol) {
 }
 
 // ---- The driver calls that are met, and where their arguments lie.
-typedef enum { NONE, DO_LAUNCH, DO_GRAPH_LAUNCH, DO_WAIT, DO_H2D, DO_D2H, DO_D2D, DO_COPY, DO_OTHER_COPY,
-               DO_ALLOC_HOST, DO_ALLOC_DEVICE, DO_BEGIN_CAPTURE, DO_END_CAPTURE } Action;
+typedef enum { NONE, DO_LAUNCH, DO_FILL, DO_GRAPH_LAUNCH, DO_WAIT, DO_H2D, DO_D2H, DO_D2D, DO_COPY, DO_OTHER_COPY,
+               DO_ALLOC_HOST, DO_ALLOC_DEVICE, DO_BEGIN_CAPTURE, DO_END_CAPTURE, DO_NOTHING } Action;
 typedef struct {
-  const char *name;  // without the endings _v2, _ptds and _ptsz
+  const char *name;  // without the endings _ptds and _ptsz; and without _v2 where no parameter is read
   Action action;
   int16_t stream, host, bytes;  // offsets in the call's parameters, -1 where it has none
   int8_t is_stream_in_config, is_async;
@@ -236,40 +278,44 @@ static const Call CALLS[] = {
     {"cuLaunchKernelEx", DO_LAUNCH, AT(cuLaunchKernelEx, config), -1, -1, 1},
     {"cuLaunchCooperativeKernel", DO_LAUNCH, AT(cuLaunchCooperativeKernel, hStream), -1, -1},
     {"cuLaunchCooperativeKernelMultiDevice", DO_LAUNCH, -1, -1, -1},
-    {"cuMemsetD8", DO_LAUNCH, -1, -1, -1},
-    {"cuMemsetD16", DO_LAUNCH, -1, -1, -1},
-    {"cuMemsetD32", DO_LAUNCH, -1, -1, -1},
-    {"cuMemsetD2D8", DO_LAUNCH, -1, -1, -1},
-    {"cuMemsetD2D16", DO_LAUNCH, -1, -1, -1},
-    {"cuMemsetD2D32", DO_LAUNCH, -1, -1, -1},
-    {"cuMemsetD8Async", DO_LAUNCH, AT(cuMemsetD8Async, hStream), -1, -1},
-    {"cuMemsetD16Async", DO_LAUNCH, AT(cuMemsetD16Async, hStream), -1, -1},
-    {"cuMemsetD32Async", DO_LAUNCH, AT(cuMemsetD32Async, hStream), -1, -1},
-    {"cuMemsetD2D8Async", DO_LAUNCH, AT(cuMemsetD2D8Async, hStream), -1, -1},
-    {"cuMemsetD2D16Async", DO_LAUNCH, AT(cuMemsetD2D16Async, hStream), -1, -1},
-    {"cuMemsetD2D32Async", DO_LAUNCH, AT(cuMemsetD2D32Async, hStream), -1, -1},
+    {"cuMemsetD8", DO_FILL, -1, -1, -1},
+    {"cuMemsetD16", DO_FILL, -1, -1, -1},
+    {"cuMemsetD32", DO_FILL, -1, -1, -1},
+    {"cuMemsetD2D8", DO_FILL, -1, -1, -1},
+    {"cuMemsetD2D16", DO_FILL, -1, -1, -1},
+    {"cuMemsetD2D32", DO_FILL, -1, -1, -1},
+    {"cuMemsetD8Async", DO_FILL, AT(cuMemsetD8Async, hStream), -1, -1},
+    {"cuMemsetD16Async", DO_FILL, AT(cuMemsetD16Async, hStream), -1, -1},
+    {"cuMemsetD32Async", DO_FILL, AT(cuMemsetD32Async, hStream), -1, -1},
+    {"cuMemsetD2D8Async", DO_FILL, AT(cuMemsetD2D8Async, hStream), -1, -1},
+    {"cuMemsetD2D16Async", DO_FILL, AT(cuMemsetD2D16Async, hStream), -1, -1},
+    {"cuMemsetD2D32Async", DO_FILL, AT(cuMemsetD2D32Async, hStream), -1, -1},
     {"cuGraphLaunch", DO_GRAPH_LAUNCH, AT(cuGraphLaunch, hStream), -1, -1},
     {"cuStreamSynchronize", DO_WAIT, AT(cuStreamSynchronize, hStream), -1, -1},
     {"cuEventSynchronize", DO_WAIT, -1, -1, -1},
     {"cuCtxSynchronize", DO_WAIT, -1, -1, -1},
-    {"cuMemcpyHtoD", DO_H2D, -1, AT(cuMemcpyHtoD_v2, srcHost), AT(cuMemcpyHtoD_v2, ByteCount)},
-    {"cuMemcpyDtoH", DO_D2H, -1, AT(cuMemcpyDtoH_v2, dstHost), AT(cuMemcpyDtoH_v2, ByteCount)},
-    {"cuMemcpyDtoD", DO_D2D, -1, -1, AT(cuMemcpyDtoD_v2, ByteCount)},
-    {"cuMemcpyHtoDAsync", DO_H2D, AT(cuMemcpyHtoDAsync_v2, hStream), AT(cuMemcpyHtoDAsync_v2, srcHost),
+    {"cuMemcpyHtoD_v2", DO_H2D, -1, AT(cuMemcpyHtoD_v2, srcHost), AT(cuMemcpyHtoD_v2, ByteCount)},
+    {"cuMemcpyDtoH_v2", DO_D2H, -1, AT(cuMemcpyDtoH_v2, dstHost), AT(cuMemcpyDtoH_v2, ByteCount)},
+    {"cuMemcpyDtoD_v2", DO_D2D, -1, -1, AT(cuMemcpyDtoD_v2, ByteCount)},
+    {"cuMemcpyHtoDAsync_v2", DO_H2D, AT(cuMemcpyHtoDAsync_v2, hStream), AT(cuMemcpyHtoDAsync_v2, srcHost),
      AT(cuMemcpyHtoDAsync_v2, ByteCount), 0, 1},
-    {"cuMemcpyDtoHAsync", DO_D2H, AT(cuMemcpyDtoHAsync_v2, hStream), AT(cuMemcpyDtoHAsync_v2, dstHost),
+    {"cuMemcpyDtoHAsync_v2", DO_D2H, AT(cuMemcpyDtoHAsync_v2, hStream), AT(cuMemcpyDtoHAsync_v2, dstHost),
      AT(cuMemcpyDtoHAsync_v2, ByteCount), 0, 1},
-    {"cuMemcpyDtoDAsync", DO_D2D, AT(cuMemcpyDtoDAsync_v2, hStream), -1, AT(cuMemcpyDtoDAsync_v2, ByteCount), 0, 1},
+    {"cuMemcpyDtoDAsync_v2", DO_D2D, AT(cuMemcpyDtoDAsync_v2, hStream), -1, AT(cuMemcpyDtoDAsync_v2, ByteCount), 0, 1},
     {"cuMemcpy", DO_COPY, -1, -1, AT(cuMemcpy, ByteCount)},
     {"cuMemcpyAsync", DO_COPY, AT(cuMemcpyAsync, hStream), -1, AT(cuMemcpyAsync, ByteCount), 0, 1},
     {"cuMemcpyPeer", DO_D2D, -1, -1, AT(cuMemcpyPeer, ByteCount)},
     {"cuMemcpyPeerAsync", DO_D2D, AT(cuMemcpyPeerAsync, hStream), -1, AT(cuMemcpyPeerAsync, ByteCount), 0, 1},
     {"cuMemcpy2D", DO_OTHER_COPY, -1, -1, -1},
     {"cuMemcpy2DUnaligned", DO_OTHER_COPY, -1, -1, -1},
-    {"cuMemcpy2DAsync", DO_OTHER_COPY, -1, -1, -1},
+    {"cuMemcpy2DAsync_v2", DO_OTHER_COPY, AT(cuMemcpy2DAsync_v2, hStream), -1, -1},
     {"cuMemcpy3D", DO_OTHER_COPY, -1, -1, -1},
-    {"cuMemcpy3DAsync", DO_OTHER_COPY, -1, -1, -1},
+    {"cuMemcpy3DAsync_v2", DO_OTHER_COPY, AT(cuMemcpy3DAsync_v2, hStream), -1, -1},
+    {"cuMemcpy3DPeer", DO_OTHER_COPY, -1, -1, -1},
+    {"cuMemcpy3DPeerAsync", DO_OTHER_COPY, AT(cuMemcpy3DPeerAsync, hStream), -1, -1},
     {"cuMemcpyBatchAsync", DO_OTHER_COPY, -1, -1, -1},
+    {"cuMemcpy3DBatchAsync", DO_OTHER_COPY, -1, -1, -1},
+    {"cuMemcpyWithAttributesAsync", DO_OTHER_COPY, -1, -1, -1},
     {"cuMemAllocHost", DO_ALLOC_HOST, -1, -1, -1},
     {"cuMemHostAlloc", DO_ALLOC_HOST, -1, -1, -1},
     {"cuMemHostRegister", DO_ALLOC_HOST, -1, -1, -1},
@@ -280,6 +326,23 @@ static const Call CALLS[] = {
     {"cuStreamBeginCapture", DO_BEGIN_CAPTURE, -1, -1, -1},
     {"cuStreamBeginCaptureToGraph", DO_BEGIN_CAPTURE, -1, -1, -1},
     {"cuStreamEndCapture", DO_END_CAPTURE, -1, -1, -1},
+    // Long calls that pay no toll: met, so that their time is not taken for that of host code.
+    {"cuMemFree", DO_NOTHING, -1, -1, -1},
+    {"cuMemFreeHost", DO_NOTHING, -1, -1, -1},
+    {"cuMemHostUnregister", DO_NOTHING, -1, -1, -1},
+    {"cuMemRelease", DO_NOTHING, -1, -1, -1},
+    {"cuMemMap", DO_NOTHING, -1, -1, -1},
+    {"cuMemUnmap", DO_NOTHING, -1, -1, -1},
+    {"cuMemSetAccess", DO_NOTHING, -1, -1, -1},
+    {"cuGraphInstantiate", DO_NOTHING, -1, -1, -1},
+    {"cuGraphInstantiateWithFlags", DO_NOTHING, -1, -1, -1},
+    {"cuGraphInstantiateWithParams", DO_NOTHING, -1, -1, -1},
+    {"cuGraphExecDestroy", DO_NOTHING, -1, -1, -1},
+    {"cuGraphDestroy", DO_NOTHING, -1, -1, -1},
+    {"cuModuleLoadData", DO_NOTHING, -1, -1, -1},
+    {"cuModuleLoadDataEx", DO_NOTHING, -1, -1, -1},
+    {"cuLibraryLoadData", DO_NOTHING, -1, -1, -1},
+    {"cuModuleGetFunction", DO_NOTHING, -1, -1, -1},
 };
 static const Call *calls[CUPTI_DRIVER_TRACE_CBID_SIZE];
 static int8_t is_per_thread[CUPTI_DRIVER_TRACE_CBID_SIZE];  // its stream 0 is the thread's own
@@ -288,17 +351,21 @@ static const Call *find_call(const char *name, int8_t *is_ptsz) {
   size_t length = strlen(name);
   *is_ptsz = length > 5 && (!strcmp(name + length - 5, "_ptsz") || !strcmp(name + length - 5, "_ptds"));
   if (*is_ptsz) length -= 5;
-  if (length > 3 && name[length - 3] == '_' && name[length - 2] == 'v') length -= 3;
-  for (size_t i = 0; i < sizeof CALLS / sizeof *CALLS; i++)
-    if (strlen(CALLS[i].name) == length && !strncmp(CALLS[i].name, name, length)) return &CALLS[i];
+  size_t stem = length > 3 && name[length - 3] == '_' && name[length - 2] == 'v' ? length - 3 : length;
+  for (size_t i = 0; i < sizeof CALLS / sizeof *CALLS; i++) {
+    const Call *call = &CALLS[i];
+    size_t same = call->stream < 0 && call->bytes < 0 ? stem : length;  // another version has other parameters
+    if (strlen(call->name) == same && !strncmp(call->name, name, same)) return call;
+  }
   return NULL;
 }
 
 static CUstream stream_of(const Call *call, CUpti_CallbackId id, const char *parameters) {
   CUstream stream = 0;
-  if (call->is_stream_in_config)
-    stream = (*(const CUlaunchConfig *const *)(parameters + call->stream))->hStream;
-  else if (call->stream >= 0)
+  if (call->is_stream_in_config) {
+    const CUlaunchConfig *config = *(const CUlaunchConfig *const *)(parameters + call->stream);
+    stream = config ? config->hStream : 0;
+  } else if (call->stream >= 0)
     stream = *(const CUstream *)(parameters + call->stream);
   return !stream && is_per_thread[id] ? CU_STREAM_PER_THREAD : stream;
 }
@@ -328,6 +395,7 @@ static int is_on_device(CUdeviceptr pointer) {
   return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_DEVICE;
 }
 
+// NUM_COPIES: none that the GPU takes part in.
 static int kind_of_copy(const Call *call, const char *parameters) {
   CUdeviceptr host;
   int to_device = call->action == DO_H2D;
@@ -337,6 +405,7 @@ static int kind_of_copy(const Call *call, const char *parameters) {
     int is_from_device = is_on_device(any->src);
     to_device = is_on_device(any->dst);
     if (to_device && is_from_device) return D2D;
+    if (!to_device && !is_from_device) return NUM_COPIES;
     host = to_device ? any->src : any->dst;
   } else {
     host = *(const CUdeviceptr *)(parameters + call->host);
@@ -358,32 +427,42 @@ static double copy_toll_us(const Tolls *tolls, int kind, double bytes) {
 }
 
 // ---- Both ends of a call.
+// What the thread did itself since it left the driver, stretched. Short absences are taken for work: asking for the
+// thread's own time is a system call, which after each launch would cost more than many a toll. Only a long one may
+// have been a wait for another thread.
 static void stretch_host(const Tolls *tolls) {
   if (left_generation != tolls->generation) owed_ns = 0;
   if (tolls->host_ratio <= 1 || left_generation != tolls->generation) return;
-  uint64_t begin = now_ns(), cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
-  owed_ns += (double)(now_ns() - begin);
-  pay(HOST, (double)(cpu_ns - left_cpu_ns) / 1e3 * (tolls->host_ratio - 1));
+  uint64_t begin = now_ns();
+  double worked_ns = (double)(begin - left_ns);
+  if (worked_ns > LONG_ABSENCE_NS) {
+    double cpu_ns = (double)(clock_ns(CLOCK_THREAD_CPUTIME_ID) - known_cpu_ns) - (double)(left_ns - known_ns);
+    worked_ns = cpu_ns < 0 ? 0 : cpu_ns < worked_ns ? cpu_ns : worked_ns;
+    owed_ns += (double)(now_ns() - begin);
+  }
+  pay(HOST, worked_ns / 1e3 * (tolls->host_ratio - 1));
 }
 
-static void leave_host(const Tolls *tolls) {
+static void leave_host(const Tolls *tolls, int may_have_waited) {
+  if (tolls->host_ratio > 1) {
+    uint64_t begin = left_ns = now_ns();
+    if (may_have_waited || left_generation != tolls->generation) {
+      known_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+      known_ns = left_ns = now_ns();
+      owed_ns += (double)(left_ns - begin);
+    }
+  }
   left_generation = tolls->generation;
-  if (tolls->host_ratio <= 1) return;
-  uint64_t begin = now_ns();
-  left_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
-  owed_ns += (double)(now_ns() - begin);
 }
 
 static void on_enter(const Call *call, CUpti_CallbackId id, const CUpti_CallbackData *data, const Tolls *tolls) {
   CUstream stream = stream_of(call, id, data->functionParams);
-  int captured = is_captured(call, stream);
+  int captured = is_in_capture = is_captured(call, stream);
   if (!captured) stretch_host(tolls);
-  if (call->action == DO_LAUNCH || call->action == DO_D2D) {
-    if (is_collective(data->symbolName)) {
+  if (call->action == DO_LAUNCH || call->action == DO_FILL || call->action == DO_D2D) {
+    if (call->action == DO_LAUNCH && is_collective(data->symbolName)) {  // of others CUPTI gives no symbol
       uint64_t begin = now_ns();
-      is_inside = 1;
       delay_on_gpu(data->context, stream, tolls, captured);
-      is_inside = 0;
       owed_ns += (double)(now_ns() - begin);
       if (!captured) add(&counters->collectives, 1);
     }
@@ -391,16 +470,18 @@ static void on_enter(const Call *call, CUpti_CallbackId id, const CUpti_Callback
   } else if (call->action == DO_GRAPH_LAUNCH) {
     if (!captured) pay(GRAPH_LAUNCH, tolls->graph_launch_us);
   } else if (call->action == DO_BEGIN_CAPTURE) {
-    is_inside = 1;
     if (find_delay(data->context) < 0) prepare_delay(data->context);
-    is_inside = 0;
   }
-  entered_ns = now_ns();
+  entered_ns = call->action == DO_LAUNCH && ++num_launched % TIMED_LAUNCH ? 0 : now_ns();
 }
 
 static void copied(const Call *call, CUstream stream, const char *parameters, const Tolls *tolls) {
   int kind = kind_of_copy(call, parameters);
   size_t bytes = *(const size_t *)(parameters + call->bytes);
+  if (kind == NUM_COPIES) {
+    add(&counters->other_copies, 1);
+    return;
+  }
   add(&counters->copies[kind], 1);
   add(&counters->bytes[kind], bytes);
   if (kind == D2D) {
@@ -410,26 +491,34 @@ static void copied(const Call *call, CUstream stream, const char *parameters, co
   }
   if (call->is_async && tolls->blocks[kind]) {
     uint64_t begin = now_ns();
-    is_inside = 1;
+    CUstreamCaptureMode mode;
+    begin_own(&mode);
     p_cuStreamSynchronize(stream);
-    is_inside = 0;
+    end_own(&mode);
     add(&counters->injected_ns[COPY], now_ns() - begin);
   }
   pay(COPY, copy_toll_us(tolls, kind, (double)bytes));
 }
 
+// Whether a capture ended with this result of cuStreamEndCapture, if as a broken one.
+static int is_over(CUresult result) {
+  return result == CUDA_SUCCESS || result == CUDA_ERROR_STREAM_CAPTURE_INVALIDATED ||
+         result == CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
+}
+
 static void on_exit_of(const Call *call, CUpti_CallbackId id, const CUpti_CallbackData *data, const Tolls *tolls) {
-  uint64_t lasted = now_ns() - entered_ns;
+  uint64_t lasted = entered_ns ? now_ns() - entered_ns : 0;
   CUstream stream = stream_of(call, id, data->functionParams);
   CUresult result = *(const CUresult *)data->functionReturnValue;
-  int captured = is_captured(call, stream);
-  add(&counters->in_driver_ns, lasted);
-  if (captured) {
+  int is_launch = call->action == DO_LAUNCH;
+  if (lasted) add(&counters->in_driver_ns, is_launch ? lasted * TIMED_LAUNCH : lasted);
+  if (is_in_capture) {
     if (call->action <= DO_OTHER_COPY && call->action != DO_WAIT) add(&counters->graph_nodes, 1);
+    leave_host(tolls, !is_launch);  // what the host did while it captured is not paid later, either
     return;
   }
   switch (call->action) {
-    case DO_LAUNCH: add(&counters->launches, 1); break;
+    case DO_LAUNCH: case DO_FILL: add(&counters->launches, 1); break;
     case DO_GRAPH_LAUNCH: add(&counters->graph_launches, 1); break;
     case DO_WAIT:
       add(&counters->waits, 1);
@@ -444,10 +533,10 @@ static void on_exit_of(const Call *call, CUpti_CallbackId id, const CUpti_Callba
     case DO_ALLOC_HOST: add(&counters->allocs_host, 1); pay(ALLOC, tolls->alloc_host_us); break;
     case DO_ALLOC_DEVICE: add(&counters->allocs_device, 1); pay(ALLOC, tolls->alloc_device_us); break;
     case DO_BEGIN_CAPTURE: if (result == CUDA_SUCCESS) atomic_fetch_add(&num_capturing, 1); break;
-    case DO_END_CAPTURE: if (result != CUDA_ERROR_ILLEGAL_STATE) atomic_fetch_sub(&num_capturing, 1); break;
+    case DO_END_CAPTURE: if (is_over(result)) atomic_fetch_sub(&num_capturing, 1); break;
     default: break;
   }
-  leave_host(tolls);
+  leave_host(tolls, !is_launch);
 }
 
 static void CUPTIAPI on_call(void *unused, CUpti_CallbackDomain domain, CUpti_CallbackId id, const void *raw) {
@@ -463,35 +552,57 @@ static void CUPTIAPI on_call(void *unused, CUpti_CallbackDomain domain, CUpti_Ca
 
 // ---- The interface, for ctypes.
 
+// One number of the text, from 0 to `most`; moves the text behind it.
+static int take_number(const char **text, double most, double *number) {
+  char *end;
+  *number = strtod(*text, &end);
+  int is_number = end != *text && *number >= 0 && *number <= most;  // a NaN is neither
+  *text = end;
+  return is_number;
+}
+
+static int take_tolls(const char *text, Tolls *tolls) {
+  double *scalars[] = {&tolls->launch_us, &tolls->graph_launch_us, &tolls->wait_us, &tolls->alloc_host_us,
+                       &tolls->alloc_device_us, &tolls->collective_us, &tolls->host_ratio};
+  double number;
+  for (size_t i = 0; i < sizeof scalars / sizeof *scalars; i++)
+    if (!take_number(&text, MAX_TOLL_US, scalars[i])) return 0;
+  for (int kind = 0; kind < D2D; kind++) {
+    double(*points)[2] = tolls->points[kind];
+    if (!take_number(&text, 1, &number) || number != (tolls->blocks[kind] = (int)number)) return 0;
+    if (!take_number(&text, MAX_POINTS, &number) || number != (tolls->num_points[kind] = (int)number)) return 0;
+    for (int i = 0; i < tolls->num_points[kind]; i++) {
+      if (!take_number(&text, MAX_COPY_BYTES, &points[i][0]) || !take_number(&text, MAX_TOLL_US, &points[i][1])) return 0;
+      if (i && points[i][0] <= points[i - 1][0]) return 0;
+    }
+  }
+  return text[strspn(text, " \n")] == 0;
+}
+
 // Numbers between spaces: launch, graph launch, wait, host allocation, device allocation, collective (us), host ratio;
 // then for h2d pinned, h2d pageable, d2h pinned, d2h pageable: whether it blocks (0 or 1), number of points, and each
 // point's bytes and us. Returns 1, or 0 for a text that is not so, which changes nothing.
 int cctrain_set_tolls(const char *text) {
-  static _Atomic unsigned generation;
+  static unsigned generation;
   Tolls *tolls = calloc(1, sizeof *tolls);  // never freed: a thread may hold it, and a run has some dozens
-  double *scalars[] = {&tolls->launch_us, &tolls->graph_launch_us, &tolls->wait_us, &tolls->alloc_host_us,
-                       &tolls->alloc_device_us, &tolls->collective_us, &tolls->host_ratio};
-  char *end = (char *)text;
-#define NEXT(target) do { text = end; (target) = strtod(text, &end); if (end == text) { free(tolls); return 0; } } while (0)
-  for (size_t i = 0; i < sizeof scalars / sizeof *scalars; i++) NEXT(*scalars[i]);
-  for (int kind = 0; kind < D2D; kind++) {
-    NEXT(tolls->blocks[kind]);
-    NEXT(tolls->num_points[kind]);
-    if (tolls->num_points[kind] < 0 || tolls->num_points[kind] > MAX_POINTS) { free(tolls); return 0; }
-    for (int i = 0; i < tolls->num_points[kind]; i++)
-      for (int j = 0; j < 2; j++) NEXT(tolls->points[kind][i][j]);
+  if (!tolls || !take_tolls(text, tolls)) {
+    free(tolls);
+    return 0;
   }
-#undef NEXT
-  tolls->generation = atomic_fetch_add(&generation, 1) + 1;
+  pthread_mutex_lock(&delays_lock);  // a delay that is prepared meanwhile has these tolls, or is among those below
+  tolls->generation = ++generation;
   atomic_store_explicit(&active, tolls, memory_order_release);
-  is_inside = 1;
   for (int i = 0; i < atomic_load(&num_delays); i++) {
+    CUstreamCaptureMode mode;
     CUcontext unused;
-    p_cuCtxPushCurrent_v2(delays[i].context);
-    write_duration(delays[i].duration_ns, tolls->collective_us);
-    p_cuCtxPopCurrent_v2(&unused);
+    begin_own(&mode);
+    if (p_cuCtxPushCurrent_v2(delays[i].context) == CUDA_SUCCESS) {  // else it is gone
+      write_duration(i, tolls->collective_us);
+      p_cuCtxPopCurrent_v2(&unused);
+    }
+    end_own(&mode);
   }
-  is_inside = 0;
+  pthread_mutex_unlock(&delays_lock);
   return 1;
 }
 
@@ -521,7 +632,7 @@ static void map_counters(void) {
   if (snprintf(path, sizeof path, "%s/%d.counters", directory, (int)getpid()) >= (int)sizeof path) return;
   int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (file < 0) return;
-  if (ftruncate(file, sizeof *counters) == 0) {
+  if (posix_fallocate(file, 0, sizeof *counters) == 0) {  // on a full disk a sparse file is a SIGBUS later
     void *mapped = mmap(NULL, sizeof *counters, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (mapped != MAP_FAILED) counters = mapped;
   }

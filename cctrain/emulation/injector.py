@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cctrain.emulation.arms import CUPTI
 from cctrain.emulation.build import injection_library
 from cctrain.emulation.profile import CLASSES, Profile
 from cctrain.errors import PlatformError
@@ -63,7 +64,7 @@ def tolls_text(profile: Profile | None) -> str:
 class Injector:
     """The library as this process's driver has loaded it."""
 
-    counted_by = "cupti"
+    counted_by = CUPTI
 
     def __init__(self, library: Path) -> None:
         """Raises PlatformError where it cannot be loaded."""
@@ -85,9 +86,10 @@ class Injector:
 
     def set_tolls(self, profile: Profile | None) -> None:
         """From now on every thread pays `profile`'s tolls, or none. Wait for the device before, or what is queued pays
-        the new tolls of its collectives."""
+        the new tolls of its collectives. Raises PlatformError where some toll could not be paid so far."""
         done = self._library.cctrain_set_tolls(tolls_text(profile).encode())
         assert done, "inject.c refused the tolls"
+        self.check()
 
     def read(self) -> tuple[int, ...]:
         """The counters since the process began, in the order of `crossings`; a microsecond."""
@@ -141,6 +143,17 @@ def left_behind(crossings: Path) -> Mapping[int, Crossings]:
     """The counters that injected processes left in a directory, by process id, of those that used CUDA."""
     found = {}
     for path in sorted(crossings.glob("*.counters")):
-        words = (ctypes.c_uint64 * len(_WORDS)).from_buffer_copy(path.read_bytes())
-        found[int(path.stem)] = counted(tuple(words))
+        words = _words_of(path)
+        if words and path.stem.isdecimal():
+            found[int(path.stem)] = counted(words)
     return found
+
+
+def _words_of(path: Path) -> tuple[int, ...] | None:
+    """None where it is no whole file of counters: a program may write there what it likes, or a disk be full."""
+    size = ctypes.sizeof(ctypes.c_uint64) * len(_WORDS)
+    try:
+        content = path.read_bytes() if path.is_file() and path.stat().st_size == size else b""
+    except OSError:
+        return None
+    return tuple((ctypes.c_uint64 * len(_WORDS)).from_buffer_copy(content)) if len(content) == size else None

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cctrain.emulation.arms import OPERATORS
 from cctrain.emulation.profile import Profile
 
 
 class OperatorTolls(TorchDispatchMode):
     """Counts operators, plain steps' as well, so that only the toll tells the arms apart."""
 
-    counted_by = "operators"
+    counted_by = OPERATORS
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cctrain.emulation.arms import explained_classes
+from cctrain.emulation.arms import CUPTI, arms, explained_classes
 from cctrain.emulation.blocks import ALL, OFF
 from cctrain.emulation.crossings import mean_crossings
 from cctrain.emulation.explain import explain
@@ -35,10 +35,12 @@ def outcome(
 ) -> dict[str, Any]:
     """The record's `tolls`, `summary_off`, `keep_ratio`, `crossings` and `explain`, from the summaries of both arms."""
     first_steps = {ALL: tolled.steady_state.first_step, OFF: plain.steady_state.first_step}
-    rounds = whole_rounds(steps, first_steps)
-    kept = keep_ratio(rounds)
     paid = mean_crossings(rows, steady_numbers(of_arm(steps, ALL), tolled))
-    classes = explained_classes(profile, len(rows)) if is_explained else ()
+    counted_by = paid["counted_by"] if paid else CUPTI
+    every_arm = arms(profile, is_explained=is_explained, num_ranks=len(rows), counted_by=counted_by)
+    rounds = whole_rounds(steps, every_arm, first_steps)
+    kept = keep_ratio(rounds)
+    classes = explained_classes(profile, len(rows), counted_by)
     return {
         "summary_off": dataclasses.asdict(plain),
         "keep_ratio": dataclasses.asdict(kept) if kept else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from cctrain.records import StepRecord
 
@@ -10,10 +10,9 @@ Blocks = Mapping[str, list[StepRecord]]
 """Arm -> its measured steps in one round."""
 
 
-def whole_rounds(steps: Sequence[StepRecord], first_steps: Mapping[str, int]) -> list[Blocks]:
-    """The rounds in which every arm has its block, and all of the block's measured steps are steady: from
-    `first_steps` of its arm on, where that is given."""
-    arms = {step.arm for step in steps if step.arm}
+def whole_rounds(steps: Sequence[StepRecord], arms: Collection[str], first_steps: Mapping[str, int]) -> list[Blocks]:
+    """The rounds in which every one of the run's `arms` has its block, and all of the block's measured steps are
+    steady: from `first_steps` of its arm on, where that is given."""
     rounds: dict[int, dict[str, list[StepRecord]]] = {}
     for step in steps:
         if step.arm and step.block is not None and not step.is_warmup:
@@ -21,7 +20,7 @@ def whole_rounds(steps: Sequence[StepRecord], first_steps: Mapping[str, int]) ->
     return [
         blocks
         for _, blocks in sorted(rounds.items())
-        if set(blocks) == arms and all(blocks[arm][0].step >= first for arm, first in first_steps.items())
+        if set(blocks) == set(arms) and all(blocks[arm][0].step >= first for arm, first in first_steps.items())
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
 from typing import Any
 
 import pynvml
@@ -19,18 +19,7 @@ _PATHS = {  # by NVML's levels, with the abbreviations that `nvidia-smi topo -m`
 }
 
 
-@dataclass(slots=True)
-class _Links:
-    """The active links of one GPU."""
-
-    version: int | None = None
-    to_switch: int = 0
-    to_gpu: dict[str, int] = field(default_factory=dict)
-    """By the other's bus id."""
-
-    @property
-    def count(self) -> int:
-        return self.to_switch + sum(self.to_gpu.values())
+_SWITCH = "switch"
 
 
 def observe(handles: list[Any]) -> dict[str, Any]:
@@ -38,19 +27,20 @@ def observe(handles: list[Any]) -> dict[str, Any]:
     join them, or the way over PCI Express; None where the driver does not say."""
     links = [_links(handle) for handle in handles]
     ids = [bus_id(answer("nvmlDeviceGetPciInfo", handle)) for handle in handles]
-    matrix: list[list[str | None]] = [["X"] * len(handles) for _ in handles]
-    for i, one in enumerate(handles):
-        for j, other in enumerate(handles):
-            if i != j:
-                status = answer("nvmlDeviceGetP2PStatus", one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
-                shared = links[i].to_gpu.get(ids[j] or "", 0) + min(links[i].to_switch, links[j].to_switch)
-                is_joined = status == pynvml.NVML_P2P_STATUS_OK and shared
-                path = answer("nvmlDeviceGetTopologyCommonAncestor", one, other)
-                matrix[i][j] = f"NV{shared}" if is_joined else _PATHS.get(path)
+
+    def way(i: int, j: int) -> str | None:
+        if i == j:
+            return "X"
+        status = answer("nvmlDeviceGetP2PStatus", handles[i], handles[j], pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+        shared = links[i][ids[j]] + min(links[i][_SWITCH], links[j][_SWITCH])
+        if status == pynvml.NVML_P2P_STATUS_OK and shared:
+            return f"NV{shared}"
+        return _PATHS.get(answer("nvmlDeviceGetTopologyCommonAncestor", handles[i], handles[j]))
+
     return {
-        "num_nvlinks": [each.count for each in links],
-        "nvlink_version": [each.version for each in links],
-        "matrix": matrix,
+        "num_nvlinks": [each.total() for each in links],
+        "nvlink_version": [answer("nvmlDeviceGetNvLinkVersion", handle, 0) for handle in handles],
+        "matrix": [[way(i, j) for j in range(len(handles))] for i in range(len(handles))],
     }
 
 
@@ -59,16 +49,12 @@ def bus_id(pci: Any) -> str | None:
     return f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.0" if pci else None
 
 
-def _links(handle: Any) -> _Links:
-    links = _Links()
+def _links(handle: Any) -> Counter[str | None]:
+    """How many active links lead to a GPU, by its bus id, or to a switch."""
+    links: Counter[str | None] = Counter()
     for number in range(pynvml.NVML_NVLINK_MAX_LINKS):
-        if answer("nvmlDeviceGetNvLinkState", handle, number) != pynvml.NVML_FEATURE_ENABLED:
-            continue
-        links.version = answer("nvmlDeviceGetNvLinkVersion", handle, number)
-        kind = answer("nvmlDeviceGetNvLinkRemoteDeviceType", handle, number)
-        other = bus_id(answer("nvmlDeviceGetNvLinkRemotePciInfo", handle, number))
-        if kind == pynvml.NVML_NVLINK_DEVICE_TYPE_GPU and other:
-            links.to_gpu[other] = links.to_gpu.get(other, 0) + 1
-        else:
-            links.to_switch += 1
+        if answer("nvmlDeviceGetNvLinkState", handle, number) == pynvml.NVML_FEATURE_ENABLED:
+            kind = answer("nvmlDeviceGetNvLinkRemoteDeviceType", handle, number)
+            other = bus_id(answer("nvmlDeviceGetNvLinkRemotePciInfo", handle, number))
+            links[other if kind == pynvml.NVML_NVLINK_DEVICE_TYPE_GPU and other else _SWITCH] += 1
     return links

@@ -6,19 +6,41 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from cctrain.emulation.profile import ASSUMED, NOT_EMULATED, Profile
 
 _COUNTS = ("launches", "graph_launches", "graph_nodes", "waits", "collectives", "allocs_host", "allocs_device")
 
+Processes = Mapping[int, Mapping[str, Any]]
+"""Process id -> its counts."""
 
-def print_crossings(crossings: Mapping[int, Mapping[str, Any]], profile: Profile | None) -> None:
-    """Print the counts of each process, by its id, and what `profile` made it wait."""
-    console = Console(soft_wrap=True, markup=False)
+
+def print_crossings(crossings: Processes, profile: Profile | None, console: Console | None = None) -> None:
+    """Print the counts of each process, by its id, and what `profile` made it wait; to stdout without a console."""
+    console = console or Console(soft_wrap=True, markup=False)
     if not crossings:
         console.print("no process made a CUDA call that could be met; lines of `cctrain: emulation` above say why not")
         return
+    rest = list(crossings.items())
+    while rest:
+        tables = (_table(dict(rest[:num]), profile) for num in range(len(rest), 0, -1))
+        table = next(
+            (each for each in tables if _width(each, console) <= console.width), _table(dict(rest[:1]), profile)
+        )
+        console.print(table)
+        rest = rest[len(table.columns) - 1 :]
+    if profile:
+        print_assumptions(console)
+
+
+def _width(table: Table, console: Console) -> int:
+    """With nothing in it folded or cut."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+
+
+def _table(crossings: Processes, profile: Profile | None) -> Table:
     title = f"crossings under the tolls of {profile.name}, emulated" if profile else "crossings"
     table = Table("per process", *(str(pid) for pid in crossings), title=title)
     for column in table.columns[1:]:
@@ -34,9 +56,7 @@ def print_crossings(crossings: Mapping[int, Mapping[str, Any]], profile: Profile
         for name in profile.classes():
             waited = (counts["injected_s"][name] for counts in crossings.values())
             table.add_row(f"injected: {name.replace('_', ' ')}", *(f"{seconds:.3f} s" for seconds in waited))
-    console.print(table)
-    if profile:
-        print_assumptions(console)
+    return table
 
 
 def print_assumptions(console: Console) -> None:

@@ -56,8 +56,12 @@ def print_explanation(explained: Mapping[str, Any], step_time_off_s: float, cons
     table.caption = f"of {explained['num_rounds']} rounds; a plain step takes {_ms(step_time_off_s)}"
     console.print(table)
     share = explained["host_bound_share"]
-    if share is not None:
+    if share is not None and share <= 1:
         console.print(f"{share:.0%} of what was injected shows in the step; the rest ran while the GPU was busy anyway")
+    elif share is not None:
+        console.print(
+            f"the step grew by {share:.0%} of what was injected: tolls also delay those who wait for a thread"
+        )
 
 
 def print_emulated(record: Mapping[str, Any], console: Console | None = None) -> None:

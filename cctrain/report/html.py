@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import html
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 
 from cctrain import __version__
-from cctrain.compare import Answer, Comparison
+from cctrain.comparison.compare import Answer, Comparison
 from cctrain.emulation.profile import ASSUMED, NOT_EMULATED
 from cctrain.load import Run
 from cctrain.report import tolls_beside, words
@@ -25,7 +25,7 @@ from cctrain.report.plots.shares import phase_means
 from cctrain.report.ratios_table import COLUMNS, rows_by_title
 
 _HERE = Path(__file__).parent
-_MOST_CARDS, _MOST_COMMANDS = 12, 40
+_MOST_CARDS, _MOST_COMMANDS, _MOST_RECIPES = 12, 40, 20
 
 
 def page(answer: Answer) -> str:
@@ -41,9 +41,7 @@ def page(answer: Answer) -> str:
         allowed=_allowed(answer),
         ratios=_ratios(answer),
         overview="".join(map(_figure, drawn[""])),
-        recipes="".join(
-            _recipe(name, group, drawn[name], answer.options.margin) for name, group in by_title(answer).items()
-        ),
+        recipes=_recipes(answer, drawn),
         emulated=_emulated(answer),
         platform=_platform(answer),
         commands=_commands(answer.runs),
@@ -60,7 +58,9 @@ def _about(answer: Answer) -> str:
     times = sorted(run.started_at for run in answer.runs if run.started_at)
     when = f", started {times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M}" if times else ""
     gpus = sorted({str(name) for run in answer.runs for name in _as_list(run.identity.get("gpu"))})
-    return f"{len(answer.runs)} runs on {', '.join(gpus) or 'unknown GPUs'}{when}"
+    num = len(answer.comparisons)
+    compared = f"{num} comparison{'s' * (num > 1)} of {len(answer.runs)} run{'s' * (len(answer.runs) > 1)}"
+    return f"{compared} on {', '.join(gpus) or 'unknown GPUs'}{when}"
 
 
 def _as_list(node: object) -> Iterable[object]:
@@ -71,9 +71,12 @@ def _card(one: Comparison, margin: float) -> str:
     remarks = "".join(f"<p class=remark>{_text(remark)}</p>" for remark in words.remarks(one, margin))
     chips = f'<span class="chip {one.verdict}">{one.verdict}</span>'
     chips += "<span class='chip emulated'>emulated, not measured under CC</span>" if one.is_emulated else ""
+    number, interval = words.figures(one)
+    kept = min(1.0, one.keep_ratio) * 100
+    bar = f'<div class="bar {"dashed" if one.is_emulated else ""}"><i style="width:{kept:.1f}%"></i></div>'
     return (
         f'<article class="card {one.verdict}"><p class=of>{_text(words.title(one))}<br>{_text(words.what(one))}</p>'
-        f"<h2>{_text(words.headline(one))}</h2><p class=chips>{chips}</p>"
+        f"<p class=figures><b>{_text(number)}</b> <span>{_text(interval)}</span></p>{bar}<p class=chips>{chips}</p>"
         f"<p>{_text(words.sentence(one, margin))}</p>{remarks}</article>"
     )
 
@@ -91,16 +94,16 @@ def _ratios(answer: Answer) -> str:
     return _table(["recipe", *COLUMNS], rows)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = ()) -> str:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "figures") -> str:
     """Cells carry their column's name, which a phone shows instead of the head."""
     head = "".join(f"<th scope=col>{_text(column)}</th>" for column in columns)
     body = []
-    for index, row in enumerate(rows):
+    for row in rows:
         cells = "".join(
             f'<td data-name="{_text(column)}">{_text(cell)}</td>' for column, cell in zip(columns, row, strict=True)
         )
-        body.append(f'<tr class="{classes[index] if classes else ""}">{cells}</tr>')
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        body.append(f"<tr>{cells}</tr>")
+    return f"<table class={kind}><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def _figure(picture: Picture) -> str:
@@ -113,12 +116,21 @@ def _figure(picture: Picture) -> str:
     )
 
 
-def _recipe(name: str, group: list[Comparison], drawn: list[Picture], margin: float) -> str:
+def _recipes(answer: Answer, drawn: Mapping[str, list[Picture]]) -> str:
+    groups = by_title(answer)
+    left_out = list(groups)[_MOST_RECIPES:]
+    parts = [_recipe(name, group, drawn[name]) for name, group in groups.items() if name not in left_out]
+    if left_out:
+        parts.append(f"<section><p>Without figures here: {_text(', '.join(left_out))}.</p></section>")
+    return "".join(parts)
+
+
+def _recipe(name: str, group: list[Comparison], drawn: list[Picture]) -> str:
     parts = [f"<section><h2>{_text(name)}</h2>"]
     for picture in drawn:
         parts.append(_figure(picture))
         if picture.name.startswith("phases"):
-            parts.append(_phases(group))
+            parts.append(f"<details><summary>The phases as numbers</summary>{_phases(group)}</details>")
         if picture.name.startswith("explain"):
             parts.append(_explained(group))
     seed = words.SEED_LOSSES.get(group[0].recipe)
@@ -153,7 +165,8 @@ def _explained(group: list[Comparison]) -> str:
     ]
     bound = ""
     if found.host_bound_share is not None:
-        bound = f"<p>The host is the bottleneck for {_text(words.percent(found.host_bound_share, 0))} of a step.</p>"
+        share = words.percent(found.host_bound_share, 0)
+        bound = f"<p>{_text(share)} of the injected time shows in the step; the rest ran while the GPU was busy.</p>"
     return bound + _table(["class, ms a step", "costs", "paid alone", "saved if left out", "95 % interval"], show)
 
 
@@ -171,9 +184,12 @@ def _emulated(answer: Answer) -> str:
     for name, content in profiles.items():
         notes = content.get("notes")
         listed = "".join(f"<li>{_text(note)}</li>" for note in notes) if isinstance(notes, list) else ""
-        table = _table(columns, tolls_beside.rows(content)) if content else "<p>The record does not hold them.</p>"
+        table = (
+            _table(columns, tolls_beside.rows(content), "facts") if content else "<p>The record does not hold them.</p>"
+        )
         parts.append(f"<h3>Tolls of the profile {_text(name)}</h3>{f'<ul>{listed}</ul>' if listed else ''}{table}")
-    return "".join([*parts, f"<p class=remark>Seed post: {_text(words.SEED_POST)}.</p></section>"])
+    reading = "Its columns: CC off -> on, in us or GB/s; x: on over off; +: what CC adds."
+    return "".join([*parts, f"<p class=remark>Seed post: {_text(words.SEED_POST)}. {_text(reading)}</p></section>"])
 
 
 def _platform(answer: Answer) -> str:
@@ -181,12 +197,12 @@ def _platform(answer: Answer) -> str:
     unlike, alike = ([row for row in rows if row.is_alike is each] for each in (False, True))
     parts = ["<section><h2>Machines</h2>"]
     if unlike:
-        table = _table(["fact", *columns], [[row.name, *row.values] for row in unlike], ["unlike"] * len(unlike))
+        table = _table(["fact", *columns], [[row.name, *row.values] for row in unlike], "unlike")
         parts.append(f"<h3>What differs</h3>{table}")
     elif len(columns) > 1:
         parts.append("<p>Nothing that was recorded differs.</p>")
     if alike:
-        table = _table(["fact", "all"], [[row.name, row.values[0]] for row in alike])
+        table = _table(["fact", "all"], [[row.name, row.values[0]] for row in alike], "facts")
         parts.append(f"<details><summary>What is alike ({len(alike)} facts)</summary>{table}</details>")
     return "".join([*parts, "</section>"])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cctrain.arms import Arm
-from cctrain.compare import Answer, Comparison
+from cctrain.comparison.arms import Arm
+from cctrain.comparison.compare import Answer, Comparison
 from cctrain.report import words
 
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cctrain.compare import Answer
+from cctrain.comparison.compare import Answer
 from cctrain.load import Run
 
 _MOST_ROWS, _MOST_VALUES = 400, 3
+_IDENTITY = ("gpu", "num_gpus", "precision", "versions")
+"""What of `identity` is of the machine, and not of the recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Row:
 
 
 def platforms(answer: Answer) -> tuple[list[str], list[Row]]:
-    """The modes as columns, and the facts of `platform` and `identity` that those runs hold."""
+    """The modes as columns, and the facts of their machines."""
     columns: dict[str, list[Run]] = {}
     for run in answer.runs:
         columns.setdefault({"off": "CC off", "on": "CC on"}.get(run.mode, run.mode), []).append(run)
@@ -41,13 +43,15 @@ def _facts(runs: Sequence[Run]) -> dict[str, str]:
     """Each leaf's values over the runs, most often one."""
     values: dict[str, dict[str, None]] = {}
     for run in runs:
-        for name, value in (*_leaves(run.platform, ""), *_leaves(run.identity, "identity")):
+        own = {name: run.identity[name] for name in _IDENTITY if name in run.identity}
+        for name, value in (*_leaves(run.platform, ""), *_leaves(own, "identity")):
             values.setdefault(name, {})[value] = None
-    return {
-        name: ", ".join(list(found)[:_MOST_VALUES])
-        + (f" and {len(found) - _MOST_VALUES} more" if len(found) > 3 else "")
-        for name, found in values.items()
-    }
+    return {name: _joined(list(found)) for name, found in values.items()}
+
+
+def _joined(values: list[str]) -> str:
+    more = len(values) - _MOST_VALUES
+    return ", ".join(values[:_MOST_VALUES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _leaves(node: Any, path: str) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cctrain.compare import Answer, Comparison
+from cctrain.comparison.compare import Answer, Comparison
 from cctrain.report import words
 from cctrain.report.panels import by_title
 
@@ -25,7 +25,7 @@ _NOT_A_TERMINAL = 120
 
 def print_answer(answer: Answer, console: Console | None = None) -> None:
     """A table and the verdict in a sentence; to stdout where no console is given."""
-    console = console or Console(markup=False, highlight=False)
+    console = console or Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = _NOT_A_TERMINAL
     emulated = f". {_EMULATED}" if any(one.is_emulated for one in answer.comparisons) else ""
@@ -62,6 +62,7 @@ def facts(answer: Answer, min_keep: float | None = None) -> dict[str, Any]:
         "keep_ratio": worst.keep_ratio,
         "ci95": worst.ci95,
         "verdict": worst.verdict,
+        "is_emulated": worst.is_emulated,
         "num_runs": worst.num_runs,
         "why": words.sentence(worst, answer.options.margin),
         "gate": gate,
@@ -90,6 +91,7 @@ def _facts_of(one: Comparison, margin: float) -> dict[str, Any]:
         "within_run_ci95": one.within_run_ci95,
         "keep_ratio_of_means": one.keep_ratio_of_means,
         "more_runs": one.more and {"num": one.more.num, "spread": one.more.spread, "is_assumed": one.more.is_assumed},
+        "tokens_per_step": _middle([arm.tokens_per_step for arm in one.base_arms]),
         "base_tokens_per_s_per_gpu": [arm.tokens_per_s_per_gpu for arm in one.base_arms],
         "other_tokens_per_s_per_gpu": [arm.tokens_per_s_per_gpu for arm in one.other_arms],
         "base_runs": [arm.run.run_id for arm in one.base_arms],

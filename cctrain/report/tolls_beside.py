@@ -18,8 +18,7 @@ _OF: dict[str, tuple[str, Facts]] = {
     "d2h_pinned_blocks": ("copy_issue", {"direction": "d2h", "memory": "pinned"}),
     "collective_us": ("all_reduce", {"launch": "eager", "bytes": 1 << 10}),
 }
-"""The published reading that a toll follows from. The tolls are differences, the readings off -> on, x: on over off."""
-_UNITS = {"launch_pipelined": "us", "launch_wait": "us", "copy": "GB/s", "all_reduce": "us"}
+"""The published reading that a toll follows from: CC off -> on, in us or GB/s; x: on over off; +: what CC adds."""
 
 
 def profiles(runs: Iterable[Run]) -> dict[str, Mapping[str, Any]]:
@@ -74,8 +73,8 @@ def _beside(toll: str) -> tuple[str, str]:
         return "", ""
     name, conditions = _OF[toll]
     found = {
-        entry.hardware: f"{entry.text} {_UNITS.get(name, '') if '->' in entry.text and 'queued' not in entry.text else ''}"
+        entry.hardware: entry.text
         for entry in reversed(PUBLISHED)
         if (entry.name, entry.source) == (name, SEED) and conditions.items() <= entry.conditions.items()
     }
-    return found.get("B300", "").strip(), found.get("Hopper", "").strip()
+    return found.get("B300", ""), found.get("Hopper", "")

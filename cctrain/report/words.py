@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cctrain.compare import Answer, Comparison
+from cctrain.comparison.compare import Answer, Comparison
 from cctrain.ratios import CHANCE
 
 SEED_POST = '"How does NVIDIA Confidential Computing impact inference and training performance?", Tinfoil, 2026'
@@ -42,13 +42,13 @@ def headline(one: Comparison) -> str:
     subject = _subject(one)
     if is_of_settings(one) or one.base == "on":
         size = f"{one.keep_ratio:.2f} times the throughput"
-        return {"unclear": f"Unclear: {size}", "free": "No difference"}.get(one.verdict, size.capitalize())
+        return {"unclear": f"Unclear, {size}", "free": "No difference"}.get(one.verdict, size.capitalize())
     size = percent(abs(1 - one.keep_ratio))
     return {
         "costs": f"{subject} costs {size} of throughput",
         "gains": f"{subject} gains {size} of throughput",
         "free": f"{subject} is free",
-        "unclear": f"Unclear: {size} {'lost' if one.keep_ratio < 1 else 'gained'}",
+        "unclear": f"Unclear, {size} {'lost' if one.keep_ratio < 1 else 'gained'}",
     }[one.verdict]
 
 
@@ -56,6 +56,22 @@ def _subject(one: Comparison) -> str:
     if one.mode == "emulated":
         return f"Emulated CC ({one.other.removeprefix('emulated ')})"
     return "CC" if one.mode == "on" else "The unknown mode"
+
+
+def figures(one: Comparison) -> tuple[str, str]:
+    """The result as a number, and its interval: of the loss in percent, or of the ratio of two settings."""
+    interval = one.ci95 or one.within_run_ci95
+    basis = "" if one.ci95 else ", from the noise within the runs alone"
+    if is_of_settings(one) or one.base == "on":
+        return (
+            f"{one.keep_ratio:.2f} x",
+            f"{interval[0]:.2f} to {interval[1]:.2f}{basis}" if interval else "no interval",
+        )
+    kind = "lost" if one.keep_ratio < 1 else "gained"
+    sign = 1 if one.keep_ratio < 1 else -1
+    ends = sorted(sign * (1 - end) * 100 for end in interval) if interval else []
+    shown = f"{ends[0]:.1f} to {ends[1]:.1f} %{basis}" if ends else "no interval"
+    return f"{percent(abs(1 - one.keep_ratio))} {kind}", shown
 
 
 def sentence(one: Comparison, margin: float) -> str:
@@ -66,7 +82,8 @@ def sentence(one: Comparison, margin: float) -> str:
             f"{one.other} has {one.keep_ratio:.3f} times the throughput of {'CC on' if one.base == 'on' else one.base}"
         )
     if one.ci95 is None:
-        return f"{kept}, but {replicates(one)} {'have' if one.num_runs > 1 else 'has'} no 95 % interval."
+        few = f"{replicates(one, is_plain=True)} {'gives' if one.num_runs == 1 else 'give'} no 95 % interval"
+        return f"{kept}, but {few}: it takes two of each at least."
     low, high = one.ci95
     found = f"{kept}, with 95 % confidence {low:.3f} to {high:.3f}, from {replicates(one)}."
     if one.verdict == "free":
@@ -76,15 +93,15 @@ def sentence(one: Comparison, margin: float) -> str:
     return found
 
 
-def replicates(one: Comparison) -> str:
-    """The runs, and how they were paired."""
+def replicates(one: Comparison, *, is_plain: bool = False) -> str:
+    """The runs, and, unless `is_plain`, how they were paired."""
     num_base, num_other = len(one.base_arms), len(one.other_arms)
     if one.pairing == "same run":
         return f"{num_other} emulated run{'s, each' * (num_other > 1)} against its own plain steps"
-    if one.pairing == "interleaved":
+    if one.pairing == "interleaved" and not is_plain:
         return f"{num_base} pair{'s' * (num_base > 1)} of interleaved runs"
     runs = f"{num_base} run{'s' * (num_base > 1)} against {num_other}"
-    return f"{runs}, not interleaved and so not paired"
+    return runs if is_plain else f"{runs}, not interleaved and so not paired"
 
 
 def within_run(one: Comparison) -> str | None:
@@ -113,8 +130,8 @@ def slow_steps(one: Comparison, margin: float) -> str | None:
     if abs(one.keep_ratio_of_means / one.keep_ratio - 1) <= margin:
         return None
     return (
-        f"By total tokens over total time {one.keep_ratio_of_means:.3f} is kept: some steps are far slower than the "
-        "median one."
+        f"By total tokens over total time {one.keep_ratio_of_means:.3f} is kept: that counts slow steps, which a "
+        "run's median leaves out."
     )
 
 

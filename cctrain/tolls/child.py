@@ -146,13 +146,12 @@ class _Child:
         event, family = line["event"], str(line["family"])
         if event == "begin":
             self.family = family
-        elif event == "reading":
-            self.outcome.readings.append(parse_reading(line["reading"]))
         elif event == "failed":
             self.why = self.why or redacted(str(line["why"]))
         else:
             self.family = None
             self.over.append(family)
+            self.outcome.readings += map(parse_reading, line.get("readings", ()))
             if event == "waived":
                 self.outcome.waived[family] = str(line["why"])
 

@@ -64,9 +64,9 @@ def and_wait(call: Callable[[], Any]) -> Callable[[], None]:
     return call_and_wait
 
 
-def transfer(name: str, conditions: Facts, num_bytes: int, block: Callable[[], float]) -> Case:
-    """The case of a transfer that takes the block's microseconds: large ones in GB/s."""
+def transfer(name: str, conditions: Facts, num_bytes: int, block: Callable[[], float], times: int = 1) -> Case:
+    """The case of a transfer that takes the block's microseconds: large ones in GB/s, every byte counted `times`."""
     conditions = {**conditions, "bytes": num_bytes}
     if num_bytes < _RATE_FROM_BYTES:
         return Case(name, "us", conditions, block)
-    return Case(name, "GB/s", conditions, lambda: num_bytes / block() / 1e3)
+    return Case(name, "GB/s", conditions, lambda: times * num_bytes / block() / 1e3)

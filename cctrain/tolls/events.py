@@ -1,7 +1,8 @@
-"""CUDA events: what a program uses to order streams and to wait for a part of its work.
+"""CUDA events and waits: what a program uses to order streams and to wait for its work.
 
 - event_record, stream_wait_event: the host's time in the call.
 - event_wait: record on an idle stream and wait until the event has happened.
+- idle_wait: wait for a device that has nothing to do.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cctrain.tolls.sampling import Case, measure_cases
 
 __all__ = ["can_run", "measure"]
 
-_BUDGET_S = 0.6
+_BUDGET_S = 1.0
 _CALLS = 200
 
 
@@ -35,5 +36,6 @@ def measure() -> list[Reading]:
             "stream_wait_event", "us", {}, time_us(functools.partial(other.wait_event, event), _CALLS, with_wait=False)
         ),
         Case("event_wait", "us", {}, time_us(record_and_wait, _CALLS)),
+        Case("idle_wait", "us", {}, time_us(torch.cuda.synchronize, _CALLS)),
     ]
     return measure_cases(cases, _BUDGET_S)

@@ -18,7 +18,7 @@ SCHEMA_VERSION = 2
 _KIND = "tolls"
 _MOST_BYTES = 4 << 20
 _MOST_CHARACTERS = 200
-_MODES = ("off", "on", "unknown")
+_MODES = ("off", "on", "emulated", "unknown")
 
 Facts = dict[str, str | int | None]
 
@@ -56,7 +56,9 @@ class TollsRecord:
     """One run of the verb."""
 
     mode: str
-    """off, on, or unknown: what the machine was seen to be."""
+    """off, on, or unknown: what the machine was seen to be; emulated: tolls were injected."""
+    tolls: Facts | None = None
+    """When emulated, the profile's `name` and the `sha256` of its content."""
     identity: Facts
     """What must match before two files are compared."""
     measured_at: str
@@ -99,6 +101,7 @@ def _parse_record(node: Any) -> TollsRecord:
         raise ValueError("it holds a reading twice")
     return TollsRecord(
         mode=node["mode"],
+        tolls=_facts(node["tolls"], "tolls") if node.get("tolls") else None,
         identity=_facts(node.get("identity"), "identity"),
         measured_at=_text(node.get("measured_at"), "measured_at"),
         readings=readings,

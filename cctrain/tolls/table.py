@@ -29,7 +29,8 @@ def print_tolls(record: TollsRecord, console: Console | None = None) -> None:
     """Print what was measured; to stdout where no console is given."""
     num_gpus = record.identity["num_gpus"]
     machine = f"{num_gpus} x {record.identity['gpu']}" if num_gpus else "no GPU"
-    table = Table(title=f"tolls  ·  {machine}  ·  CC {record.mode}", caption=_CAPTION)
+    tolls = f", tolls of {record.tolls['name']}" if record.tolls else ""
+    table = Table(title=f"tolls  ·  {machine}  ·  CC {record.mode}{tolls}", caption=_CAPTION)
     for column in ("toll", "of", "measured", "95 % interval", *HARDWARE):
         table.add_column(column, justify="right" if column in ("measured", "95 % interval") else "left")
     for reading in record.readings:

@@ -1,6 +1,6 @@
 """What measures: `python -m cctrain.tolls.worker EVENTS FAMILY...`, or the same as a rank of torchrun.
 
-Rank 0 appends a line to EVENTS when a family begins, for each of its readings, and when it is over; a rank whose family
+Rank 0 appends a line to EVENTS when a family begins, and one with its readings when it is over; a rank whose family
 raises says so and ends. The parent then starts another for the families that are left: an error of CUDA's stays with
 the process it came up in.
 """
@@ -40,9 +40,10 @@ def measure_families(families: Iterable[tuple[str, Callable[[], Family]]], event
             text = str(error).strip().partition("\n")[0]
             say("failed", family=name, why=f"{type(error).__name__}: {text}"[:300])
             return 1
-        for reading in readings:
-            say("reading", family=name, reading=dataclasses.asdict(reading))
-        say("waived" if why else "end", family=name, why=why)
+        if why:
+            say("waived", family=name, why=why)
+        else:
+            say("measured", family=name, readings=[dataclasses.asdict(reading) for reading in readings])
     return 0
 
 

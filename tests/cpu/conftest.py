@@ -21,7 +21,10 @@ import pytest
 
 _RUN_S = 150.0
 """Longest that any run here may take."""
-_OUTSIDE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_", "HF_", "CCTRAIN_", "TORCHDYNAMO_")
+_OUTSIDE = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_"),
+    *("HF_", "CCTRAIN_", "TORCHDYNAMO_", "WANDB_", "TRACKIO_"),
+)
 """Prefixes of the variables of whatever job runs these tests."""
 
 
@@ -129,12 +132,13 @@ def _command_lines() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def clean_environment(tmp_path_factory) -> dict[str, str]:
-    """No job, no hub and no GPU around the run, and nothing cached in the user's home.
+    """No job, no hub, no W&B and no GPU around the run, and nothing cached in the user's home.
 
     Without torch.compile a run starts five seconds sooner; the tests of the default recipe keep it.
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(_OUTSIDE)}
     fixed = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    fixed["WANDB_MODE"] = "disabled"
     return kept | fixed | {"HF_HOME": str(tmp_path_factory.mktemp("huggingface"))}
 
 

@@ -2,19 +2,16 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
+import make_records
 import numpy as np
 import pytest
 
-from cctrain.arms import arms_of
+from cctrain.comparison.arms import arms_of
 from cctrain.errors import RequestError
 from cctrain.load import read_run, read_runs
 from cctrain.records import to_json
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import make_records
 
 OLD = sorted((Path(__file__).parents[1] / "data" / "runs").glob("*.json"))
 

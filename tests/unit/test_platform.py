@@ -408,5 +408,6 @@ def test_a_gpu_that_signs_nothing_says_why_beside_the_others(attested, how):
     assert ("report" in gpus[0]) == ("fails" in how)
 
 
-def test_with_cc_off_nothing_is_asked_for():
-    assert attest(bytes(32), 1, "off")["missing"] == "CC is off: there is nothing to attest"
+@pytest.mark.parametrize("mode", ["off", "emulated"])
+def test_with_cc_off_nothing_is_asked_for(mode):
+    assert attest(bytes(32), 1, mode)["missing"] == "CC is off: there is nothing to attest"

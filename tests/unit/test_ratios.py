@@ -37,6 +37,22 @@ def test_the_interval_of_pairs_covers_where_runs_have_slow_outliers(num_pairs):
     assert 0.93 <= np.mean(np.abs(middle - TRUTH) <= half) <= 0.97
 
 
+@pytest.mark.parametrize("num_pairs", [3, 5, 10])
+def test_the_interval_covers_from_the_steps_up(num_pairs):
+    """Steps are AR(1) 0.5 with spikes; a run's figure is the median of its steps, as compare takes it."""
+    rng = np.random.default_rng(num_pairs)
+    figures = []
+    for level in (0.0, TRUTH):
+        steps = rng.normal(size=(60, 2000, num_pairs))
+        for step in range(1, len(steps)):
+            steps[step] = 0.5 * steps[step - 1] + math.sqrt(0.75) * steps[step]
+        spikes = 0.7 * (rng.random(steps.shape) < 0.03)
+        run = level + 0.01 * rng.normal(size=(2000, num_pairs))
+        figures.append(np.median(run + 0.01 * steps - spikes, axis=0))
+    middle, half = ratios.paired(figures[1] - figures[0])
+    assert 0.93 <= np.mean(np.abs(middle - TRUTH) <= half) <= 0.97
+
+
 @pytest.mark.parametrize("num_runs", [3, 5, 10])
 def test_welchs_interval_covers_where_modes_vary_unequally_and_runs_are_unequally_many(num_runs):
     off, _ = runs(num_runs, between=0.005)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cctrain.__main__ import HELP
+from cctrain.commands import explain
 from cctrain.packaged import CONF
 from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import check_layout, smallest_world
@@ -26,6 +27,8 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_composes_and_its_layout_divides(command):
     arguments = shlex.split(re.split(r" {3,}", command)[0])[3:]
+    if arguments[0] == "explain":
+        arguments = explain.settings(arguments[1:])
     config = compose_config(arguments, build_recipe)
     check_recipe(config.train)
     check_layout(config.train, config.measure, config.launch.nproc_per_node or smallest_world(config.train))

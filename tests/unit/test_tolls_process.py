@@ -26,8 +26,7 @@ for family in sys.argv[2:]:
         say(event="waived", family=family, why="no GPU")
         continue
     reading = {"name": family, "unit": "us", "value": 1, "interval": None, "num_blocks": 7, "conditions": {}}
-    say(event="reading", family=family, reading=reading)
-    say(event="end", family=family)
+    say(event="measured", family=family, readings=[reading])
 """
 
 
@@ -138,10 +137,10 @@ def test_a_worker_says_what_it_measures_and_what_is_waived(tmp_path):
     code, events = worked(tmp_path, good=FakeFamily(), absent=FakeFamily(why="no GPU"))
     assert code == 0
     assert [(event["event"], event["family"]) for event in events] == [
-        *(("begin", "good"), ("reading", "good"), ("end", "good")),
+        *(("begin", "good"), ("measured", "good")),
         *(("begin", "absent"), ("waived", "absent")),
     ]
-    assert events[1]["reading"] == json.loads(json.dumps(dataclasses.asdict(READING)))
+    assert events[1]["readings"] == [json.loads(json.dumps(dataclasses.asdict(READING)))]
     assert events[-1]["why"] == "no GPU"
 
 

@@ -68,7 +68,8 @@ def test_a_process_goes_from_core_to_core_and_gets_all_of_them_back():
         return 1.0
 
     measure_cases([Case("one", "us", {}, block)], 0.1 * len(allowed), clock=lambda: machine.now)
-    assert set(seen[1:]) == {(core,) for core in allowed}
+    assert {len(cores) for cores in seen[1:]} == {1}
+    assert len(set(seen[1:])) >= min(len(allowed), 16)
     assert os.sched_getaffinity(0) == allowed
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from cctrain.compare import Answer
+from matplotlib.figure import Figure
+
+from cctrain.comparison.compare import Answer, Comparison
 from cctrain.report import words
 from cctrain.report.explained import explained
 from cctrain.report.panels import by_title, sides
 from cctrain.report.plots import keep, shares, steps
-from cctrain.report.plots.canvas import NARROW, WIDE, Picture
+from cctrain.report.plots.canvas import NARROW, WIDE, Canvas, Picture
 
 __all__ = ["NARROW", "WIDE", "Picture", "pictures", "write_pngs"]
 
@@ -22,28 +25,34 @@ def pictures(answer: Answer) -> dict[str, list[Picture]]:
     title = f"{words.title(worst)}: {words.headline(worst)}"
     kept = "Points are ratios, bars 95 % intervals over runs; dotted: from the noise within the runs only. "
     kept += "The green band is what counts as free."
-    shown = {"": [Picture("keep_ratio", title, kept, partial(keep.keep_ratios, answer))]}
-    if keep.num_token_counts(answer) > 1:
+    kept += " Squares are emulated, not measured under CC." * any(one.is_emulated for one in answer.comparisons)
+    shown = {"": [Picture("keep_ratio", "Throughput kept", kept, partial(keep.keep_ratios, answer), title)]}
+    if keep.has_lines(answer):
         caption = "Bars are 95 % intervals. More tokens a step hide what the host pays per launch."
         draw = partial(keep.losses_by_tokens, answer)
         shown[""].append(Picture("loss_by_tokens", "Loss against tokens a step", caption, draw))
     for number, (name, group) in enumerate(by_title(answer).items()):
         file = f"{number}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:60]}"
-        caption = "Grey: warm-up, and what was set aside. Dashed: the level changed for good. Spikes are kept."
-        found = [Picture(f"steps_{file}", f"{name}: step times", caption, partial(steps.traces, group))]
-        caption = "Steady steps of all runs; a tick below is the median of one run, its replicate."
-        draw = partial(steps.distributions, group)
-        found.append(Picture(f"distribution_{file}", f"{name}: how long steps take", caption, draw))
-        if any(shares.phase_means(side) for side in sides(group)):
-            caption = "Mean of the steady steps, of the slowest rank."
-            found.append(Picture(f"phases_{file}", f"{name}: phases of a step", caption, partial(shares.phases, group)))
-        why = explained(arm.run for one in group for arm in one.other_arms)
-        if why:
-            caption = "Emulated: what each class of injected tolls adds to a step; lines are 95 % intervals."
-            draw = partial(shares.costs, why)
-            found.append(Picture(f"explain_{file}", f"{name}: where the loss comes from", caption, draw))
-        shown[name] = found
+        shown[name] = [
+            Picture(f"{kind}_{file}", text, caption, draw, f"{name}: {text[0].lower()}{text[1:]}")
+            for kind, text, caption, draw in _of_recipe(group)
+        ]
     return shown
+
+
+def _of_recipe(group: list[Comparison]) -> Iterator[tuple[str, str, str, Callable[[Canvas], Figure]]]:
+    """Kind, title, caption and drawing of each figure."""
+    caption = "Grey: warm-up, and what was set aside. Dashed: the level changed for good. Spikes are kept."
+    yield "steps", "Step times", caption, partial(steps.traces, group)
+    caption = "Steady steps of all runs; a tick below is the median of one run, its replicate."
+    yield "distribution", "How long steps take", caption, partial(steps.distributions, group)
+    if any(shares.phase_means(side) for side in sides(group)):
+        caption = "Mean of the steady steps, of the slowest rank."
+        yield "phases", "Phases of a step", caption, partial(shares.phases, group)
+    why = explained(arm.run for one in group for arm in one.other_arms)
+    if why:
+        caption = "Emulated: what each class of injected tolls adds to a step; lines are 95 % intervals."
+        yield "explain", "Where the loss comes from", caption, partial(shares.costs, why)
 
 
 def write_pngs(answer: Answer, folder: Path) -> list[Path]:

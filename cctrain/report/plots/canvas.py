@@ -88,6 +88,16 @@ class Canvas:
         axes.xaxis.label.set(color=self.colours["muted"], size=self.font - 1)
         axes.yaxis.label.set(color=self.colours["muted"], size=self.font - 1)
 
+    def short(self, text: str) -> str:
+        """As much of a name as there is room for."""
+        most = 36 if self.is_narrow else 60
+        return text if len(text) <= most else f"{text[: most - 3]}..."
+
+    def legend(self, axes: Axes, columns: int) -> None:
+        """Above the axes, from the left."""
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1.01), "borderaxespad": 0}
+        axes.legend(**place, ncols=columns, labelcolor=self.colours["ink"], handlelength=1.2, fontsize=self.font - 0.5)
+
 
 WIDE, NARROW = Canvas(880, None, _PLACEHOLDERS), Canvas(350, None, _PLACEHOLDERS, font=11.5)
 SLIDE = Canvas(960, 540, LIGHT, font=14)
@@ -102,6 +112,8 @@ class Picture:
     title: str
     caption: str
     draw: Callable[[Canvas], Figure]
+    slide_title: str | None = None
+    """Where a slide is to say more."""
 
     def svg(self, canvas: Canvas) -> str:
         """For a page: inline SVG in CSS variables, without anything that the page could not know."""
@@ -125,6 +137,7 @@ class Picture:
         """For a slide: 1920 x 1080, on white, with its title."""
         with matplotlib.rc_context({**_RC, "font.size": SLIDE.font}):
             figure = self.draw(SLIDE)
-            figure.text(0.025, 0.95, self.title, color=LIGHT["ink"], size=20, weight="bold", va="center")
+            title = self.slide_title or self.title
+            figure.text(0.025, 0.95, title, color=LIGHT["ink"], size=20, weight="bold", va="center")
             figure.text(0.025, 0.025, self.caption, color=LIGHT["muted"], size=11, va="center")
             figure.savefig(path, format="png", dpi=144, facecolor=LIGHT["page"])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cctrain.compare import Answer, Comparison
+from cctrain.comparison.compare import Answer, Comparison
 from cctrain.report import words
 from cctrain.report.panels import by_title, sides
 from cctrain.report.plots.canvas import Canvas
 
-_ROW, _HEAD = 46, 30
-_MARKERS = {"emulated": "s", "on": "o"}
+_ROW, _HEAD, _MOST_RECIPES = 46, 30, 30
+_MARKERS = {True: "s", False: "o"}
+"""By whether it is emulated."""
 
 
 def keep_ratios(answer: Answer, canvas: Canvas) -> Figure:
@@ -27,21 +32,17 @@ def keep_ratios(answer: Answer, canvas: Canvas) -> Figure:
     y = 0.0
     for row in rows:
         if isinstance(row, str):
-            axes.text(0, y + 20, row, transform=axes.get_yaxis_transform(), color=colours["ink"], weight="bold")
+            _write(axes, canvas, (0, y + 20), row, weight="bold")
             y += _HEAD
             continue
-        name, value, label, interval, colour, marker, is_solid = row
-        axes.text(0, y + 12, name, transform=axes.get_yaxis_transform(), color=colours["ink"], size=canvas.font - 0.5)
-        axes.text(
-            1, y + 12, label, transform=axes.get_yaxis_transform(), color=colours["ink"], ha="right", weight="bold"
-        )
-        line = colours[colour]
-        if interval:
-            axes.plot(interval, [y + 27] * 2, color=line, linewidth=5, alpha=0.45, linestyle="-" if is_solid else ":")
-            lowest, highest = min(lowest, interval[0]), max(highest, interval[1])
-        face = line if is_solid else colours["page"]
-        axes.plot([value], [y + 27], marker=marker, color=line, markersize=9, markerfacecolor=face)
-        lowest, highest = min(lowest, value), max(highest, value)
+        _write(axes, canvas, (0, y + 12), row.name)
+        _write(axes, canvas, (1, y + 12), row.label, weight="bold", ha="right")
+        line, ends = colours[row.colour], row.interval or (row.value, row.value)
+        style = "-" if row.is_solid else (0, (0.5, 0.4))
+        axes.plot(ends, [y + 27] * 2, color=line, linewidth=5, alpha=0.45, linestyle=style)
+        face = line if row.is_solid else colours["page"]
+        axes.plot([row.value], [y + 27], marker=row.marker, color=line, markersize=9, markerfacecolor=face)
+        lowest, highest = min(lowest, *ends), max(highest, *ends)
         y += _ROW
     space = 0.04 * (highest - lowest)
     labels = 9 * canvas.font / canvas.width  # the column of verdicts, as a share of the width
@@ -52,25 +53,40 @@ def keep_ratios(answer: Answer, canvas: Canvas) -> Figure:
     return figure
 
 
-_Row = tuple[str, float, str, tuple[float, float] | None, str, str, bool]
+def _write(axes: Axes, canvas: Canvas, place: tuple[float, float], text: str, **style: Any) -> None:
+    """At a share of the width and a height in the data's own numbers."""
+    across = axes.get_yaxis_transform()
+    axes.text(*place, canvas.short(text), transform=across, color=canvas.colours["ink"], size=canvas.font, **style)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    name: str
+    value: float
+    label: str
+    interval: tuple[float, float] | None
+    colour: str
+    marker: str
+    is_solid: bool = True
+    """Otherwise the interval is that of the noise within the runs."""
 
 
 def _rows(answer: Answer) -> list[str | _Row]:
     rows: list[str | _Row] = []
-    for title, group in by_title(answer).items():
+    for title, group in list(by_title(answer).items())[:_MOST_RECIPES]:
         rows.append(title)
         colours = {arm.label: side.colour for side in sides(group) for arm in side.arms}
         rows += [_row(one, colours[one.other_arms[0].label]) for one in group]
         seed = words.SEED_LOSSES.get(group[0].recipe)
         if seed and not words.is_of_settings(group[0]):
-            rows.append((f"seed post, {seed[0]}", 1 - seed[1], f"{1 - seed[1]:.3f}", None, "muted", "D", True))
+            rows.append(_Row(f"seed post, {seed[0]}", 1 - seed[1], f"{1 - seed[1]:.3f}", None, "muted", "D"))
     return rows
 
 
 def _row(one: Comparison, colour: str) -> _Row:
     interval = one.ci95 or one.within_run_ci95
     label = f"{one.keep_ratio:.3f}  {one.verdict}"
-    return words.what(one), one.keep_ratio, label, interval, colour, _MARKERS.get(one.mode, "o"), bool(one.ci95)
+    return _Row(words.what(one), one.keep_ratio, label, interval, colour, _MARKERS[one.is_emulated], bool(one.ci95))
 
 
 def losses_by_tokens(answer: Answer, canvas: Canvas) -> Figure:
@@ -84,7 +100,7 @@ def losses_by_tokens(answer: Answer, canvas: Canvas) -> Figure:
     for index, (name, points) in enumerate(lines.items()):
         colour = canvas.colours[palette[index % len(palette)]]
         tokens, losses = [point[0] for point in points], [point[1] * 100 for point in points]
-        axes.plot(tokens, losses, color=colour, marker="o", markersize=7, linewidth=2, label=name)
+        axes.plot(tokens, losses, color=colour, marker="o", markersize=7, linewidth=2, label=canvas.short(name))
         for token, _, ci95 in points:
             if ci95:
                 axes.plot([token] * 2, [100 - 100 * end for end in ci95], color=colour, linewidth=4, alpha=0.4)
@@ -94,7 +110,7 @@ def losses_by_tokens(answer: Answer, canvas: Canvas) -> Figure:
     axes.minorticks_off()
     axes.set_xlabel("padded tokens a step and GPU")
     axes.set_ylabel("loss of throughput, %")
-    figure.legend(loc="outside upper left", ncols=1 if canvas.is_narrow else 3, labelcolor=canvas.colours["ink"])
+    canvas.legend(axes, 1 if canvas.is_narrow else 3)
     return figure
 
 
@@ -112,6 +128,6 @@ def _lines(answer: Answer) -> dict[str, list[_Point]]:
     return {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
 
 
-def num_token_counts(answer: Answer) -> int:
-    """How many different counts of tokens the losses are of: a line takes two."""
-    return len({point[0] for points in _lines(answer).values() for point in points})
+def has_lines(answer: Answer) -> bool:
+    """Whether any recipe ran with two numbers of tokens a step: a point alone shows nothing."""
+    return any(len({point[0] for point in points}) > 1 for points in _lines(answer).values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from cctrain.compare import Comparison
+from cctrain.comparison.compare import Comparison
 from cctrain.report.explained import Explained
 from cctrain.report.panels import Side, sides
 from cctrain.report.plots.canvas import Canvas
@@ -31,16 +31,15 @@ def phases(group: list[Comparison], canvas: Canvas) -> Figure:
         left = 0.0
         for phase, seconds in means.items():
             colour = canvas.colours[_COLOURS.get(phase, "muted")]
-            label = phase if row == 0 else None
+            label = canvas.short(phase)[:20] if row == 0 else None
             axes.barh(row, seconds * unit, 0.45, left, color=colour, edgecolor=canvas.colours["page"], label=label)
             left += seconds * unit
-        text = f"{side.name}, {left:,.0f} {name}" if unit == 1000 else f"{side.name}, {left:.2f} {name}"
+        text = f"{canvas.short(side.name)}, {left:,.{0 if unit == 1000 else 2}f} {name}"
         axes.text(0, row - 0.32, text, color=canvas.colours[side.colour], weight="bold", va="bottom")
     axes.set_ylim(len(shown) - 0.5, -0.75)
     axes.set_yticks([])
     axes.set_xlabel(f"mean time a step, {name}")
-    columns = 3 if canvas.is_narrow else 6
-    figure.legend(loc="outside upper left", ncols=columns, labelcolor=canvas.colours["ink"], handlelength=1)
+    canvas.legend(axes, 3 if canvas.is_narrow else 6)
     return figure
 
 
@@ -61,7 +60,7 @@ def costs(explained: Explained, canvas: Canvas) -> Figure:
     labels += [("not explained", explained.unexplained_s)] if explained.unexplained_s is not None else []
     for row, (label, seconds) in enumerate(labels):
         share = f", {seconds / explained.total_s:.0%}" if explained.total_s else ""
-        text = f"{label}  {seconds * unit:,.2f} {name}{share}"
+        text = f"{canvas.short(label)}  {seconds * unit:,.2f} {name}{share}"
         axes.text(0, row - 0.26, text, color=canvas.colours["ink"], va="bottom")
     axes.axvline(0, color=canvas.colours["muted"], linewidth=1)
     axes.set_ylim(len(labels) - 0.6, -0.75)

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cctrain.arms import Arm
-from cctrain.compare import Comparison
+from cctrain.comparison.arms import Arm
+from cctrain.comparison.compare import Comparison
 from cctrain.load import Floats, Ints
 from cctrain.report.panels import Side, sides
 from cctrain.report.plots.canvas import Canvas
@@ -31,12 +31,15 @@ def traces(group: list[Comparison], canvas: Canvas) -> Figure:
         axes.set_ylim((low - space) * unit, (high + space) * unit)
         for arm in side.arms[:_MOST_RUNS]:
             _trace(axes, arm, side, canvas, unit)
-        warm = [int(arm.run.steps.step[arm.measured[0]]) for arm in side.arms if len(arm.measured)]
-        axes.axvspan(1, max(warm) - 0.5, color=canvas.colours["muted"], alpha=0.12, linewidth=0)
+        measured = [arm.run.steps.step[~arm.run.steps.is_warmup] for arm in side.arms]
+        axes.axvspan(0.5, max(int(each[0]) for each in measured) - 0.5, color=canvas.colours["muted"], alpha=0.12, lw=0)
         more = f", the first {_MOST_RUNS} of {len(side.arms)} runs" if len(side.arms) > _MOST_RUNS else ""
-        axes.set_title(f"{side.name}{more}", color=canvas.colours[side.colour], size=canvas.font, weight="bold")
-        axes.set_ylabel(name)
+        axes.set_title(
+            canvas.short(side.name) + more, color=canvas.colours[side.colour], size=canvas.font, weight="bold"
+        )
+    figure.supylabel(f"step time, {name}", color=canvas.colours["muted"], size=canvas.font - 1)
     panels[-1].set_xlabel("step")
+    panels[-1].set_xlim(left=0.5)
     return figure
 
 
@@ -103,7 +106,7 @@ def distributions(group: list[Comparison], canvas: Canvas) -> Figure:
         axes.set_yticks([])
         above = int(np.sum(each > edges[-1]))
         beyond = f", {above} slower ones beyond the edge" if above else ""
-        axes.set_title(f"{side.name}{beyond}", color=colour, size=canvas.font, weight="bold")
+        axes.set_title(canvas.short(side.name) + beyond, color=colour, size=canvas.font, weight="bold")
     rows[-1].set_xlabel(f"step time, {name}")
     return figure
 

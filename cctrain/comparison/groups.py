@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cctrain import ratios
-from cctrain.arms import Arm, arms_of
-from cctrain.comparable import alike
+from cctrain.comparison.arms import Arm, arms_of
+from cctrain.comparison.comparable import alike
 from cctrain.errors import RequestError
 from cctrain.load import Run
 
@@ -106,7 +106,7 @@ def _called(recipe: str, setting: Setting) -> str:
 
 
 def _grouped(runs: Sequence[Run], options: Options) -> dict[Cell, dict[str, Group]]:
-    """By recipe and setting, then by mode: off, emulated with each profile, on, unknown."""
+    """By recipe and setting, then by mode: off, on, emulated with each profile, unknown."""
     labels = _labels(runs)
     groups: dict[Cell, dict[str, Group]] = {}
     for run in sorted(runs, key=_order):
@@ -121,7 +121,7 @@ def _grouped(runs: Sequence[Run], options: Options) -> dict[Cell, dict[str, Grou
 def _order(run: Run) -> tuple[object, ...]:
     sequence = run.identity.get("sequence")
     seq_len = sequence.get("seq_len") if isinstance(sequence, dict) else None
-    modes = ("off", "emulated", "on", "unknown")
+    modes = ("off", "on", "emulated", "unknown")
     return (
         run.recipe,
         run.engine not in _STOCK,
@@ -155,9 +155,8 @@ def _setting(run: Run, name: str) -> str:
     if name == "sequence":
         facts = run.identity.get("sequence")
         facts = facts if isinstance(facts, dict) else {"seq_len": facts}
-        rest = [
-            f"{key} {value}" for key, value in facts.items() if key != "seq_len" and value not in (None, 0, "fixed")
-        ]
+        named = ("lengths", "packed")
+        rest = [f"{key} {facts[key]}" for key in named if facts.get(key) not in (None, 0, "fixed")]
         return ", ".join([f"seq_len {facts.get('seq_len')}", *rest])
     return {"step": run.step_kind, "engine": run.engine}.get(name, "")
 

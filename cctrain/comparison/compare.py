@@ -10,12 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cctrain import comparable, ratios
-from cctrain.arms import Arm, block_ratio_error
-from cctrain.comparable import Objection
+from cctrain import ratios
+from cctrain.comparison import comparable
+from cctrain.comparison.arms import Arm, block_ratio_error
+from cctrain.comparison.comparable import Objection
+from cctrain.comparison.groups import Options, Plan, planned
 from cctrain.errors import RequestError
-from cctrain.groups import Options, Plan, planned
 from cctrain.load import Run
+
+_MOST_NOTES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +68,14 @@ class Answer:
     objections: tuple[Objection, ...]
     """What spoke against comparing and was allowed."""
     notes: tuple[str, ...]
+    """What is left over, and what the records themselves note."""
     options: Options
     runs: tuple[Run, ...] = field(repr=False)
 
     @property
     def worst(self) -> Comparison:
-        """The comparison that keeps least."""
-        return min(self.comparisons, key=lambda each: each.keep_ratio)
+        """The comparison that keeps least; of measured ones, where there are any, not of emulated ones."""
+        return min(self.comparisons, key=lambda each: (each.is_emulated, each.keep_ratio))
 
 
 def compare(runs: Sequence[Run], options: Options) -> Answer:
@@ -90,6 +94,8 @@ def compare(runs: Sequence[Run], options: Options) -> Answer:
     unsound = [arm for plan in plans for arm in (*plan.base_arms, *plan.other_arms) if not arm.is_sound]
     if unsound:
         raise RequestError(f"{unsound[0].run.run_id}, {unsound[0].label}: {unsound[0].why_unsteady}: it has no rate")
+    said = dict.fromkeys(note for run in runs for note in run.notes)
+    notes = (*notes, *list(said)[:_MOST_NOTES])
     found = tuple(_compared(plan, options.margin) for plan in plans)
     return Answer(comparisons=found, objections=allowed, notes=notes, options=options, runs=tuple(runs))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cctrain.arms import Arm
+from cctrain.comparison.arms import Arm
 from cctrain.errors import RequestError
 from cctrain.load import Run
 from cctrain.nearest import did_you_mean
@@ -41,7 +41,9 @@ class RefusedError(RequestError):
     def __init__(self, objections: Sequence[Objection]) -> None:
         self.why = tuple(dict.fromkeys(one.why for one in objections))
         flags = " ".join(dict.fromkeys(f"--allow {one.field}" for one in objections))
-        super().__init__(f"not comparable: {'; '.join(self.why)}. Taken all the same with {flags}")
+        super().__init__(
+            f"not comparable: {'; '.join(self.why)}. Repeat or leave out such runs, or take them with {flags}"
+        )
 
 
 def judge(objections: Iterable[Objection], allowed: Sequence[str]) -> tuple[Objection, ...]:

@@ -118,7 +118,7 @@ def block_ratio_error(plain: Arm, tolled: Arm) -> float | None:
     num = min(map(len, rates))
     if num < 2:
         return None
-    logs = np.log(rates[1][:num]) - np.log(rates[0][:num])
+    logs = np.log(rates[1][-num:]) - np.log(rates[0][-num:])  # what is set aside is at the start
     return float(stdtrit(num - 1, 0.975) * logs.std(ddof=1) / math.sqrt(num))
 
 

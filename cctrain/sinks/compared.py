@@ -1,0 +1,69 @@
+"""`compare --track wandb`: the W&B run of a comparison, made in a process of its own for at most a minute."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cctrain.redaction import redacted
+from cctrain.sinks.tracking import CLOSE_S
+
+_COMMAND = (sys.executable, "-m", "cctrain.sinks.compared")
+
+
+def track_comparison(
+    facts: Mapping[str, Any],
+    figures: Sequence[Path],
+    tell: Callable[[str], None],
+    *,
+    command: Sequence[str] = _COMMAND,
+    timeout_s: float = CLOSE_S,
+) -> None:
+    """Log `facts`, as `compare --json` prints them, and figures. Never raises: a failure costs one warning."""
+    asked = json.dumps({"facts": facts, "figures": [str(figure.resolve()) for figure in figures]})
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        try:
+            done = subprocess.run(
+                command, input=asked, stdout=subprocess.PIPE, stderr=log, text=True, timeout=timeout_s, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            tell(f"warning: wandb: {redacted(str(error))} (the comparison is not affected)")
+            return
+        said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        for kind, text in (item for line in said for item in line.items()):
+            tell(f"warning: wandb: {text} (the comparison is not affected)" if kind == "warning" else f"wandb: {text}")
+        if done.returncode and not any("warning" in line for line in said):
+            log.seek(0)
+            last = redacted((log.read().splitlines() or ["no word"])[-1])
+            tell(f"warning: wandb: {last} (the comparison is not affected)")
+
+
+def main() -> int:
+    """In the process of its own: what stdin asks for."""
+    said = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    asked = json.load(sys.stdin)
+
+    def say(kind: str, text: str) -> None:
+        said.write(json.dumps({kind: redacted(text)}) + "\n")
+        said.flush()
+
+    from cctrain.sinks.wandb import log_comparison
+
+    try:
+        log_comparison(asked["facts"], [Path(figure) for figure in asked["figures"]], Path.cwd(), say)
+    except Exception as error:  # noqa: BLE001 - whatever W&B runs into
+        say("warning", f"{str(error).strip().partition(chr(10))[0][:300]} ({type(error).__name__})")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    os._exit(code)  # no exit handler of W&B waits once more for a server that has not answered

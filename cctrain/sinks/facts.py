@@ -1,0 +1,147 @@
+"""A run directory in the words of the sinks: names, keys and values, without secrets."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cctrain import flops
+from cctrain.records import StepRecord
+from cctrain.redaction import redacted
+from cctrain.reduce import RankSamples, step_records
+from cctrain.samples import SamplesTail
+from cctrain.sinks.sink import End, Start, Values
+
+_FILES = ("run.json", "automodel.yaml", "config.json", "logs/rank*.log", "logs/torchrun.log")
+_RESULTS = ("summary", "summary_off", "keep_ratio", "crossings", "explain")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of the run directory."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def start_of(run_dir: Path) -> Start:
+    """What is known of a run before its first step."""
+    config, record = redacted(read_json(run_dir / "config.json")), redacted(read_json(run_dir / "run.json"))
+    track, identity, tolls = config["track"], record["identity"], record["tolls"] or {}
+    is_emulated = record["mode"] == "emulated"
+    profile = [str(tolls.get("name"))] if is_emulated else []
+    settings = {key: value for key, value in config.items() if key not in ("train", "tolls")}
+    facts = ("run_id", "recipe", "engine", "mode", "identity", "platform", "command", "started_at", "schema_version")
+    return Start(
+        run_dir=run_dir,
+        name=f"{' '.join(['emulated CC', *profile]) if is_emulated else 'CC ' + record['mode']} {record['run_id']}",
+        project=track["project"],
+        group=track["group"] or f"{record['recipe']}-{identity['recipe_hash']}",
+        job_type=f"cc-{record['mode']}",
+        tags=tuple(tag[:64] for tag in (record["recipe"], f"cc-{record['mode']}", record["step_kind"], *profile)),
+        config={
+            **{key: record[key] for key in facts},
+            "step": record["step_kind"],
+            "tolls": {key: tolls[key] for key in ("name", "sha256") if key in tolls} or None,
+            "settings": settings,
+            "automodel": config["train"],
+        },
+        tolls=tuple(
+            (name, json.dumps(toll["value"]), str(toll["source"]))
+            for name, toll in (tolls.get("content") or {}).get("tolls", {}).items()
+        ),
+    )
+
+
+class Steps:
+    """The steps of a run, each once all ranks have finished it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        config, identity = read_json(run_dir / "config.json"), read_json(run_dir / "run.json")["identity"]
+        self._recipe, self._warmup = config["train"], config["measure"]["warmup"]
+        self._world = identity["num_gpus"]
+        gpus = identity["gpu"]
+        self._peak = flops.peak_flops(gpus[0]) if len(gpus) == 1 else None
+        self._tail = SamplesTail(run_dir)
+        self._ranks: dict[int, RankSamples] = {}
+        self._num_taken = 0
+
+    def new(self) -> Iterator[tuple[int, Values]]:
+        """Number and values of the steps that were finished since the last call."""
+        for number, line in self._tail.read():
+            if line.get("event") == "start":
+                self._ranks[number] = RankSamples(line, {}, None)
+            elif line.get("event") == "ready":
+                self._ranks[number].start.update(line)
+            elif "step" in line:
+                self._ranks[number].steps[int(line["step"])] = line
+        if not any(rank.steps for rank in self._ranks.values()):
+            return
+        found = step_records(self._ranks, max(0, self._warmup - self._num_taken), self._recipe)
+        self._num_taken += len(found)
+        for step in found:
+            for rank in self._ranks.values():
+                del rank.steps[step.step]
+            yield step.step, values_of(step, self._world, self._peak)
+
+
+def values_of(step: StepRecord, world: int, peak_flops_per_s: float | None) -> Values:
+    """One step by key. A value that is not known is left out, never 0."""
+    seconds = step.step_time_s
+    rates: dict[str, float | None] = {}
+    if seconds > 0:
+        rates = {
+            "train/tokens_per_s_per_gpu": step.padded_tokens / seconds / world,
+            "train/real_tokens_per_s_per_gpu": step.real_tokens / seconds / world,
+            "train/mfu": step.model_flops / seconds / world / peak_flops_per_s
+            if step.model_flops and peak_flops_per_s
+            else None,
+        }
+    values = {
+        "train/step_time_s": seconds,
+        **rates,
+        "train/loss": step.loss,
+        "train/padded_tokens": step.padded_tokens,
+        "train/is_warmup": int(step.is_warmup),
+        "train/is_tolled": None if step.is_tolled is None else int(step.is_tolled),
+        **{f"phases/{name}_s": span for name, span in (step.phases_s or {}).items()},
+    }
+    return {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def end_of(run_dir: Path) -> End:
+    """What a run came to. One whose record is still open was killed with what followed it."""
+    record = redacted(read_json(run_dir / "run.json"))
+    is_over = not (run_dir / "running.json").exists()
+    failure = record["failure"] if is_over else "the process that followed the run was killed"
+    files = [path for pattern in _FILES for path in sorted(run_dir.glob(pattern))] if is_over else []
+    results = {name: value for part in _RESULTS for name, value in _flat(part, record.get(part))}
+    if record["summary"]:
+        first = record["summary"]["steady_state"]["first_step"]
+        tokens = [step["padded_tokens"] for step in record["steps"] if step["step"] >= first]
+        results["summary/tokens_per_step"] = statistics.median(tokens)
+    if record.get("keep_ratio"):
+        results["keep_ratio/loss"] = 1 - record["keep_ratio"]["value"]
+    return End(
+        results={"status": record["status"], **({"failure": failure} if failure else {}), **results},
+        files=files,
+        is_complete=record["status"] == "complete",
+    )
+
+
+def _flat(name: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """Leaves by their path. An interval has low and high; other lists but those of named parts are left out."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _flat(f"{name}/{key}", value)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        if name.endswith("ci95"):
+            yield from zip((f"{name}_low", f"{name}_high"), node, strict=True)
+        for part in node:
+            if isinstance(part, Mapping) and "name" in part:
+                rest = {key: value for key, value in part.items() if key != "name"}
+                yield from _flat(f"{name.removesuffix('/classes')}/{part['name']}", rest)
+    elif node is not None:
+        yield name, node

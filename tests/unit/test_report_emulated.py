@@ -1,0 +1,155 @@
+"""The tables of emulated runs and of injected processes, at 80 columns: nothing is cut."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from cctrain.emulation.injector import _WORDS, counted
+from cctrain.emulation.profile import ASSUMED, CLASSES, NOT_EMULATED, load_profile
+from cctrain.report.crossings import print_crossings
+from cctrain.report.emulated import crossings_rows, emulated_rows, print_emulated, print_explanation
+
+LARGE = counted(tuple(987_654_321_098 for _ in _WORDS))
+
+
+def printed(show):
+    """What `show` prints on a console as the verbs make it, 80 columns wide."""
+    console = Console(file=io.StringIO(), width=80, soft_wrap=True, markup=False)
+    show(console)
+    text = console.file.getvalue()
+    assert "…" not in text
+    return text
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 8, 17])
+def test_every_process_is_shown_whole_however_many_there_are(num):
+    processes = {4_000_000 + index: LARGE for index in range(num)}
+    text = printed(lambda console: print_crossings(processes, load_profile("b300"), console))
+    for pid in processes:
+        assert text.count(str(pid)) == 1
+    assert text.count("987,654,321,098 of 987,654.3 MB") == 5 * num
+    assert max(len(line) for line in text.splitlines() if line[:1] in "┃│") <= 80
+
+
+def test_crossings_of_a_program_that_pays_nothing_have_no_assumptions():
+    text = printed(lambda console: print_crossings({12: LARGE}, None, console))
+    assert "emulated" not in text
+    assert "injected" not in text
+    assert "assumed" not in text
+
+
+def test_crossings_under_tolls_are_called_emulated_and_say_what_they_rest_on():
+    text = printed(lambda console: print_crossings({12: LARGE}, load_profile("h100"), console))
+    assert "crossings under the tolls of h100, emulated" in text
+    for line in (*ASSUMED, *NOT_EMULATED):
+        assert line in text
+    for name in load_profile("h100").classes():
+        assert f"injected: {name.replace('_', ' ')}" in text
+
+
+def test_a_program_that_never_came_to_cuda_is_said_to_have_crossed_nothing():
+    text = printed(lambda console: print_crossings({}, load_profile("b300"), console))
+    assert text.startswith("no process made a CUDA call that could be met")
+
+
+def rows(num_digits):
+    large = 10.0**num_digits
+    facts = {"alone_s": large, "left_out_s": large, "cost_s": large, "ci95": [0.0, 2 * large], "injected_s": large}
+    return [{"name": name, **facts} for name in CLASSES]
+
+
+def explanation(num_digits=1, **changed):
+    total = 10.0**num_digits
+    facts = {"num_rounds": 8, "total_s": total, "total_ci95": [0.0, 2 * total], "unexplained_s": -total}
+    rest = {"unexplained_ci95": [-2 * total, 0.0], "injected_s": total, "host_bound_share": 0.33}
+    return {"classes": rows(num_digits), **facts, **rest, **changed}
+
+
+def test_an_explanation_has_a_row_for_each_class_the_rest_and_the_whole():
+    text = printed(lambda console: print_explanation(explanation(), 0.2, console))
+    for name in (*CLASSES, "unexplained", "all together"):
+        assert name.replace("_", " ") in text
+    assert text.count("10000.0 ± 10000.0 ms") == len(CLASSES) + 2
+    assert "-10000.0 ± 10000.0 ms" in text
+    assert "of 8 rounds; a plain step takes 200.0 ms" in text
+    assert "33% of what was injected shows in the step" in text
+
+
+def test_a_step_that_grew_by_more_than_was_injected_is_not_said_to_hide_any_of_it():
+    text = printed(lambda console: print_explanation(explanation(host_bound_share=1.63), 0.2, console))
+    assert "the step grew by 163% of what was injected" in text
+    assert "the rest" not in text
+
+
+def test_an_explanation_of_one_round_shows_no_interval():
+    alone = [{**row, "ci95": None} for row in rows(0)]
+    one = explanation(0, classes=alone, num_rounds=1, total_ci95=None, unexplained_ci95=None, host_bound_share=None)
+    text = printed(lambda console: print_explanation(one, 0.2, console))
+    assert "±" not in text
+    assert "shows in the step" not in text
+
+
+# The rows of the summary
+
+
+def estimate(value):
+    return {"median": value, "mean": value, "ci95": [value, value]}
+
+
+def summary(value, *, is_steady=True):
+    steady = {"is_steady": is_steady, "why": "steady from step 4" if is_steady else "not steady, because"}
+    return {"step_time_s": estimate(value), "tokens_per_s_per_gpu": estimate(1 / value), "steady_state": steady}
+
+
+def record(**changed):
+    kept = {"value": 0.8, "ci95": [0.79, 0.81], "num_pairs": 8}
+    facts = {"keep_ratio": kept, "summary_off": summary(0.1), "summary": summary(0.125), "tolls": {"name": "b300"}}
+    return {**facts, "explain": None, **changed}
+
+
+def test_a_steady_run_shows_its_keep_ratio_with_the_interval_and_the_loss():
+    assert emulated_rows(record()) == [
+        ("step time, no tolls", "100.0 ms median"),
+        ("keep ratio", "0.800 (95 % interval 0.790 to 0.810), 8 pairs of blocks"),
+        ("loss", "20.0% of throughput to the tolls of b300"),
+    ]
+
+
+def test_one_pair_shows_that_it_has_no_interval():
+    one = {"value": 0.8, "ci95": None, "num_pairs": 1}
+    assert emulated_rows(record(keep_ratio=one))[1][1].startswith("0.800, no interval from one pair")
+
+
+@pytest.mark.parametrize("arm", ["summary", "summary_off"])
+def test_a_run_that_is_not_steady_in_either_arm_shows_no_ratio(arm):
+    found = emulated_rows(record(**{arm: summary(0.1, is_steady=False)}))
+    assert "keep ratio" not in dict(found)
+    assert ("plain steps" in dict(found)) == (arm == "summary_off")
+
+
+def test_a_run_without_a_plain_step_shows_nothing_of_the_kind():
+    assert emulated_rows(record(keep_ratio=None, summary_off=None)) == []
+
+
+def test_a_plain_steps_crossings_are_listed_without_those_that_are_none():
+    words = {"launches": 5369, "waits": 7, "copies_h2d_pinned": 3, "bytes_h2d_pinned": 12345}
+    counts = counted(tuple(words.get(name, 0) for name in _WORDS))
+    ((name, shown),) = crossings_rows({"counted_by": "cupti", **counts})
+    assert name == "a plain step crosses"
+    assert shown == "5,369 launches, 7 waits, 3 copies h2d pinned (12.3 kB)"
+    assert crossings_rows(None) == []
+
+
+def test_operators_of_the_stand_in_are_not_called_launches():
+    ((_, shown),) = crossings_rows({"counted_by": "operators", "operators": 1234.5, "injected_s": {"launch": 0.0}})
+    assert shown == "1,234 operators, each in place of a launch"
+
+
+def test_below_the_summary_stand_the_explanation_and_the_assumptions():
+    text = printed(lambda console: print_emulated(record(explain=explanation()), console))
+    assert "where the loss comes from" in text
+    assert f"assumed: {'; '.join(ASSUMED)}" in text
+    text = printed(lambda console: print_emulated(record(), console))
+    assert "where the loss comes from" not in text
+    assert f"not emulated: {'; '.join(NOT_EMULATED)}" in text
