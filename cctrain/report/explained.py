@@ -31,6 +31,7 @@ class Explained:
     classes: tuple[Class, ...]
     total_s: float
     unexplained_s: float | None
+    unexplained_ci95: tuple[float, float] | None
     host_bound_share: float | None
 
 
@@ -52,18 +53,22 @@ def _parse(run: Run) -> Explained | None:
     if not known or total is None:
         return None
     unexplained, share = _number(node.get("unexplained_s")), _number(node.get("host_bound_share"))
-    return Explained(run.run_id, known, total, unexplained, share)
+    return Explained(run.run_id, known, total, unexplained, _interval(node.get("unexplained_ci95")), share)
 
 
 def _class(node: Any) -> Class | None:
     if not isinstance(node, Mapping):
         return None
-    cost, ends = _number(node.get("cost_s")), node.get("ci95")
-    low, high = [_number(end) for end in ends] if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    cost = _number(node.get("cost_s"))
     if cost is None or not isinstance(node.get("name"), str):
         return None
-    ci95 = None if low is None or high is None else (low, high)
+    ci95 = _interval(node.get("ci95"))
     return Class(node["name"], cost, _number(node.get("alone_s")), _number(node.get("left_out_s")), ci95)
+
+
+def _interval(node: Any) -> tuple[float, float] | None:
+    low, high = [_number(end) for end in node] if isinstance(node, list) and len(node) == 2 else (None, None)
+    return None if low is None or high is None else (low, high)
 
 
 def _number(node: Any) -> float | None:

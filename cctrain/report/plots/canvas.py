@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,10 @@ _RC: dict[str, Any] = {
 }
 
 
-_SLIDE_RECT = (0.02, 0.05, 0.96, 0.84)
+_SLIDE_RECT = (0.02, 0.07, 0.96, 0.82)
 """Left, bottom, width and height of what a slide's title and caption leave."""
+_SLIDE_CAPTION = 160
+"""Characters in a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,5 +142,6 @@ class Picture:
             figure = self.draw(SLIDE)
             title = self.slide_title or self.title
             figure.text(0.025, 0.95, title, color=LIGHT["ink"], size=20, weight="bold", va="center")
-            figure.text(0.025, 0.025, self.caption, color=LIGHT["muted"], size=11, va="center")
+            caption = textwrap.fill(self.caption, _SLIDE_CAPTION)
+            figure.text(0.025, 0.015, caption, color=LIGHT["muted"], size=11, va="bottom")
             figure.savefig(path, format="png", dpi=144, facecolor=LIGHT["page"])

@@ -50,20 +50,18 @@ def costs(explained: Explained, canvas: Canvas) -> Figure:
     figure = canvas.figure(44 * (len(rows) + 1) + 50)
     axes = figure.add_subplot()
     canvas.style(axes)
-    for row, one in enumerate(rows):
-        axes.barh(row, one.cost_s * unit, 0.4, color=canvas.colours["emulated1"])
-        if one.ci95:
-            axes.plot([end * unit for end in one.ci95], [row] * 2, color=canvas.colours["ink"], linewidth=2)
+    bars = [(one.name, one.cost_s, one.ci95, "emulated1") for one in rows]
     if explained.unexplained_s is not None:
-        axes.barh(len(rows), explained.unexplained_s * unit, 0.4, color=canvas.colours["muted"])
-    labels = [(one.name, one.cost_s) for one in rows]
-    labels += [("not explained", explained.unexplained_s)] if explained.unexplained_s is not None else []
-    for row, (label, seconds) in enumerate(labels):
+        bars.append(("not explained", explained.unexplained_s, explained.unexplained_ci95, "muted"))
+    for row, (label, seconds, ci95, colour) in enumerate(bars):
+        axes.barh(row, seconds * unit, 0.4, color=canvas.colours[colour])
+        if ci95:
+            axes.plot([end * unit for end in ci95], [row] * 2, color=canvas.colours["ink"], linewidth=2)
         share = f", {seconds / explained.total_s:.0%}" if explained.total_s else ""
-        text = f"{canvas.short(label)}  {seconds * unit:,.2f} {name}{share}"
+        text = f"{canvas.short(label.replace('_', ' '))}  {seconds * unit:,.2f} {name}{share}"
         axes.text(0, row - 0.26, text, color=canvas.colours["ink"], va="bottom")
     axes.axvline(0, color=canvas.colours["muted"], linewidth=1)
-    axes.set_ylim(len(labels) - 0.6, -0.75)
+    axes.set_ylim(len(bars) - 0.6, -0.75)
     axes.set_yticks([])
     axes.set_xlabel(f"added to a step, {name}")
     return figure
