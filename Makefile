@@ -5,8 +5,9 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test check-style
 
-demo: $(READY)  ## Train a tiny Llama with LoRA on this CPU: two ranks, real text, a minute
+demo: $(READY)  ## A tiny Llama, LoRA, on this CPU: two ranks, real text; then with tolls on its operators
 	$(PYTHON) -m cctrain recipe=tiny_llama_peft
+	$(PYTHON) -m cctrain recipe=tiny_llama_peft cc=emulated tolls=b300 cc.blocks=3
 
 test: $(READY)  ## Unit tests, then the real AutoModel recipes, tiny, on CPU
 	$(PYTHON) -m pytest

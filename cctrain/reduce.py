@@ -233,5 +233,6 @@ def _steady_state(measured: Sequence[StepRecord], found: stats.Steady) -> Steady
     elif found.is_settling:
         why = "not steady, because step times drift through the run; raise measure.warmup if it is warm-up"
     else:
-        why = f"steady from step {first}: {measured[0].step - 1} of warm-up, {found.cut or 'no'} more by MSER-5"
+        before = "warm-up and settling" if measured[0].arm else f"{measured[0].step - 1} of warm-up"
+        why = f"steady from step {first}: {before}, {found.cut or 'no'} more by MSER-5"
     return SteadyState(first_step=first, num_steps=num_steps, is_steady=why.startswith("steady"), why=why)

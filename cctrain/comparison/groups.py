@@ -71,10 +71,12 @@ def planned(runs: Sequence[Run], options: Options) -> tuple[list[Plan], tuple[st
         name = ", ".join(value for _, value in setting if value)
         found = list(_by_mode(recipe, name, modes, options))
         plans += found
-        held = {label for plan in found for label in (plan.base, plan.other)}
-        alone = [label for label in modes if label not in held]
+        held = {arm.run.run_id for plan in found for arm in (*plan.base_arms, *plan.other_arms)}
+        alone = [label for label, group in modes.items() if not held & {arm.run.run_id for arm in group.arms}]
         if alone and found:
-            notes.append(f"{_called(recipe, setting)}: runs with mode {', '.join(alone)} have none to be held against")
+            way_out = "; --against-off-runs holds emulated runs against those with CC off" * ("off" in alone)
+            text = f"runs with mode {', '.join(alone)} are held against none{way_out}"
+            notes.append(f"{_called(recipe, setting)}: {text}")
         notes += _unlike_beside(recipe, setting, modes, found)
     plans += _by_setting(groups)
     held_recipes = {plan.recipe for plan in plans}

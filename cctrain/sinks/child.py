@@ -20,9 +20,8 @@ from pathlib import Path
 
 from cctrain.redaction import redacted
 from cctrain.sinks.facts import Steps, end_of, start_of
-from cctrain.sinks.sink import Say, Sink
+from cctrain.sinks.sink import LOG, Say, Sink
 
-LOG = "logs/track-{name}.log"
 _POLL_S = 1.0
 _NICENESS = 10
 """The ranks' threads go first where cores are few."""

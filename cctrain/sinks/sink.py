@@ -11,6 +11,8 @@ Values = Mapping[str, float | int]
 Say = Callable[[str, str], None]
 """Tells the user: "note" or "warning", and one sentence."""
 DEFAULT_PROJECT = "cctrain"
+LOG = "logs/track-{name}.log"
+"""In the run directory: what a sink's library prints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 from cctrain.errors import RequestError
 from cctrain.redaction import redact_file
-from cctrain.sinks.child import LOG
+from cctrain.sinks.sink import LOG
 
 CLOSE_S = 60.0
 """How long the sinks together may take after the run is over; what has not been sent by then stays on this disk."""
@@ -98,11 +98,11 @@ class Tracking:
         """Pass on what the sinks have said since the last call."""
         for sink in self._running:
             for kind, text in _lines(sink):
-                if kind == "warning":
+                if kind != "warning":
+                    self._tell(f"{sink.name}: {text}")
+                elif not sink.has_warned:
                     sink.has_warned = True
                     self._warn(sink.name, text)
-                else:
-                    self._tell(f"{sink.name}: {text}")
 
     def close(self) -> None:
         """The run is over and its record written: let the sinks take it, for `close_s` at most, or until a Ctrl-C."""

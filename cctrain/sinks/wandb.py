@@ -8,12 +8,13 @@ of the code, of the git remote and of the terminal, which may hold secrets.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cctrain.redaction import redacted
-from cctrain.sinks.sink import DEFAULT_PROJECT, End, Say, Sink, Start, Values
+from cctrain.sinks.sink import DEFAULT_PROJECT, LOG, End, Say, Sink, Start, Values
 
 PACKAGE = "wandb"
 INSTALL = "pip install wandb"
@@ -35,6 +36,7 @@ _SETTINGS = {
 }
 VERDICTS, EMULATED_VERDICTS, TOLLS = "verdicts", "verdicts_emulated", "tolls"
 """Names of the tables. Emulated figures never stand in one chart with measured ones."""
+_NOT_SENT = re.compile(r"wandb: (?:WARNING|ERROR) (Fatal error while uploading data|.*\b[Ff]ailed to upload\b.*)")
 VERDICT_COLUMNS = (
     "compared",
     "recipe",
@@ -63,9 +65,11 @@ class _Run:
     def __init__(self, say: Say) -> None:
         self._say = say
         self._run: Any = None
+        self._log = Path()
 
     def begin(self, start: Start) -> None:
         """Open the run. Where the server does not answer it goes on offline."""
+        self._log = start.run_dir / LOG.format(name="wandb")
         self._run = _opened(
             self._say,
             start.run_dir,
@@ -93,6 +97,9 @@ class _Run:
                 self._log_files(end.files)
         finally:
             _finish(self._run, exit_code=0 if end.is_complete else 1)
+        lost = _NOT_SENT.search(self._log.read_text(encoding="utf-8", errors="replace")) if self._log.exists() else None
+        if lost:  # W&B raises nothing where its server refuses data for good
+            self._say("warning", f"{lost[1]} (`{_sync_command(self._run)}` sends it again)")
 
     def _log_files(self, files: Sequence[Path]) -> None:
         import wandb

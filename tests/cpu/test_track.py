@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from make_records import emulated_record, run_record, write
 
+from cctrain.sinks.tracking import Tracking
+
 BIN = Path(sys.executable).parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECRET = "planted-and-not-to-be-seen"
@@ -217,6 +219,9 @@ class WandbServer(BaseHTTPRequestHandler):
             self.server.is_over.wait(120)
             return
         answer = json.dumps(self.answer(json.loads(body)) if self.path == "/graphql" else {}).encode()
+        if self.path.endswith("/file_stream") and self.server.is_full:
+            self.send_error(403)
+            return
         if self.path.endswith("/file_stream"):
             self.server.history += json.loads(body)["files"].get("wandb-history.jsonl", {}).get("content", [])
         self.send_response(200)
@@ -230,6 +235,7 @@ class WandbServer(BaseHTTPRequestHandler):
         by_name = {
             "Viewer": {"viewer": {"id": "v", "entity": "somebody", "username": "somebody"}},
             "UpsertBucket": {"upsertBucket": {"bucket": {**bucket, "historyLineCount": 0}, "inserted": True}},
+            "query ArtifactType(": {"project": None},
             "CreateRunFiles": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}},
         }
         return {"data": next((answer for name, answer in by_name.items() if name in asked["query"]), {})}
@@ -241,7 +247,7 @@ class WandbServer(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), WandbServer) as server:
-        server.is_over, server.history = threading.Event(), []
+        server.is_over, server.history, server.is_full = threading.Event(), [], False
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -268,6 +274,20 @@ def test_a_live_run_is_seen_as_it_goes_and_a_server_that_stalls_costs_one_warnin
     steps = [json.loads(row) for row in server.history if "train/step" in row]
     assert steps[0]["train/step"] == 1
     assert steps[0].keys() >= {"train/step_time_s", "train/tokens_per_s_per_gpu", "phases/forward_s"}
+
+
+def test_a_server_that_takes_no_more_data_costs_one_warning(run, server, tmp_path):
+    server.is_full = True
+    again = shutil.copytree(run.run_dir, tmp_path / "again", ignore=shutil.ignore_patterns("wandb", "track-*"))
+    login = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}
+    facts = {"HOME": str(tmp_path), "WANDB_FINISH_TIMEOUT": "3", "WANDB_MODE": "online", **login}
+    told = []
+    tracking = Tracking(again, told.append)
+    tracking.start(["wandb"], environment={**os.environ, **facts})
+    tracking.close()
+    warnings = [text for text in told if text.startswith("warning:")]
+    assert len(warnings) == 1, told
+    assert "`wandb sync" in warnings[0]
 
 
 def test_a_failed_run_is_a_failed_one_there_too(start):

@@ -156,6 +156,12 @@ def test_emulated_runs_can_be_held_against_runs_with_cc_off(tmp_path):
     assert one.keep_ratio == pytest.approx(0.8, abs=0.01)
 
 
+def test_runs_with_cc_off_beside_emulated_ones_are_named_as_left_out(tmp_path):
+    answer = answered(tmp_path, run_record("off", 0), emulated_record(1))
+    assert [one.pairing for one in answer.comparisons] == ["same run"]
+    assert "--against-off-runs" in answer.notes[0]
+
+
 def test_emulated_against_on_is_refused_unless_allowed(tmp_path):
     records = [run_record("on", 1, step_time_s=0.25), emulated_record(2, keep=0.8)]
     assert "emulated runs stand against runs with CC on" in refused(tmp_path, *records)
