@@ -135,7 +135,12 @@ def _recipe(name: str, group: list[Comparison], drawn: list[Picture]) -> str:
             parts.append(_explained(group))
     seed = words.SEED_LOSSES.get(group[0].recipe)
     if seed:
-        own = "; ".join(f"{words.what(one)}: {words.percent(1 - one.keep_ratio)} lost" for one in group)
+        own = "; ".join(
+            ", ".join(
+                filter(None, (f"{words.what(one)}: {words.percent(1 - one.keep_ratio)} lost", words.beside_seed(one)))
+            )
+            for one in group
+        )
         parts.append(
             f"<p>The seed post lost {words.percent(seed[1])} with this recipe on {_text(seed[0])} (one run a mode, so "
             f"without an interval). Here: {_text(own)}.</p>"

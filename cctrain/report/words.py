@@ -20,6 +20,18 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
+def beside_seed(one: Comparison) -> str:
+    """How an emulated loss stands to the seed post's of this recipe: missed, unless the interval holds it. Profiles are
+    never tuned towards it. Empty for other comparisons."""
+    seed = SEED_LOSSES.get(one.recipe)
+    if not seed or not one.is_emulated:
+        return ""
+    lost = 1 - one.keep_ratio
+    if one.ci95 and one.ci95[0] <= 1 - seed[1] <= one.ci95[1]:
+        return f"the seed post's {percent(seed[1])} is within the interval"
+    return f"misses the seed post's {percent(seed[1])} by {(lost - seed[1]) * 100:+.1f} points"
+
+
 def is_of_settings(one: Comparison) -> bool:
     """Whether both sides ran in the same mode, and the step or the engine differs."""
     return one.base_arms[0].mode == one.other_arms[0].mode

@@ -271,3 +271,13 @@ def test_a_recipe_of_the_seed_post_stands_beside_it(tmp_path):
     answer = answered(tmp_path, allow=("steady", "identity.versions.torch"))
     ((_, rows),) = rows_by_title(answer)
     assert rows[1] == ["seed post, 8 x B300", "0.703", "none", "29.7 %", "", "", "published"]
+
+
+def test_an_emulated_loss_says_whether_it_misses_the_seed_posts(tmp_path):
+    near, far = (
+        answered(tmp_path / str(keep), *(emulated_record(n, keep=keep, recipe="llama70b_peft") for n in range(4)))
+        for keep in (0.703, 0.9)
+    )
+    assert "is within the interval" in words.beside_seed(near.comparisons[0])
+    assert words.beside_seed(far.comparisons[0]).startswith("misses the seed post's 29.7 % by -19.")
+    assert words.beside_seed(answered(tmp_path / "other", emulated_record(1)).comparisons[0]) == ""
