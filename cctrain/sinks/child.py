@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cctrain.redaction import redacted
 from cctrain.sinks.facts import Steps, end_of, start_of
-from cctrain.sinks.sink import LOG, Say, Sink
+from cctrain.sinks.sink import LOG, Say, Sink, SinkError
 
 _POLL_S = 1.0
 _NICENESS = 10
@@ -39,7 +39,7 @@ def stream(run_dir: Path, sink: Sink, is_over: Callable[[], bool], say: Say) -> 
         except Exception as error:  # noqa: BLE001 - whatever a tracker runs into, the run is not to know
             traceback.print_exc()
             if not has_failed:
-                say("warning", f"{str(error).strip().partition(chr(10))[0][:300]} ({type(error).__name__})")
+                say("warning", in_words(error))
             return False
         return True
 
@@ -54,6 +54,12 @@ def stream(run_dir: Path, sink: Sink, is_over: Callable[[], bool], say: Say) -> 
         over = is_over()
         has_failed = has_failed or not tried(send)
     tried(lambda: sink.end(end_of(run_dir)))
+
+
+def in_words(error: Exception) -> str:
+    """The first line of an error."""
+    text = str(error).strip().partition("\n")[0][:300]
+    return text if isinstance(error, SinkError) else f"{text} ({type(error).__name__})"
 
 
 def main(name: str, run_dir: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.redaction import redacted
+from cctrain.sinks.child import in_words
 from cctrain.sinks.tracking import CLOSE_S
 
 _COMMAND = (sys.executable, "-m", "cctrain.sinks.compared")
@@ -59,7 +60,7 @@ def main() -> int:
     try:
         log_comparison(asked["facts"], [Path(figure) for figure in asked["figures"]], Path.cwd(), say)
     except Exception as error:  # noqa: BLE001 - whatever W&B runs into
-        say("warning", f"{str(error).strip().partition(chr(10))[0][:300]} ({type(error).__name__})")
+        say("warning", in_words(error))
         return 1
     return 0
 

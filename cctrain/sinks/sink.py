@@ -45,6 +45,10 @@ class End:
     is_complete: bool
 
 
+class SinkError(Exception):
+    """What a sink could not do, in words for the user."""
+
+
 class Sink(Protocol):
     """Any of these may be slow or raise: it costs the run a warning, and no step."""
 

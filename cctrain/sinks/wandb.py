@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.redaction import redacted
-from cctrain.sinks.sink import DEFAULT_PROJECT, LOG, End, Say, Sink, Start, Values
+from cctrain.sinks.sink import DEFAULT_PROJECT, LOG, End, Say, Sink, SinkError, Start, Values
 
 PACKAGE = "wandb"
 INSTALL = "pip install wandb"
@@ -200,6 +200,6 @@ def _sync_command(run: Any) -> str:
 def _finish(run: Any, *, exit_code: int) -> None:
     try:
         run.finish(exit_code=exit_code)
-    except TimeoutError as error:
-        why = f"not all was sent in the time given to W&B after the end; `{_sync_command(run)}` sends the rest"
-        raise TimeoutError(why) from error
+    except Exception as error:
+        what = "in the time given" if isinstance(error, TimeoutError) else f"({type(error).__name__} {error})"
+        raise SinkError(f"not all was sent {what}; `{_sync_command(run)}` sends the rest") from error

@@ -19,6 +19,7 @@ from cctrain.redaction import REDACTED
 from cctrain.request.compose import compose_config
 from cctrain.request.recipe import build_recipe, recipe_hash
 from cctrain.sinks.child import stream
+from cctrain.sinks.compared import track_comparison
 from cctrain.sinks.facts import Steps, end_of, start_of
 from cctrain.sinks.tracking import Tracking, check_sinks
 
@@ -276,6 +277,22 @@ def test_a_sink_that_cannot_be_started_costs_a_warning(tmp_path):
     tracking.close()
     assert len(told) == 1
     assert "cannot be started" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import time; time.sleep(60)", "timed out"),
+        ("import sys; sys.exit('no wandb-core here')", "no wandb-core here"),
+        ("""print('{"warning": "the server is down"}'); raise SystemExit(1)""", "the server is down"),
+    ],
+)
+def test_a_comparison_that_cannot_be_logged_costs_one_warning(code, said):
+    told = []
+    track_comparison({}, [], told.append, command=[sys.executable, "-c", code], timeout_s=1.0)
+    assert len(told) == 1
+    assert told[0].startswith("warning: wandb: ")
+    assert said in told[0]
 
 
 def test_a_sinks_log_is_left_without_secrets(tmp_path):
