@@ -16,7 +16,7 @@ _BUDGET_S = 0.6
 _SIZE = 8192
 _CALLS = 10
 _PLACES = 8
-"""Matrices of one process lie where they lie, and where makes 10 % of the rate: so there are several sets of them."""
+"""Sets of matrices: processes with one set each were up to 10 % apart, perhaps by where in memory it lay."""
 
 
 def measure() -> list[Reading]:
