@@ -32,7 +32,8 @@ def print_prediction(base: Base, profile: Profile, prediction: Prediction, conso
         table.add_row(*_row(base, part))
     table.add_section()
     base_s, loss = prediction.base_step_time_s, prediction.loss
-    table.add_row("hidden: the host waits for the GPU anyway", "", "", f"-{_time(prediction.hidden_s)}")
+    if prediction.hidden_s > 0:
+        table.add_row("hidden: the host waits for the GPU anyway", "", "", f"-{_time(prediction.hidden_s)}")
     table.add_row("step without CC", "", "", _time(base_s))
     table.add_row("step with CC", "", "", _ranged(prediction.step_time_s))
     table.add_row("loss of throughput", "", "", f"{loss.value:.1%} ({loss.low:.1%} to {loss.high:.1%})")
