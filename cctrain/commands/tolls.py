@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from cctrain import rundir
 from cctrain.commands.flags import Parser
 from cctrain.config import CcMode
-from cctrain.emulation.injector import process_environment
+from cctrain.emulation.injector import check_not_inside, process_environment
 from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError, RunError
 from cctrain.nearest import did_you_mean
@@ -91,6 +91,7 @@ def _diff(flags: argparse.Namespace) -> int:
 
 
 def _measure(flags: argparse.Namespace) -> int:
+    check_not_inside(os.environ, "with --tolls NAME")
     gpus = gpu.observe()
     seen = machine.observe(gpus, child.environment())
     problem = cc.problem(gpus.cc)

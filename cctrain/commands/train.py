@@ -20,7 +20,7 @@ import yaml
 
 from cctrain import in_job, launcher, rundir
 from cctrain.config import Config
-from cctrain.emulation.injector import process_environment
+from cctrain.emulation.injector import check_not_inside, process_environment
 from cctrain.emulation.profile import parse_profile
 from cctrain.errors import RequestError, RunError
 from cctrain.follow import Follower, Rank
@@ -121,6 +121,7 @@ def _finish_abandoned(run_root: Path) -> None:
 
 def _check(config: Config, world: int | None) -> _Request:
     """Everything that can be known to fail before the wait."""
+    check_not_inside(os.environ, "with cc=emulated tolls=NAME")
     gpus = gpu.observe()
     is_cpu = is_cpu_recipe(config.train)
     num_ranks = world or _num_ranks(config, 0 if is_cpu else len(gpus.names))

@@ -48,6 +48,12 @@ def process_environment(profile: Profile | None, crossings: Path | None = None) 
     return {INJECTION: str(library), TOLLS: tolls_text(profile), CROSSINGS: str(crossings or "")}
 
 
+def check_not_inside(environment: Mapping[str, str], way_out: str) -> None:
+    """Raises PlatformError under `emulate`: what is measured there pays tolls, and must not go for anything else."""
+    if TOLLS in environment:
+        raise PlatformError(f"this runs under `emulate`, which injects tolls already: run it by itself, {way_out}")
+
+
 def tolls_text(profile: Profile | None) -> str:
     """`profile` as inject.c's cctrain_set_tolls takes it; None is no toll at all."""
     if profile is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cctrain.__main__ import main
 from cctrain.emulation.build import Cupti, build, find_cupti, injection_library
 from cctrain.emulation.injector import CROSSINGS, INJECTION, TOLLS, process_environment, tolls_text
 from cctrain.emulation.profile import load_profile
@@ -207,3 +208,12 @@ def test_a_user_without_a_home_is_told_what_to_set():
     here = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=False, cwd=here)
     assert "PlatformError: the injection library has no place to lie" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["recipe=tiny_llama_peft", "track=none"], ["tolls", "--only", "host"]])
+def test_what_runs_under_emulate_is_not_recorded_as_a_machine_without_tolls(arguments, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CCTRAIN_TOLLS", tolls_text(None))
+    assert main(arguments) == 3
+    assert "run it by itself" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
