@@ -22,6 +22,8 @@ from cctrain.records import RunRecord, finite, to_json
 _RECORD_BYTES, _STEP_BYTES, _RANK_BYTES = 1 << 20, 4096, 64
 """Size of run.json, generously: the rest, a step, and a rank's time in it."""
 _MOST_BYTES = 64 << 20
+TRIAL_VARIABLE = "CCTRAIN_TRIAL"
+"""Environment variable with which the name of the run directory is to end."""
 
 
 def create(run_root: Path, recipe: str, mode: str, expected: dict[str, int]) -> Path:
@@ -29,7 +31,7 @@ def create(run_root: Path, recipe: str, mode: str, expected: dict[str, int]) -> 
     ranks. Raises RequestError where it cannot be made."""
     recipe = re.sub(r"[^\w.-]+", "_", recipe)[:64]
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    run_dir = run_root / f"{stamp}-{recipe}-{mode}-{secrets.token_hex(2)}"
+    run_dir = run_root / f"{stamp}-{recipe}-{mode}-{_ending()}"
     try:
         run_dir.mkdir(parents=True)
         for name in ("samples", "logs"):
@@ -39,6 +41,11 @@ def create(run_root: Path, recipe: str, mode: str, expected: dict[str, int]) -> 
     except OSError as error:
         raise RequestError(f"run_root={run_root}: cannot make a run directory there ({error})") from error
     return run_dir.resolve()
+
+
+def _ending() -> str:
+    """A campaign names its trials, and finds them by it, whatever was killed."""
+    return re.sub(r"\W+", "_", os.environ.get(TRIAL_VARIABLE, ""))[:32] or secrets.token_hex(2)
 
 
 def _reserve(run_dir: Path, expected: dict[str, int]) -> None:
