@@ -31,6 +31,7 @@ Fine-tune with NVIDIA NeMo AutoModel, time every step, and record what confident
   python -m cctrain emulate --tolls b300 -- COMMAND ...      any CUDA program under a profile's tolls
   python -m cctrain predict runs/RUN --tolls b300            what CC would cost a run, from its crossings
   python -m cctrain compare runs --html report.html          what CC cost, with an interval and a verdict
+  python -m cctrain campaign recipe=llama8b_peft,llama8b_sft cc=off,on    all of these by turns, over reboots and kills
   python -m cctrain dashboard --project P                    a W&B workspace and Report over a project's runs
 
 settings
@@ -60,7 +61,7 @@ output  a table, and as the last line one JSON object; run.json in the run direc
 exit    0 done   2 the request is wrong   3 the machine is not as asked for   4 the run failed, its record is partial
 """
 
-VERBS = ("train", "compare", "explain", "predict", "emulate", "tolls", "dashboard", "doctor")
+VERBS = ("train", "compare", "explain", "predict", "emulate", "tolls", "campaign", "dashboard", "doctor")
 
 
 def main(arguments: list[str] | None = None) -> int:

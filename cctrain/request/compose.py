@@ -131,6 +131,8 @@ def _check_key(override: Override) -> None:
     key = override.key_or_group
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     value = override.value()
+    if str(key).partition(".")[0] == "campaign":
+        raise RequestError(f"{override.input_line} is read by the verb: python -m cctrain campaign ...")
     if key in groups:
         if isinstance(value, (dict, list)):
             raise RequestError(f"{override.input_line}: allowed is {key}=NAME, one of {_listed(key)}")

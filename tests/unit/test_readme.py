@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from cctrain.__main__ import HELP
+from cctrain.campaign.matrix import parse
+from cctrain.campaign.plan import planned
 from cctrain.commands import explain
 from cctrain.packaged import CONF
 from cctrain.request.allowed import check_recipe
@@ -27,6 +29,9 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_composes_and_its_layout_divides(command):
     arguments = shlex.split(re.split(r" {3,}", command)[0])[3:]
+    if arguments[0] == "campaign":
+        assert planned(parse(arguments[1:]))
+        return
     if arguments[0] == "explain":
         arguments = explain.settings(arguments[1:])
     config = compose_config(arguments, build_recipe)

@@ -1,0 +1,179 @@
+"""What has become of every trial, on disk: lines of JSON, only ever added to, each on the disk before the next step.
+
+    {"event": "opened", ...}    a campaign started here: when, by which process, the mode of the machine
+    {"event": "begin", ...}     a trial is about to start: `key`, and `token`, the end of its run directory's name
+    {"event": "end", ...}       what became of it: `outcome` complete, failed or interrupted, `run`, `why`, `seconds`
+
+A begin without an end was killed; its token leads to whatever run directory it left. One process writes at a time: it
+holds a lock on the file, and so does the trial it runs, so that nobody starts beside what a killed campaign left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cctrain.errors import RequestError
+from cctrain.processes import this_process
+
+_LOCK_WAIT_S = 10.0
+"""How long a trial of a killed campaign gets to die."""
+MOST_FAILURES = 2
+"""A failing trial is retried once."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """What the ledger says of one trial."""
+
+    run: str | None = None
+    """Name of the complete run's directory."""
+    seconds: float | None = None
+    """How long that took."""
+    failures: list[str] = field(default_factory=list)
+    """Why it failed, each time."""
+    open_tokens: list[str] = field(default_factory=list)
+    """Begun, and not ended."""
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it is given up."""
+        return self.run is None and len(self.failures) >= MOST_FAILURES
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.run is not None or self.is_failed
+
+
+def read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The events, and the numbers of the lines that are none: a crash may leave half a line."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise RequestError(f"campaign.ledger={path} cannot be read ({error})") from error
+    events, damaged = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        event = _event(line)
+        if event is None:
+            damaged.append(number)
+        else:
+            events.append(event)
+    return events, damaged
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(event, dict) or event.get("event") not in ("opened", "begin", "end"):
+        return None
+    is_of_a_trial = event["event"] != "opened"
+    return None if is_of_a_trial and not all(isinstance(event.get(name), str) for name in ("key", "token")) else event
+
+
+def standings(events: Iterable[dict[str, Any]]) -> dict[str, Standing]:
+    """By key. A token counts once, however often its end was written."""
+    found: dict[str, Standing] = {}
+    ended: set[str] = set()
+    for event in events:
+        if event["event"] == "opened":
+            continue
+        one = found.setdefault(event["key"], Standing())
+        if event["event"] == "begin":
+            one.open_tokens.append(event["token"])
+            continue
+        if event["token"] in ended:
+            continue
+        ended.add(event["token"])
+        one.open_tokens = [token for token in one.open_tokens if token != event["token"]]
+        if event.get("outcome") == "complete":  # a second one is of a run that took the place of a lost one
+            one.run, one.seconds = str(event.get("run")), event.get("seconds")
+        elif event.get("outcome") == "failed":
+            one.failures.append(str(event.get("why")))
+    return found
+
+
+class Ledger:
+    """The file, open for its one writer; a context manager."""
+
+    def __init__(self, path: Path, lock_wait_s: float = _LOCK_WAIT_S) -> None:
+        """Raises RequestError where it cannot be written, or another campaign writes it."""
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RequestError(f"campaign.ledger={path} cannot be written ({error})") from error
+        try:
+            self._lock(lock_wait_s)
+            self.events, self.damaged = read(path)
+            self._end_last_line()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    @property
+    def descriptor(self) -> int:
+        """For the trial to inherit, and with it the lock."""
+        return self._file
+
+    def append(self, event: str, **content: Any) -> None:
+        """Write one line; it is on the disk when this returns."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        line = {"event": event, "at": at, **content}
+        data = (json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n").encode(errors="replace")
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError as error:
+            raise RequestError(f"campaign.ledger={self.path} cannot be written ({error})") from error
+        self.events.append(line)
+
+    def opened(self, mode: str) -> str:
+        """Note that a campaign goes on here. Returns the mode of the machine that the first one began in."""
+        self.append("opened", mode=mode, **this_process())
+        return next(str(event.get("mode")) for event in self.events if event["event"] == "opened")
+
+    def _lock(self, wait_s: float) -> None:
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise RequestError(self._taken()) from None
+                time.sleep(0.1)
+
+    def _taken(self) -> str:
+        writers = [event for event in read(self.path)[0] if event["event"] == "opened"]
+        who = f", process {writers[-1].get('pid')} on {writers[-1].get('host')}" if writers else ""
+        return (
+            f"campaign.ledger={self.path}: another campaign is at it{who}. Wait for its end, or give this one a ledger "
+            "of its own with campaign.ledger=FILE"
+        )
+
+    def _end_last_line(self) -> None:
+        """What follows half a line must not become part of it."""
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.write(self._file, b"\n")
+            os.fsync(self._file)

@@ -1,0 +1,227 @@
+"""Runs what is left of a campaign: each trial a process of its own, begun and ended in the ledger.
+
+A trial counts by its record on disk, which its token finds, and not by what this process saw: so it does not matter at
+which moment this process is killed. What dies with it is the trial under way, which is then run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from cctrain.campaign.ledger import Ledger, Standing, standings
+from cctrain.campaign.plan import Trial
+from cctrain.errors import PlatformError
+from cctrain.finish import finish_abandoned
+from cctrain.processes import die_with_parent
+from cctrain.redaction import redacted
+from cctrain.rundir import TRIAL_VARIABLE
+
+_STOP_S = 90.0
+"""How long a stopped trial gets to write its partial record."""
+_MOST_WHY = 500
+
+
+class Watcher(Protocol):
+    """Shows how far the campaign is."""
+
+    def begins(self, trial: Trial, attempt: int) -> None:
+        """A trial starts."""
+
+    def ended(self, ending: Ending, num_left: int, seconds_left: float | None) -> None:
+        """What became of it, and what is left of all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What became of an attempt."""
+
+    outcome: str
+    """complete, failed, or interrupted: by whoever stopped the campaign, which is no failure."""
+    run: str | None
+    """Name of the run directory; None where none was made."""
+    why: str | None
+    seconds: float | None = None
+
+
+def is_complete(run_dir: Path) -> bool:
+    """Whether a whole record lies there."""
+    return _record(run_dir).get("status") == "complete"
+
+
+def _record(run_dir: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        return record if isinstance(record, dict) else {}
+    return {}
+
+
+def settle_killed(ledger: Ledger, run_root: Path) -> int:
+    """End in the ledger whatever was begun and not ended. Returns how many attempts that were."""
+    finish_abandoned(run_root)
+    num = 0
+    for key, standing in standings(ledger.events).items():
+        for token in standing.open_tokens:
+            found = next(run_root.glob(f"*-{token}"), None)
+            is_whole = found is not None and is_complete(found)
+            outcome, why = ("complete", None) if is_whole else ("interrupted", "the campaign was killed")
+            ledger.append("end", key=key, token=token, outcome=outcome, run=found and found.name, why=why, seconds=None)
+            num += 1
+    return num
+
+
+def standing_of(
+    trials: Mapping[str, Trial], ledger_events: list[dict[str, Any]], run_root: Path
+) -> dict[str, Standing]:
+    """Of every trial by key; a run whose directory is gone, or no longer whole, counts as not run."""
+    found = standings(ledger_events)
+    kept = {key: found.get(key, Standing()) for key in trials}
+    for standing in kept.values():
+        if standing.run is not None and not is_complete(run_root / standing.run):
+            standing.run = None
+    return kept
+
+
+@dataclass(slots=True)
+class Campaign:
+    """What is left to run, on this machine, in the order of the plan."""
+
+    trials: Mapping[str, Trial]
+    """By key, in order."""
+    standing: dict[str, Standing]
+    ledger: Ledger
+    run_root: Path
+    command: Callable[[Trial], Sequence[str]]
+    watcher: Watcher
+
+    def run(self, mode: str) -> str | None:
+        """Run all that a machine in this `mode` can. Returns the mode that the rest waits for, None where none does.
+
+        Raises KeyboardInterrupt once the trial under way has ended, and PlatformError where one could not start here.
+        """
+        for phase in sorted({trial.phase for trial in self.trials.values()}):
+            for key, trial in self.trials.items():
+                if trial.phase != phase or self.standing[key].is_settled:
+                    continue
+                if trial.machine not in (None, mode):
+                    return trial.machine
+                while not self.standing[key].is_settled:
+                    self._attempt(key, trial)
+        return None
+
+    @property
+    def num_left(self) -> int:
+        """Trials that are neither complete nor given up."""
+        return sum(not one.is_settled for one in self.standing.values())
+
+    def seconds_left(self) -> float | None:
+        """By how long trials took so far, of the same settings where there are any; None where nothing is known."""
+        known = {key: one.seconds for key, one in self.standing.items() if one.seconds}
+        if not known:
+            return None
+        own: dict[tuple[str, ...], list[float]] = {}
+        for key, seconds in known.items():
+            own.setdefault(self.trials[key].settings, []).append(seconds)
+        mean = sum(known.values()) / len(known)
+        left = [trial.settings for key, trial in self.trials.items() if not self.standing[key].is_settled]
+        return sum(sum(own[each]) / len(own[each]) if each in own else mean for each in left)
+
+    def _attempt(self, key: str, trial: Trial) -> None:
+        standing, token = self.standing[key], secrets.token_hex(4)
+        attempt = len(standing.failures) + 1
+        what = {"settings": redacted(trial.settings), "repeat": trial.repeat, "attempt": attempt}
+        self.ledger.append("begin", key=key, token=token, **what)
+        self.watcher.begins(trial, attempt)
+        begin, is_stopped, code = time.monotonic(), False, None
+        with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
+            process = self._start(trial, token, said, complained)
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                is_stopped = True
+                _stop(process)
+            error = _error(said, complained, code)
+        found = next(self.run_root.glob(f"*-{token}"), None)
+        ending = _ending(
+            found, error, time.monotonic() - begin, is_excused=is_stopped or code == PlatformError.exit_code
+        )
+        self.ledger.append(
+            "end",
+            key=key,
+            token=token,
+            outcome=ending.outcome,
+            run=ending.run,
+            why=ending.why,
+            seconds=ending.seconds and round(ending.seconds, 3),
+        )
+        if ending.outcome == "complete":
+            standing.run, standing.seconds = ending.run, ending.seconds
+        elif ending.outcome == "failed":
+            standing.failures.append(str(ending.why))
+        self.watcher.ended(ending, self.num_left, self.seconds_left())
+        if is_stopped:
+            raise KeyboardInterrupt
+        if ending.outcome == "interrupted":
+            raise PlatformError(f"{trial.label}: {ending.why}")
+
+    def _start(self, trial: Trial, token: str, said: IO[bytes], complained: IO[bytes]) -> subprocess.Popen[bytes]:
+        """In a session of its own, so that a Ctrl-C reaches us and not it, ending when we do."""
+        return subprocess.Popen(
+            list(self.command(trial)),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=complained,
+            env={**os.environ, TRIAL_VARIABLE: token},
+            pass_fds=(self.ledger.descriptor,),
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread when it starts a trial
+        )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Have the trial write its partial record; another Ctrl-C must not leave it behind."""
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, signal.SIG_IGN)
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _ending(run_dir: Path | None, error: str, seconds: float, *, is_excused: bool) -> Ending:
+    """By the record, where there is one; `error` is what the trial itself said."""
+    name = run_dir.name if run_dir else None
+    record = _record(run_dir) if run_dir else {}
+    if record.get("status") == "complete":
+        return Ending(outcome="complete", run=name, why=None, seconds=seconds)
+    why = str(record.get("failure") or error)
+    if why == "still running":  # killed before it could say why
+        why = error
+    return Ending(
+        outcome="interrupted" if is_excused else "failed", run=name, why=redacted(why[:_MOST_WHY]), seconds=seconds
+    )
+
+
+def _error(said: IO[bytes], complained: IO[bytes], code: int | None) -> str:
+    """What a trial that left no record said last."""
+    for file in (said, complained):
+        file.seek(0)
+    lines = said.read().decode(errors="replace").splitlines()
+    with contextlib.suppress(ValueError, IndexError, AttributeError):
+        error = json.loads(lines[-1]).get("error")
+        if error:
+            return str(error)
+    last = complained.read().decode(errors="replace").strip().splitlines()
+    return last[-1] if last else f"it ended with exit code {code} and said nothing"

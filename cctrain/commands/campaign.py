@@ -1,0 +1,222 @@
+"""The verb campaign: many runs as one, which goes on after a kill, a failure or a reboot where it was.
+
+    python -m cctrain campaign recipe=llama8b_peft,llama8b_sft cc=off,emulated tolls=b300 campaign.repeats=3
+    python -m cctrain campaign campaign=seed           the seed post's four rows, CC off and on, beside its losses
+    python -m cctrain campaign campaign=tiny           on a CPU, some minutes
+    python -m cctrain campaign campaign=seed dry_run=true      the plan, and what of it is done
+
+Settings are those of a run; any may be a list with commas, and every combination is a trial (settings that only
+emulated runs read, tolls= and cc.blocks=, go to these). Modes that can be switched in place are taken by turns. Where
+CC takes a reboot the order is off, on, off: what the machine is not fit for waits, with exit code 3 and what to do,
+and the same command goes on after it. So it does after a kill at any moment.
+
+  campaign=            a file of conf/campaign/; settings on the command line win over its own
+  campaign.repeats=    runs of every combination (3, or the preset's)
+  campaign.ledger=     what has become of every trial, for people and for the next start (RUN_ROOT/campaign.jsonl)
+  campaign.retry_failed=true    try those again that failed twice
+  campaign.allow=      what the comparison lets pass: steady, for runs that are not
+  run_root=            where the run directories go (runs/); for a reboot into another system, one that both see
+
+Ends in the comparison of its runs, and as the last line of stdout one JSON object. Exit code: 0 all done and compared,
+2 the request is wrong or the runs cannot be compared, 3 the rest waits for another mode of the machine, 4 some trials
+failed twice, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cctrain.campaign.keys import Keys, platform_identity
+from cctrain.campaign.ledger import Ledger, Standing, read
+from cctrain.campaign.matrix import Matrix, parse
+from cctrain.campaign.plan import Trial, planned
+from cctrain.campaign.run import Campaign, settle_killed, standing_of
+from cctrain.comparison.compare import Answer, compare
+from cctrain.comparison.groups import Options
+from cctrain.config import CcMode
+from cctrain.errors import CctrainError, PlatformError, RequestError, RunError
+from cctrain.load import Run, read_runs
+from cctrain.platform import cc, gpu
+from cctrain.records import finite
+from cctrain.report import campaign as report
+from cctrain.report import ratios_table
+
+_BY = {"step": "step", "engine": "engine", "data.seq_len": "sequence"}
+"""Settings that a comparison tells apart in one table."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run what is left, compare what is there. Returns the exit code; raises CctrainError."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    matrix = parse(arguments)
+    gpus = gpu.observe()
+    if matrix.is_dry:
+        return _dry_run(matrix, gpus)
+    keys = Keys(platform_identity(gpus))
+    _keyed(planned(matrix), keys)  # refuses what is wrong before the ledger is made
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(stop) is not signal.SIG_IGN:
+            signal.signal(stop, signal.default_int_handler)
+    mode = cc.seen_mode(gpus.cc)
+    with Ledger(matrix.ledger) as ledger:
+        trials = _keyed(planned(matrix, ledger.opened(mode)), keys)
+        standing = _standing(matrix, ledger, trials)
+        halt: CctrainError | None = None
+        waits_for, is_stopped = None, False
+        num_left = sum(not one.is_settled for one in standing.values())
+        watcher = report.Progress(len(trials), num_left)
+        campaign = Campaign(trials, standing, ledger, matrix.run_root, lambda one: _command(matrix, one), watcher)
+        try:
+            waits_for = campaign.run(mode)
+        except KeyboardInterrupt:
+            is_stopped = True
+        except PlatformError as error:
+            halt = error
+    if waits_for:
+        halt = PlatformError(_wait(waits_for, campaign.num_left, gpus))
+    return _say(matrix, trials, standing, halt, is_stopped=is_stopped)
+
+
+def _command(matrix: Matrix, trial: Trial) -> list[str]:
+    return [sys.executable, "-m", "cctrain", *trial.settings, f"run_root={matrix.run_root}"]
+
+
+def _keyed(trials: list[Trial], keys: Keys) -> dict[str, Trial]:
+    keyed = {keys.key(trial): trial for trial in trials}
+    if len(keyed) < len(trials):
+        raise RequestError("two trials are the same run: a list names one setting in two ways; leave one out")
+    return keyed
+
+
+def _dry_run(matrix: Matrix, gpus: gpu.Gpus) -> int:
+    events, _ = read(matrix.ledger)
+    began = [str(event.get("mode")) for event in events if event["event"] == "opened"]
+    trials = _keyed(planned(matrix, (began or [cc.seen_mode(gpus.cc)])[0]), Keys(platform_identity(gpus)))
+    standing = standing_of(trials, events, matrix.run_root)
+    report.print_plan(trials, standing)
+    plan = [
+        {"key": key, "settings": trial.settings, "repeat": trial.repeat, "state": report.state(standing[key])}
+        for key, trial in trials.items()
+    ]
+    print(json.dumps({"dry_run": True, "ledger": str(matrix.ledger), "trials": plan}))
+    return 0
+
+
+def _standing(matrix: Matrix, ledger: Ledger, trials: Mapping[str, Trial]) -> dict[str, Standing]:
+    """What is done already, with notes on what a reader may wonder at."""
+    if ledger.damaged:
+        lines = ", ".join(map(str, ledger.damaged))
+        _note(f"{matrix.ledger}: line {lines} cannot be read and is left out, as a crash leaves it")
+    num_killed = settle_killed(ledger, matrix.run_root)
+    if num_killed:
+        _note(f"{num_killed} trial{'s were' if num_killed > 1 else ' was'} under way when the campaign was killed")
+    standing = standing_of(trials, ledger.events, matrix.run_root)
+    others = {event["key"] for event in ledger.events if event["event"] != "opened"} - set(trials)
+    if others:
+        _note(f"{matrix.ledger} holds {len(others)} trials of other settings, or of other GPUs or versions: left out")
+    for one in standing.values():
+        if matrix.retry_failed:
+            one.failures.clear()
+    return standing
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _wait(wanted: str, num_left: int, gpus: gpu.Gpus) -> str:
+    """What to do so that the rest can run."""
+    try:
+        cc.observed_mode(CcMode(wanted), gpus.cc)
+    except PlatformError as error:
+        left = f"{num_left} trial{'s are' if num_left > 1 else ' is'} left, the next with CC {wanted}"
+        return f"{left}. {error}; then give the same command again"
+    raise AssertionError(f"the machine is in mode {wanted}")
+
+
+def _say(
+    matrix: Matrix,
+    trials: Mapping[str, Trial],
+    standing: Mapping[str, Standing],
+    halt: CctrainError | None,
+    *,
+    is_stopped: bool,
+) -> int:
+    """The comparison of what is complete, what failed, and why there is more to do. Returns the exit code."""
+    compared, problems = _compare(matrix, trials, standing)
+    failed = {trials[key].label: one.failures[-1] for key, one in standing.items() if one.is_failed}
+    num_left = sum(not one.is_settled for one in standing.values())
+    for label, why in failed.items():
+        print(f"failed twice: {label}: {why}", file=sys.stderr)
+    if is_stopped:
+        halt_text, code = "stopped; the same command goes on", 130
+    elif halt:
+        halt_text, code = str(halt), halt.exit_code
+    else:
+        halt_text, code = None, RunError.exit_code if failed else RequestError.exit_code if problems else 0
+        for problem in problems:
+            print(f"cctrain: {problem}", file=sys.stderr)
+    if halt_text:
+        print(f"cctrain: {halt_text}", file=sys.stderr)
+    states = [report.state(one) for one in standing.values()]
+    facts = {
+        "campaign": matrix.name,
+        "ledger": str(matrix.ledger),
+        "num_trials": len(trials),
+        "num_complete": states.count("complete"),
+        "num_failed": len(failed),
+        "num_left": num_left,
+        "failed": failed,
+        "runs": [str(matrix.run_root / one.run) for one in standing.values() if one.run],
+        "comparison": compared,
+        "why": halt_text or ("; ".join(problems) or None),
+        "exit_code": code,
+    }
+    print(json.dumps(finite(facts), allow_nan=False))
+    return code
+
+
+def _compare(
+    matrix: Matrix, trials: Mapping[str, Trial], standing: Mapping[str, Standing]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A table for every group of settings that were varied; what was found, and what could not be compared."""
+    by = tuple(name for key, name in _BY.items() if len(matrix.axes.get(key, ())) > 1)
+    groups: dict[tuple[str, ...], list[Path]] = {}
+    for key, trial in trials.items():
+        run_name = standing[key].run
+        rest = tuple(line for line in trial.group if line.partition("=")[0] not in _BY)
+        if run_name:
+            groups.setdefault(rest, []).append(matrix.run_root / run_name)
+    compared, problems = [], []
+    for rest, paths in groups.items():
+        if rest:
+            print(" ".join(rest))
+        answers, refusals = _answers(read_runs(paths), Options(by=by, allow=matrix.allow))
+        problems += [" ".join([*rest, refusal]) for refusal in refusals]
+        for answer in answers:
+            ratios_table.print_answer(answer)
+            compared.append({"settings": rest, **ratios_table.facts(answer)})
+    return compared, problems
+
+
+def _answers(runs: list[Run], options: Options) -> tuple[list[Answer], list[str]]:
+    """One answer of all; where something speaks against that, one of each recipe that it does not speak against."""
+    try:
+        return [compare(runs, options)], []
+    except RequestError as error:
+        recipes = list(dict.fromkeys(run.recipe for run in runs))
+        if len(recipes) < 2:
+            return [], [str(error)]
+    answers, refusals = [], []
+    for recipe in recipes:
+        found, refused = _answers([run for run in runs if run.recipe == recipe], options)
+        answers += found
+        refusals += refused
+    return answers, refusals
