@@ -192,7 +192,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """Have the trial write its partial record; another Ctrl-C must not leave it behind."""
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.SIG_IGN)
-    process.send_signal(signal.SIGINT)
+    process.terminate()  # and no SIGINT, which a campaign started in the background hands down as ignored
     try:
         process.wait(_STOP_S)
     except subprocess.TimeoutExpired:

@@ -116,15 +116,23 @@ def _standing(matrix: Matrix, ledger: Ledger, trials: Mapping[str, Trial]) -> di
         _note(f"{matrix.ledger}: line {lines} cannot be read and is left out, as a crash leaves it")
     num_killed = settle_killed(ledger, matrix.run_root)
     if num_killed:
-        _note(f"{num_killed} trial{'s were' if num_killed > 1 else ' was'} under way when the campaign was killed")
+        _note(
+            f"{_counted(num_killed)} begun and not ended by a killed campaign; what left no whole record is run again"
+        )
     standing = standing_of(trials, ledger.events, matrix.run_root)
     others = {event["key"] for event in ledger.events if event["event"] != "opened"} - set(trials)
     if others:
-        _note(f"{matrix.ledger} holds {len(others)} trials of other settings, or of other GPUs or versions: left out")
+        _note(
+            f"{matrix.ledger} holds {_counted(len(others))} of other settings, or of other GPUs or versions: left out"
+        )
     for one in standing.values():
         if matrix.retry_failed:
             one.failures.clear()
     return standing
+
+
+def _counted(num: int) -> str:
+    return f"{num} trial{'s' * (num != 1)}"
 
 
 def _note(text: str) -> None:
@@ -136,8 +144,7 @@ def _wait(wanted: str, num_left: int, gpus: gpu.Gpus) -> str:
     try:
         cc.observed_mode(CcMode(wanted), gpus.cc)
     except PlatformError as error:
-        left = f"{num_left} trial{'s are' if num_left > 1 else ' is'} left, the next with CC {wanted}"
-        return f"{left}. {error}; then give the same command again"
+        return f"{_counted(num_left)} left, the next with CC {wanted}. {error}; then give the same command again"
     raise AssertionError(f"the machine is in mode {wanted}")
 
 

@@ -30,7 +30,7 @@ def campaign(start_cctrain, tmp_path_factory):
         begun = len(events(root / "campaign.jsonl", "begin"))
         start = start_cctrain(*CAMPAIGN, run_root=root)
         start.wait_until(lambda begun=begun: len(events(root / "campaign.jsonl", "begin")) > begun, "nothing begun")
-        time.sleep(moments.uniform(0.0, 5.0))
+        time.sleep(moments.uniform(0.0, 4.0))
         start.process.send_signal(signal.SIGINT if number == KILLS - 1 else signal.SIGKILL)
         starts.append(start.finish())
     starts.append(start_cctrain(*CAMPAIGN, run_root=root).finish(300))
@@ -105,6 +105,6 @@ def test_trials_that_cannot_start_are_tried_twice_and_recorded(start_cctrain, tm
 def test_a_mode_that_this_machine_is_not_in_waits_and_what_to_do_is_said(start_cctrain, tmp_path):
     waiting = start_cctrain("campaign", *TINY[:-1], "cc=on", "campaign.repeats=1", run_root=tmp_path).finish()
     assert waiting.code == 3
-    assert "1 trial is left, the next with CC on" in waiting.stderr
+    assert "1 trial left, the next with CC on" in waiting.stderr
     assert "--set-cc-mode=on" in waiting.stderr
     assert "give the same command again" in waiting.stderr

@@ -1,0 +1,140 @@
+"""The verb campaign from the command line, where nothing is left to run: the plan, the tables, what is left out."""
+
+import json
+
+import pytest
+from make_records import run_record, write
+
+from cctrain.__main__ import main
+from cctrain.campaign.keys import Keys, platform_identity
+from cctrain.campaign.ledger import Ledger
+from cctrain.campaign.matrix import parse
+from cctrain.campaign.plan import planned
+from cctrain.platform import gpu
+
+TWO = ("campaign=seed", "recipe=gemma31b_sft,llama70b_peft")
+"""Half of the seed's rows: to compose takes time."""
+LOSSES = {"gemma31b_peft": 0.32, "gemma31b_sft": 0.18, "llama70b_peft": 0.30, "llama70b_sft": 0.21}
+
+
+def done(root, arguments, record_of):
+    """A run root in which every trial of the campaign but those without a record has been run."""
+    matrix = parse([*arguments, f"run_root={root}"])
+    keys = Keys(platform_identity(gpu.observe()))
+    with Ledger(matrix.ledger) as ledger:
+        for number, trial in enumerate(planned(matrix)):
+            record = record_of(number, trial)
+            outcomes = [("complete", write(root, record).name)] if record else [("failed", None)] * 2
+            for attempt, (outcome, run) in enumerate(outcomes):
+                token = f"{number:06d}{attempt:02d}"
+                ledger.append("begin", key=keys.key(trial), token=token)
+                ledger.append("end", key=keys.key(trial), token=token, outcome=outcome, run=run, why="out of memory")
+    return matrix
+
+
+def of_the_seed(number, trial):
+    recipe = trial.settings[0].removeprefix("recipe=")
+    cost = 1 - LOSSES[recipe] if trial.mode == "on" else 1.0
+    return run_record(trial.mode, number, recipe=recipe, num_gpus=8, step_time_s=1.0 / cost, between=0.0005)
+
+
+def said(capsys, *arguments):
+    code = main(["campaign", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_seed_campaign_ends_in_its_table_beside_the_published_losses(capsys, tmp_path):
+    done(tmp_path, ["campaign=seed"], of_the_seed)
+    code, out, err = said(capsys, "campaign=seed", f"run_root={tmp_path}")
+    assert code == 0, err
+    for published in ("8 x H200", "8 x B300", "32.3 %", "18.0 %", "29.7 %", "21.0 %", "CC on / CC off"):
+        assert published in out
+    facts = json.loads(out.splitlines()[-1])
+    assert (facts["num_trials"], facts["num_complete"], facts["num_left"]) == (16, 16, 0)
+    (compared,) = facts["comparison"]
+    assert {row["recipe"]: round(row["loss"], 2) for row in compared["comparisons"]} == LOSSES
+    assert len(set(facts["runs"])) == 16
+
+
+def test_a_row_that_failed_is_named_and_the_others_are_compared(capsys, tmp_path):
+    def without_one(number, trial):
+        return None if "recipe=gemma31b_sft" in trial.settings and trial.mode == "on" else of_the_seed(number, trial)
+
+    done(tmp_path, TWO, without_one)
+    code, out, err = said(capsys, *TWO, f"run_root={tmp_path}")
+    facts = json.loads(out.splitlines()[-1])
+    assert (code, facts["num_failed"], facts["exit_code"]) == (4, 2, 4)
+    assert "failed twice: recipe=gemma31b_sft cc=on repeat 1: out of memory" in err
+    (compared,) = facts["comparison"]
+    assert [row["recipe"] for row in compared["comparisons"]] == ["llama70b_peft"]
+
+
+def test_a_row_that_cannot_be_compared_keeps_no_other_from_it(capsys, tmp_path):
+    def with_one_other(number, trial):
+        record = of_the_seed(number, trial)
+        is_odd = "recipe=gemma31b_sft" in trial.settings and number < 2
+        return run_record("off", number, recipe="gemma31b_sft", num_gpus=4) if is_odd else record
+
+    done(tmp_path, TWO, with_one_other)
+    code, out, err = said(capsys, *TWO, f"run_root={tmp_path}")
+    facts = json.loads(out.splitlines()[-1])
+    assert (code, facts["num_complete"]) == (2, 8)
+    assert "identity.num_gpus differs: 4, 8" in err
+    (compared,) = facts["comparison"]
+    assert [row["recipe"] for row in compared["comparisons"]] == ["llama70b_peft"]
+
+
+def test_settings_that_were_varied_are_compared_apart(capsys, tmp_path):
+    arguments = ["recipe=llama8b_peft", "cc=off,on", "train.optimizer.lr=0.1,0.2", "campaign.repeats=2"]
+
+    def record(number, trial):
+        return run_record(trial.mode, number, recipe="llama8b_peft", step_time_s=0.28 if trial.mode == "on" else 0.2)
+
+    done(tmp_path, arguments, record)
+    code, out, err = said(capsys, *arguments, f"run_root={tmp_path}")
+    assert code == 0, err
+    facts = json.loads(out.splitlines()[-1])
+    assert [each["settings"] for each in facts["comparison"]] == [
+        ["train.optimizer.lr=0.1"],
+        ["train.optimizer.lr=0.2"],
+    ]
+    assert [each["num_runs"] for each in facts["comparison"]] == [4, 4]
+
+
+def test_a_dry_run_prints_the_plan_with_what_is_done_and_makes_nothing(capsys, tmp_path):
+    code, out, _ = said(capsys, *TWO, "dry_run=true", f"run_root={tmp_path / 'new'}")
+    plan = json.loads(out.splitlines()[-1])
+    assert (code, len(plan["trials"]), {trial["state"] for trial in plan["trials"]}) == (0, 8, {"to do"})
+    assert not (tmp_path / "new").exists()
+    done(tmp_path, TWO, of_the_seed)
+    _, out, _ = said(capsys, *TWO, "dry_run=true", f"run_root={tmp_path}")
+    assert {trial["state"] for trial in json.loads(out.splitlines()[-1])["trials"]} == {"complete"}
+
+
+def test_trials_of_other_settings_in_the_ledger_are_left_out_and_said(capsys, tmp_path):
+    done(tmp_path, TWO, of_the_seed)
+    with Ledger(tmp_path / "campaign-seed.jsonl") as ledger:
+        ledger.append("end", key="0" * 16, token="ffffffff", outcome="complete", run="nowhere")
+    code, out, err = said(capsys, *TWO, f"run_root={tmp_path}")
+    assert (code, json.loads(out.splitlines()[-1])["num_complete"]) == (0, 8)
+    assert "1 trial of other settings, or of other GPUs or versions" in err
+
+
+@pytest.mark.parametrize("verb", [[], ["train"]])
+def test_a_run_refuses_a_campaigns_keys_and_names_the_verb(capsys, verb):
+    assert main([*verb, "recipe=tiny_llama_peft", "campaign=seed"]) == 2
+    assert "python -m cctrain campaign" in capsys.readouterr().err
+
+
+def test_a_wrong_trial_is_refused_before_a_ledger_is_made(capsys, tmp_path):
+    code, _, err = said(capsys, "recipe=tiny_llama_peft,tiny_lama_sft", f"run_root={tmp_path / 'new'}")
+    assert code == 2
+    assert "Did you mean tiny_llama_sft?" in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_is_the_verbs_own(capsys):
+    code, out, _ = said(capsys, "--help")
+    assert code == 0
+    assert "campaign.repeats=" in out
