@@ -1,6 +1,7 @@
 """The verb campaign from the command line, where nothing is left to run: the plan, the tables, what is left out."""
 
 import json
+import signal
 
 import pytest
 from make_records import run_record, write
@@ -15,6 +16,15 @@ from cctrain.platform import gpu
 TWO = ("campaign=seed", "recipe=gemma31b_sft,llama70b_peft")
 """Half of the seed's rows: to compose takes time."""
 LOSSES = {"gemma31b_peft": 0.32, "gemma31b_sft": 0.18, "llama70b_peft": 0.30, "llama70b_sft": 0.21}
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """The verb takes SIGTERM and SIGHUP for a Ctrl-C; this process goes on after it."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 def done(root, arguments, record_of):
