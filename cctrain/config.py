@@ -72,6 +72,15 @@ class Lengths(Enum):
     squad = "squad"
 
 
+class LaunchKind(Enum):
+    """Who starts the ranks."""
+
+    torchrun = "torchrun"
+    slurm = "slurm"
+    kubernetes = "kubernetes"
+    nemo_run = "nemo_run"
+
+
 @dataclass
 class RecipeConfig:
     """Which AutoModel recipe is run."""
@@ -221,12 +230,59 @@ class MeasureConfig:
 class LaunchConfig:
     """How the ranks are started."""
 
+    kind: LaunchKind = LaunchKind.torchrun
+    """torchrun: here and now. slurm, kubernetes, nemo_run: submit a job that runs this command, with the rest of its
+    settings, on other machines; run_root is then a directory that they share."""
     nproc_per_node: int | None = None
-    """Ranks on this machine; null: one per visible GPU, or 1 for a CPU recipe."""
+    """Ranks on each machine; null: one per visible GPU, or 1 for a CPU recipe."""
+    num_nodes: int = 1
+    """Machines. With launch=torchrun start the same command on each of them, with a run_root that they share."""
+    rdzv_endpoint: str | None = None
+    """torchrun on several machines: HOST:PORT, a name of one of them, node 0, and a free port there. Node 0 writes and
+    follows the run directory."""
+    node_rank: int | None = None
+    """torchrun on several machines: which of them this is; null finds out whether rdzv_endpoint names it, which
+    suffices unless several "machines" share one."""
+    image: str | None = None
+    """kubernetes: container image with cctrain installed."""
+    executor: str = "local"
+    """nemo_run: which of NeMo-Run's executors, as local, slurm, kubeflow, skypilot."""
+    options: list[str] = field(default_factory=list)
+    """slurm: further options of sbatch, as [--partition=gpu,--time=60]; kubernetes: of kubectl; nemo_run: arguments of
+    the executor, as [account=me]."""
 
     def __post_init__(self) -> None:
-        if self.nproc_per_node is not None and self.nproc_per_node < 1:
-            raise RequestError(f"launch.nproc_per_node={self.nproc_per_node}: allowed is 1 or more ranks")
+        for key in ("nproc_per_node", "num_nodes"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                what = "ranks" if key == "nproc_per_node" else "machines"
+                raise RequestError(f"launch.{key}={value}: allowed is 1 or more {what}")
+        if self.kind is LaunchKind.torchrun:
+            self._check_torchrun()
+        self._refuse_unread()
+
+    def _check_torchrun(self) -> None:
+        if self.num_nodes > 1 and not re.fullmatch(r"[^\s:]+:\d{1,5}", self.rdzv_endpoint or ""):
+            raise RequestError(
+                f"launch.rdzv_endpoint={self.rdzv_endpoint}: with launch.num_nodes={self.num_nodes} allowed is "
+                "HOST:PORT, the same on every machine, HOST being one of them"
+            )
+        if self.node_rank is not None and not 0 <= self.node_rank < self.num_nodes:
+            raise RequestError(f"launch.node_rank={self.node_rank}: allowed is 0 to {self.num_nodes - 1}")
+
+    def _refuse_unread(self) -> None:
+        kind = self.kind.value
+        several = "launch=torchrun and launch.num_nodes=2 or more"
+        is_several = self.kind is LaunchKind.torchrun and self.num_nodes > 1
+        for key, is_read, by in (
+            ("rdzv_endpoint", is_several, several),
+            ("node_rank", is_several, several),
+            ("image", kind == "kubernetes", "launch=kubernetes"),
+            ("options", kind != "torchrun", "launch=slurm, kubernetes or nemo_run"),
+        ):
+            value = getattr(self, key)
+            if value not in (None, []) and not is_read:
+                raise RequestError(f"launch.{key}={value} is read with {by} only")
 
 
 @dataclass

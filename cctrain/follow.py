@@ -130,6 +130,8 @@ class Follower:
             return first
         open_ranks = {number: rank.start for number, rank in self.ranks.items() if not rank.end}
         dead = [number for number, start in open_ranks.items() if is_here(start) and not is_alive(start)]
+        if first is not None and not dead:  # a peer went first that has said nothing: one on a machine that is gone
+            dead = [number for number, start in open_ranks.items() if not is_here(start)]
         if len(dead) < 2:
             return min(dead, default=first)
         named = first_to_fail(self.run_dir / "logs" / "torchrun.log")
@@ -145,7 +147,19 @@ class Follower:
             return f"rank {number}: {end['message']}"
         if shutil.disk_usage(self.run_dir).free < _FULL_BYTES:
             return f"rank {number} ended after {self._progress(number)}: no space left on the disk of {self.run_dir}"
+        if not is_here(self.ranks[number].start):
+            return f"{self._where(number)} fell silent after {self._progress(number)}: its machine or network is gone"
         return f"rank {number} was killed after {self._progress(number)}, from outside or for host memory"
+
+    def dead_here(self) -> dict[int, str]:
+        """The ranks of this machine that ended without a word, with how far they had come."""
+        self._read()
+        gone = [number for number, rank in self.ranks.items() if is_here(rank.start) and not is_alive(rank.start)]
+        self._read()  # what they said last
+        return {number: self._progress(number) for number in gone if not self.ranks[number].end}
+
+    def _where(self, number: int) -> str:
+        return f"rank {number} on {self.ranks[number].start['host'].partition('/')[0]}"
 
     def _progress(self, number: int) -> str:
         step = self.ranks[number].last_step

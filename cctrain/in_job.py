@@ -21,15 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cctrain.announcement import WAIT_S, announce, wait_for
 from cctrain.errors import RequestError, RunError
 from cctrain.launcher import rank_environment
-from cctrain.processes import is_alive, is_here, this_process
 from cctrain.request.recipe import is_cpu_recipe
 
 _PARENT_OF = "CCTRAIN_PARENT_OF_JOB"
 """Set for the child, a JSON object: the `file` to write the run directory's name to, the job's `world` of ranks, and
 the first rank's `pid`."""
-_WAIT_S = 600.0
 _REFUSAL_S = 10.0
 """How long a refused request is announced to ranks that are slower to start; torchrun ends the wait by itself."""
 _OLDEST_S = 300.0
@@ -139,16 +138,19 @@ def _first_rank(job: Job, arguments: list[str], pointer: Path) -> int:
     try:
         while not said.exists() and parent.poll() is None:
             time.sleep(0.05)
-        facts = {**this_process(), "time": time.time(), "master_port": _free_port()}
         if not said.exists():
-            _write(pointer, {**facts, "exit_code": parent.returncode})
+            announce(pointer, {"exit_code": parent.returncode})
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(parent.returncode))
             time.sleep(_REFUSAL_S if job.world > 1 else 0)
             return parent.returncode
-        announcement = {**facts, "run_dir": said.read_text(encoding="utf-8")}
+        announcement = {
+            "master_addr": socket.gethostname(),
+            "run_dir": said.read_text(encoding="utf-8"),
+            "master_port": _free_port(),
+        }
     finally:
         said.unlink(missing_ok=True)
-    _write(pointer, announcement)
+    announce(pointer, announcement)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _train(job, announcement)
     return parent.wait()
@@ -160,35 +162,17 @@ def _end_with(parent: subprocess.Popen[bytes]) -> None:
         os._exit(RunError.exit_code)
 
 
-def _write(pointer: Path, content: dict[str, Any]) -> None:
-    part = pointer.with_name(pointer.name + ".part")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    part.replace(pointer)
-
-
 def _wait_for_run(pointer: Path) -> dict[str, Any]:
     """The first rank's announcement. Raises RequestError where none comes, or its request was refused."""
-    begin = time.time()
-    while time.time() - begin < _WAIT_S:
-        try:
-            announcement = json.loads(pointer.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            announcement = None
-        if announcement and not _is_stale(announcement, begin):
-            if "exit_code" in announcement:
-                raise RequestError("the first rank's request was refused; its message says why")
-            return dict(announcement)
-        time.sleep(0.05)
-    raise RequestError(
-        f"waited {_WAIT_S:g} s for the first rank's run directory ({pointer}): run_root must be a directory that all "
-        "nodes share"
-    )
-
-
-def _is_stale(announcement: Mapping[str, Any], begin: float) -> bool:
-    if is_here(announcement):
-        return not is_alive(announcement)
-    return bool(announcement["time"] < begin - _OLDEST_S)
+    announcement = wait_for(pointer, _OLDEST_S)
+    if announcement is None:
+        raise RequestError(
+            f"waited {WAIT_S:g} s for the first rank's run directory ({pointer}): run_root must be a directory that "
+            "all nodes share"
+        )
+    if "exit_code" in announcement:
+        raise RequestError("the first rank's request was refused; its message says why")
+    return announcement
 
 
 def _train(job: Job, announcement: Mapping[str, Any]) -> int:
@@ -199,7 +183,7 @@ def _train(job: Job, announcement: Mapping[str, Any]) -> int:
     os.environ.setdefault("RANK", str(job.rank))
     os.environ.setdefault("WORLD_SIZE", str(job.world))
     os.environ.setdefault("LOCAL_RANK", str(job.local_rank))
-    os.environ.setdefault("MASTER_ADDR", str(announcement["host"]).partition("/")[0])
+    os.environ.setdefault("MASTER_ADDR", announcement["master_addr"])
     os.environ.setdefault("MASTER_PORT", str(announcement["master_port"]))
     return RunError.exit_code if worker.main(Path(announcement["run_dir"])) else 0
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from cctrain.processes import die_with_parent
@@ -21,14 +22,42 @@ NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"
 """NVLink multicast is off with CC on."""
 
 
-def worker_command(nproc_per_node: int, run_dir: Path | str) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where the torchrun of each of several machines meets the others' (c10d)."""
+
+    num_nodes: int
+    endpoint: str
+    is_host: bool
+    """Whether the endpoint is this machine's."""
+    address: str
+    """By which the others reach this machine."""
+
+    def arguments(self, run_id: str) -> list[str]:
+        """Of torchrun. `run_id` keeps a latecomer of an earlier run out."""
+        return [
+            f"--nnodes={self.num_nodes}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={self.endpoint}",
+            f"--rdzv-id={run_id}",
+            f"--rdzv-conf=is_host={int(self.is_host)}",
+            f"--local-addr={self.address}",
+        ]
+
+
+def worker_command(nproc_per_node: int, run_dir: Path | str, rendezvous: Rendezvous | None = None) -> list[str]:
     """The argv we exec. Pure: `dry_run=true` prints it and the tests compare it."""
-    return torchrun_command(nproc_per_node, "cctrain.worker", str(run_dir))
+    where = rendezvous.arguments(Path(run_dir).name) if rendezvous else ["--standalone"]
+    return _torchrun(where, nproc_per_node, "cctrain.worker", str(run_dir))
 
 
 def torchrun_command(nproc_per_node: int, module: str, *arguments: str) -> list[str]:
     """The argv that starts ranks of `module` on this machine."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc_per_node}"]
+    return _torchrun(["--standalone"], nproc_per_node, module, *arguments)
+
+
+def _torchrun(where: list[str], nproc_per_node: int, module: str, *arguments: str) -> list[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={nproc_per_node}"]
     return [*torchrun, "-m", module, *arguments]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from cctrain import in_job, launcher, rundir
+from cctrain import in_job, launcher, nodes, rundir
 from cctrain.config import Config
 from cctrain.emulation.injector import check_not_inside, process_environment
 from cctrain.emulation.profile import parse_profile
@@ -45,6 +45,13 @@ class _Request:
     layout: Layout
     gpus: gpu.Gpus
     mode: str
+    nproc_per_node: int
+    rendezvous: launcher.Rendezvous | None = None
+
+    @property
+    def across_nodes(self) -> dict[str, Any]:
+        """What the machines of one run must agree on."""
+        return {"mode": self.mode, "nproc_per_node": self.nproc_per_node}
 
     @property
     def is_cpu(self) -> bool:
@@ -79,12 +86,14 @@ def _run(arguments: list[str]) -> int:
     _finish_abandoned(run_root)
     starter = in_job.first_rank(os.environ)
     request = _check(config, world=starter.world if starter else None)
-    expected = {"warmup": config.measure.warmup, "steps": config.measure.most_steps, "ranks": request.num_ranks}
-    run_dir = rundir.create(run_root, config.recipe.name, request.mode, expected)
     # A scheduler's SIGTERM and a closed terminal end the run like a Ctrl-C: as a partial record.
     for stop in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(stop) is not signal.SIG_IGN:
             signal.signal(stop, signal.default_int_handler)
+    if request.rendezvous and not request.rendezvous.is_host:
+        return nodes.join(run_root, request.rendezvous, request.across_nodes, request.environment)
+    expected = {"warmup": config.measure.warmup, "steps": config.measure.most_steps, "ranks": request.num_ranks}
+    run_dir = rundir.create(run_root, config.recipe.name, request.mode, expected)
     tracking = Tracking(run_dir, lambda text: print(text, file=sys.stderr))
     try:
         _write_run_dir(request, run_dir, arguments)
@@ -124,10 +133,11 @@ def _check(config: Config, world: int | None) -> _Request:
     check_not_inside(os.environ, "with cc=emulated tolls=NAME")
     gpus = gpu.observe()
     is_cpu = is_cpu_recipe(config.train)
-    num_ranks = world or _num_ranks(config, 0 if is_cpu else len(gpus.names))
+    nproc_per_node = config.launch.nproc_per_node or max(1, 0 if is_cpu else len(gpus.names))
+    num_ranks = world or nproc_per_node * config.launch.num_nodes
     layout = _check_request(config, num_ranks)
     if not is_cpu and world is None:
-        check_gpus(num_ranks, len(gpus.names), config.recipe.name)
+        check_gpus(nproc_per_node, len(gpus.names), config.recipe.name)
     mode = cc.observed_mode(config.cc.mode, gpus.cc)
     if config.measure.crossings:
         cc.check_countable(gpus.cc)
@@ -135,7 +145,8 @@ def _check(config: Config, world: int | None) -> _Request:
         process_environment(None)  # built here, once, before the wait
     check_hub(config.train)
     check_sinks(config.track.sinks)
-    return _Request(config, num_ranks, layout, gpus, mode)
+    meeting = None if world else nodes.rendezvous(config.launch)
+    return _Request(config, num_ranks, layout, gpus, mode, nproc_per_node, meeting)
 
 
 def _check_request(config: Config, num_ranks: int) -> Layout:
@@ -143,17 +154,14 @@ def _check_request(config: Config, num_ranks: int) -> Layout:
     return check_layout(config.train, config.measure, num_ranks)
 
 
-def _num_ranks(config: Config, num_gpus: int) -> int:
-    return config.launch.nproc_per_node or max(1, num_gpus)
-
-
 def _dry_run(config: Config) -> int:
     num_gpus = 0 if is_cpu_recipe(config.train) else len(gpu.observe().names)
-    num_ranks = config.launch.nproc_per_node or num_gpus or smallest_world(config.train)
-    layout = _check_request(config, num_ranks)
+    num_nodes = config.launch.num_nodes
+    nproc_per_node = config.launch.nproc_per_node or num_gpus or max(1, smallest_world(config.train) // num_nodes)
+    layout = _check_request(config, nproc_per_node * num_nodes)
     run_dir = Path(config.run_root).expanduser() / "RUN_DIR"
     recipe = located(config.train, run_dir)
-    command = launcher.worker_command(num_ranks, run_dir)
+    command = launcher.worker_command(nproc_per_node, run_dir, nodes.rendezvous(config.launch))
     print(f"# {shlex.join(command)}", yaml.safe_dump(recipe, sort_keys=False), sep="\n")
     print(json.dumps({"dry_run": True, "command": command, "layout": dataclasses.asdict(layout), "recipe": recipe}))
     return 0
@@ -244,11 +252,12 @@ def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None, t
         if starter:
             starter.announce(run_dir)
         else:
-            command = launcher.worker_command(request.num_ranks, run_dir)
+            command = launcher.worker_command(request.nproc_per_node, run_dir, request.rendezvous)
             process = launcher.launch(command, run_dir / "logs" / "torchrun.log", request.environment)
         tracking.start(request.config.track.sinks)
-        num_gpus = 0 if request.is_cpu else min(request.num_ranks, len(request.gpus.names))
+        num_gpus = 0 if request.is_cpu else min(request.num_ranks, request.nproc_per_node, len(request.gpus.names))
         with (
+            nodes.announcing(run_dir, request.rendezvous, request.across_nodes),
             Progress(measure.warmup + measure.most_steps, request.num_ranks) as progress,
             Telemetry(run_dir, num_gpus),
         ):

@@ -152,12 +152,18 @@ def start_cctrain(tmp_path_factory, clean_environment) -> Iterator[Callable[...,
     """Start the command with some overrides in an empty directory; whatever is left of it at the end is killed."""
     started: list[Run] = []
 
-    def start(*overrides: str, run_root: Path | None = None, launcher: tuple[str, ...] = (), **variables: str) -> Run:
+    def start(
+        *overrides: str,
+        run_root: Path | None = None,
+        launcher: tuple[str, ...] = (),
+        inside: tuple[str, ...] = (),
+        **variables: str,
+    ) -> Run:
         output, cwd = tmp_path_factory.mktemp("output"), tmp_path_factory.mktemp("cwd")
         root = run_root or output / "runs"
         with (output / "stdout").open("w") as stdout, (output / "stderr").open("w") as stderr:
             process = subprocess.Popen(
-                [sys.executable, *launcher, "-m", "cctrain", *overrides, f"run_root={root}"],
+                [*inside, sys.executable, *launcher, "-m", "cctrain", *overrides, f"run_root={root}"],
                 cwd=cwd,
                 env={key: value for key, value in (clean_environment | variables).items() if value},
                 stdin=subprocess.DEVNULL,
