@@ -49,7 +49,10 @@ settings
   measure.warmup=   steps set aside            measure.steps=   steps measured; or auto, until the interval is
                     within measure.half_width= (0.0025 of the mean), at most measure.max_steps= (1000)
   measure.crossings=true   count launches, copies, waits... for `predict`; cc=emulated does anyway
-  launch.nproc_per_node=   ranks, one a GPU
+  launch.nproc_per_node=   ranks on each machine, one a GPU
+  launch=           torchrun: here; with launch.num_nodes=N launch.rdzv_endpoint=HOST:PORT start the same command on
+                    each of N machines that share run_root, HOST being one of them
+                    slurm  kubernetes (launch.image=)  nemo_run (launch.executor=): submit, see launch/
   train.KEY=        any key of the AutoModel recipe; +train.KEY= adds one, ~train.KEY drops one
   track=            wandb (live with a login, else offline in the run directory)  trackio (no account)  both  none
                     track.project= (cctrain)  track.group= (runs alike in all but the mode)

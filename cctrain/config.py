@@ -248,8 +248,8 @@ class LaunchConfig:
     executor: str = "local"
     """nemo_run: which of NeMo-Run's executors, as local, slurm, kubeflow, skypilot."""
     options: list[str] = field(default_factory=list)
-    """slurm: further options of sbatch, as [--partition=gpu,--time=60]; kubernetes: of kubectl; nemo_run: arguments of
-    the executor, as [account=me]."""
+    """slurm: further options of sbatch, as ["--partition=gpu","--time=60"]; kubernetes: of kubectl; nemo_run: arguments
+    of the executor, as ["account=me"]."""
 
     def __post_init__(self) -> None:
         for key in ("nproc_per_node", "num_nodes"):

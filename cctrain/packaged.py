@@ -1,10 +1,10 @@
-"""Where conf/ and recipes/ are: inside the installed package, or beside it in a checkout."""
+"""Where conf/, recipes/ and launch/ are: inside the installed package, or beside it in a checkout."""
 
 from pathlib import Path
 
 
 def packaged_dir(name: str) -> Path:
-    """Directory `conf` or `recipes`. A checkout wins only where the package holds no copy of its own."""
+    """Directory `conf`, `recipes` or `launch`. A checkout wins only where the package holds no copy of its own."""
     package = Path(__file__).parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
@@ -12,3 +12,4 @@ def packaged_dir(name: str) -> Path:
 
 CONF = packaged_dir("conf")
 RECIPES = packaged_dir("recipes")
+LAUNCH = packaged_dir("launch")

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from cctrain import in_job, launcher, nodes, rundir
-from cctrain.config import Config
+from cctrain.config import Config, LaunchKind
 from cctrain.emulation.injector import check_not_inside, process_environment
 from cctrain.emulation.profile import parse_profile
 from cctrain.errors import RequestError, RunError
@@ -81,6 +81,8 @@ def _run(arguments: list[str]) -> int:
         raise RequestError("run_root is empty: allowed is a directory, runs by default")
     check_jsonl(config.data)
     run_root = Path(config.run_root).expanduser()
+    if config.launch.kind is not LaunchKind.torchrun:
+        return _submit(config, arguments)
     if config.dry_run:
         return _dry_run(config)
     _finish_abandoned(run_root)
@@ -152,6 +154,13 @@ def _check(config: Config, world: int | None) -> _Request:
 def _check_request(config: Config, num_ranks: int) -> Layout:
     check_recipe(config.train, config.allow_targets)
     return check_layout(config.train, config.measure, num_ranks)
+
+
+def _submit(config: Config, arguments: list[str]) -> int:
+    from cctrain.submit import job
+
+    _check_request(config, (config.launch.nproc_per_node or 1) * config.launch.num_nodes)
+    return job.submit(config.launch, arguments, is_cpu=is_cpu_recipe(config.train), dry_run=config.dry_run)
 
 
 def _dry_run(config: Config) -> int:

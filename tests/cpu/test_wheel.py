@@ -41,7 +41,7 @@ def test_conf_and_recipes_are_inside_the_installed_package(installed, run_python
     code = "import cctrain.packaged as p; print(p.__file__, p.CONF, p.RECIPES, sep='\\n')"
     package = installed / "cctrain"
     assert run_python("-c", code).split() == [str(package / name) for name in ("packaged.py", "conf", "recipes")]
-    for folder in ("conf", "recipes"):
+    for folder in ("conf", "recipes", "launch"):
         built = {path.relative_to(package) for path in (package / folder).rglob("*") if path.is_file()}
         source = {path.relative_to(CHECKOUT) for path in (CHECKOUT / folder).rglob("*") if path.is_file()}
         assert {path for path in built if path.suffix != ".pyc"} == {path for path in source if path.suffix != ".pyc"}
