@@ -22,7 +22,7 @@ from cctrain.processes import is_alive, is_here
 from cctrain.readings import GpusUse, reduce_readings
 from cctrain.records import Seed, StepRecord, Summary, finite
 from cctrain.redaction import redact_file, redacted
-from cctrain.reduce import RankSamples, is_sound, of_the_ranks, read_samples, step_records, summarize
+from cctrain.reduce import RankSamples, is_sound, of_the_ranks, read_samples, reduce_samples, summarize
 from cctrain.rundir import write_text
 from cctrain.samples import STOP_FILE, parse_line
 from cctrain.seed import seed_figure
@@ -36,13 +36,12 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     expected = json.loads((run_dir / "running.json").read_text(encoding="utf-8"))
     config = _read(run_dir / "config.json")
-    ranks = read_samples(run_dir)
     found: list[str] = []
     steps: tuple[StepRecord, ...] = ()
     derived: dict[str, Any] = {"summary": None, "gpu_state": None}
     seen, broken = record["platform"], ""
     try:
-        steps = step_records(ranks, int(expected["warmup"]), config.get("train"))
+        ranks, steps = reduce_samples(run_dir, int(expected["warmup"]), config.get("train"))
         found = notes(ranks, steps)
         derived = _summary(run_dir, record["identity"], config, steps, ranks)
         seen = _platform(run_dir, record, ranks)
@@ -61,7 +60,8 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "notes": redacted([*record["notes"], *([enough] if enough else []), *found, *derived.pop("notes", [])]),
         "platform": seen,
-        "steps": [dataclasses.asdict(step) for step in steps],
+        # Not asdict, which copies every rank's time of every step.
+        "steps": [{field.name: getattr(step, field.name) for field in dataclasses.fields(step)} for step in steps],
         **derived,
     }
     for log in (run_dir / "logs").glob("*.log"):

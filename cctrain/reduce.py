@@ -7,7 +7,9 @@ crash leaves whole steps only.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +17,13 @@ from typing import Any
 
 from cctrain import flops, stats
 from cctrain.records import Estimate, SteadyState, StepRecord, Straggler, Summary
-from cctrain.samples import parse_line
+from cctrain.samples import SamplesTail
 from cctrain.straggler import find_straggler
 
 _GIB = 2**30
+_BLOCK_BYTES = 16 << 10
+_KEPT = ("phases_s", "crossings")
+"""Of a rank's step, what is asked for once the steps are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +39,56 @@ class RankSamples:
 def read_samples(run_dir: Path) -> dict[int, RankSamples]:
     """The samples of every rank that wrote any. A last line cut short by a crash is left out."""
     ranks: dict[int, RankSamples] = {}
-    for path in sorted((run_dir / "samples").glob("rank*.jsonl")):
-        lines = [parsed for parsed in map(parse_line, path.read_text(encoding="utf-8").splitlines()) if parsed]
-        if lines and lines[0].get("event") == "start":
-            ranks[int(lines[0]["rank"])] = rank_samples(lines)
+    for number, line in SamplesTail(run_dir).read():
+        _take(ranks, number, line)
     return ranks
 
 
-def rank_samples(lines: Sequence[dict[str, Any]]) -> RankSamples:
-    """Sort the lines of one rank by what they say."""
-    steps = {int(line["step"]): line for line in lines if "step" in line}
-    end = next((line for line in reversed(lines) if line.get("event") in ("end", "error")), None)
-    ready = next((line for line in lines if line.get("event") == "ready"), {})
-    return RankSamples({**lines[0], **ready}, steps, end)
+def reduce_samples(
+    run_dir: Path, warmup: int, recipe: Mapping[str, Any] | None = None
+) -> tuple[dict[int, RankSamples], tuple[StepRecord, ...]]:
+    """The samples of every rank, and the steps that all of them finished, as `step_records` makes them.
+
+    Read side by side, a block of each file at a time: of what is a step already only `_KEPT` is held on to, so that a
+    run of a thousand ranks fits into memory.
+    """
+    open_ranks: dict[int, RankSamples] = {}
+    reduced: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
+    steps: list[StepRecord] = []
+    tail = SamplesTail(run_dir, _BLOCK_BYTES)
+    gc.disable()  # it would walk millions of rows again and again, none of which is garbage
+    try:
+        while lines := list(tail.read()):
+            for number, line in lines:
+                _take(open_ranks, number, line)
+            found = step_records(open_ranks, max(0, warmup - len(steps)), recipe)
+            for number, rank in open_ranks.items():
+                for step in found:
+                    row = rank.steps.pop(step.step)
+                    reduced[number][step.step] = {key: row[key] for key in _KEPT if key in row}
+            steps += found
+    finally:
+        gc.freeze()
+        gc.enable()
+    ranks = {
+        number: RankSamples(rank.start, reduced[number] | rank.steps, rank.end) for number, rank in open_ranks.items()
+    }
+    return ranks, tuple(steps)
+
+
+def _take(ranks: dict[int, RankSamples], number: int, line: dict[str, Any]) -> None:
+    """Sort a line of rank `number` by what it says. One that never said that it started is nobody's."""
+    event = line.get("event")
+    if event == "start":
+        ranks[number] = RankSamples(line, {}, None)
+    elif number not in ranks:
+        return
+    elif "step" in line:
+        ranks[number].steps[int(line["step"])] = line
+    elif event == "ready":
+        ranks[number].start.update(line)
+    elif event in ("end", "error"):
+        ranks[number] = dataclasses.replace(ranks[number], end=line)
 
 
 def step_records(

@@ -8,10 +8,10 @@ slows all ranks alike and is not seen; its GPU's clocks may show it.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from scipy.special import bdtrc
 
 from cctrain.records import Straggler
@@ -49,10 +49,9 @@ def find_straggler(
 
 def _last(ranks: Sequence[Mapping[str, float]], begins_s: Sequence[float]) -> tuple[int, float, str]:
     """The rank furthest behind the next at the end of any phase, by how many seconds, and the phase."""
-    found = (0, -1.0, "")
-    ends = [itertools.accumulate(phases.values(), initial=begin) for phases, begin in zip(ranks, begins_s, strict=True)]
-    for name, *times in zip(ranks[0], *(list(times)[1:] for times in ends), strict=False):
-        second, first = sorted(times)[-2:]
-        if first - second > found[1]:
-            found = (times.index(first), first - second, name)
-    return found
+    num_phases = min(map(len, ranks))
+    spans = np.array([list(phases.values())[:num_phases] for phases in ranks])
+    ends = spans.cumsum(axis=1) + np.asarray(begins_s)[:, None]
+    second, first = np.partition(ends, -2, axis=0)[-2:]
+    phase = int(np.argmax(first - second))
+    return int(ends[:, phase].argmax()), float(first[phase] - second[phase]), list(ranks[0])[phase]

@@ -1,0 +1,106 @@
+"""What a large run costs its parent: following the samples of all ranks, and summing them up at the end.
+
+    python benchmarks/scale.py [--ranks 1024] [--steps 1000]
+
+The samples are synthetic: as many lines as so many ranks write, each as long as a real one. Nothing trains. The target
+is 10 s and 1 GiB for 1,024 ranks x 1,000 steps at the end of the run; following is spread over the run, so that its
+seconds a step are what matters. Each is measured in a process of its own. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cctrain.finish import finish_record
+from cctrain.follow import Follower
+
+_RECIPE = {
+    "recipe": "TrainFinetuneRecipeForNextTokenPrediction",
+    "model": {},
+    "peft": None,
+    "step_scheduler": {"global_batch_size": 4096, "local_batch_size": 4},
+}
+
+
+def write_run(run_dir: Path, num_ranks: int, num_steps: int) -> None:
+    """A run directory whose ranks have trained, and whose record is still to be summed up."""
+    draw = random.Random(0)
+    for name in ("samples", "logs"):
+        (run_dir / name).mkdir(parents=True)
+    identity = {"gpu": ["cpu"], "num_gpus": num_ranks, "versions": {}}
+    record = {"run_id": run_dir.name, "mode": "off", "identity": identity, "platform": {}, "notes": []}
+    (run_dir / "run.json").write_text(json.dumps({**record, "failure": "still running"}))
+    expected = {"warmup": 10, "steps": num_steps - 10, "ranks": num_ranks}
+    (run_dir / "running.json").write_text(json.dumps(expected))
+    config = {"train": _RECIPE, "measure": {"kind": "steady"}, "tolls": None}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    for rank in range(num_ranks):
+        with (run_dir / "samples" / f"rank{rank}.jsonl").open("w") as file:
+            start = {"event": "start", "rank": rank, "world_size": num_ranks, "host": f"node{rank // 8}", "pid": 1}
+            ready = {"event": "ready", "data_rank": rank, "data_ranks": num_ranks, "clock": "device"}
+            file.write(f"{json.dumps(start)}\n{json.dumps(ready)}\n")
+            file.writelines(_line(step, draw.gauss(0, 0.004)) for step in range(1, num_steps + 1))
+            file.write('{"event": "end"}\n')
+
+
+def _line(step: int, noise: float) -> str:
+    late = 1 + noise
+    return (
+        f'{{"step": {step}, "loss": {7 * late}, "engine_tokens": 4194304, "engine_tokens_per_s_per_gpu": '
+        f'{2211.48 * late}, "padded_tokens": 4096, "real_tokens": 4001, "label_tokens": 3866, "num_images": 0, '
+        '"rows": [[1024, [1010]], [1024, [991]], [1024, [1001]], [1024, [999]]], "patches": [], '
+        f'"begin_s": {1795480230.5862746 + 1.85 * step}, "step_time_s": {1.8517823410000163 * late}, '
+        f'"data_wait_s": {0.004023831999802496 * late}, "phases_s": {{"data_wait": {0.004023831999802496 * late}, '
+        f'"other": {0.1250212980003198 * late}, "forward": {0.670225817000028 * late}, '
+        f'"backward": {0.930662711999866588 * late}, "optimizer": {0.26916276500014646 * late}}}, '
+        '"micro_batches_s": {}}\n'
+    )
+
+
+def _measured(part: str, run_dir: Path) -> None:
+    """In a process of its own: do one part of the parent's work."""
+    before_gib, begin = _peak_gib(), time.perf_counter()
+    if part == "follow":
+        Follower(run_dir, 1.0, 1.0).follow(lambda: 0, lambda ranks: None)
+    else:
+        finish_record(run_dir, None)
+    seconds = time.perf_counter() - begin
+    print(json.dumps({"seconds": seconds, "peak_gib": _peak_gib(), "before_gib": before_gib}))
+
+
+def _peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        _measured(arguments.part[0], Path(arguments.part[1]))
+        return
+    result = {"ranks": arguments.ranks, "steps": arguments.steps}
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        write_run(run_dir, arguments.ranks, arguments.steps)
+        for part in ("follow", "finish"):
+            command = [sys.executable, __file__, "--part", part, str(run_dir)]
+            result[part] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        record = json.loads((run_dir / "run.json").read_text())
+        assert record["status"] == "complete", record
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
