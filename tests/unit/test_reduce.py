@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from cctrain.reduce import of_the_ranks, read_samples, step_records, summarize
+from cctrain import reduce
+from cctrain.reduce import of_the_ranks, read_samples, reduce_samples, step_records, summarize
 
 
 def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, end=True, cut=False):
@@ -113,3 +114,14 @@ def test_a_clock_that_stood_still_leaves_no_summary(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 20 + [0.0] + [0.5] * 20, world=1)
     ranks = read_samples(tmp_path)
     assert summarize(step_records(ranks, warmup=5), len(ranks), None) is None
+
+
+def test_samples_read_block_by_block_give_the_same_steps(tmp_path, monkeypatch):
+    write_rank(tmp_path, 0, [0.5] * 40)
+    write_rank(tmp_path, 1, [0.6] * 43, end=False, cut=True)
+    monkeypatch.setattr(reduce, "_BLOCK_BYTES", 700)
+    ranks, steps = reduce_samples(tmp_path, warmup=5)
+    assert steps == step_records(read_samples(tmp_path), warmup=5)
+    assert [step.is_warmup for step in steps] == [True] * 5 + [False] * 35
+    assert [len(rank.steps) for rank in ranks.values()] == [40, 42]
+    assert ranks[0].steps[40] == {"phases_s": {"forward": 0.5}}
