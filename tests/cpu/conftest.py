@@ -76,7 +76,7 @@ class Run:
     def pids(self) -> list[int]:
         """The ranks that have started, rank 0 first."""
         lines = [path.read_text().partition("\n")[0] for path in sorted(self.run_dir.glob("samples/rank*.jsonl"))]
-        return [json.loads(line)["pid"] for line in lines]
+        return [json.loads(line)["pid"] for line in lines if line]  # a rank's file is empty for a moment
 
     def wait_for_steps(self, seconds: float) -> None:
         """Wait until the ranks have trained for that long."""
