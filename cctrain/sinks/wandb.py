@@ -166,6 +166,7 @@ def _opened(say: Say, folder: Path, *, project: str | None, **about: Any) -> Any
     for name in ("DATA", "CACHE"):
         os.environ.setdefault(f"WANDB_{name}_DIR", str(base / name.lower()))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # an offline run sends nothing to anybody
+    os.environ.pop("WANDB_SERVICE", None)  # of a program that started us; it may be gone before we are done
     import wandb
 
     about |= {
