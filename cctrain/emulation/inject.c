@@ -379,20 +379,13 @@ static int is_captured(const Call *call, CUstream stream) {
   return result == CUDA_SUCCESS && captured != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 
-static int is_host_pinned(CUdeviceptr pointer) {
+// Pageable memory is none that the driver knows.
+static int is_memory(CUmemorytype wanted, CUdeviceptr pointer) {
   CUmemorytype type = 0;
   is_inside = 1;
   CUresult result = p_cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer);
   is_inside = 0;
-  return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_HOST;
-}
-
-static int is_on_device(CUdeviceptr pointer) {
-  CUmemorytype type = 0;
-  is_inside = 1;
-  CUresult result = p_cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer);
-  is_inside = 0;
-  return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_DEVICE;
+  return result == CUDA_SUCCESS && type == wanted;
 }
 
 // NUM_COPIES: none that the GPU takes part in.
@@ -402,15 +395,15 @@ static int kind_of_copy(const Call *call, const char *parameters) {
   if (call->action == DO_D2D) return D2D;
   if (call->action == DO_COPY) {
     const cuMemcpyAsync_params *any = (const void *)parameters;
-    int is_from_device = is_on_device(any->src);
-    to_device = is_on_device(any->dst);
+    int is_from_device = is_memory(CU_MEMORYTYPE_DEVICE, any->src);
+    to_device = is_memory(CU_MEMORYTYPE_DEVICE, any->dst);
     if (to_device && is_from_device) return D2D;
     if (!to_device && !is_from_device) return NUM_COPIES;
     host = to_device ? any->src : any->dst;
   } else {
     host = *(const CUdeviceptr *)(parameters + call->host);
   }
-  int is_pinned = is_host_pinned(host);
+  int is_pinned = is_memory(CU_MEMORYTYPE_HOST, host);
   return to_device ? (is_pinned ? H2D_PINNED : H2D_PAGEABLE) : (is_pinned ? D2H_PINNED : D2H_PAGEABLE);
 }
 

@@ -33,8 +33,8 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the toll from the two of its medians (MOVER: their squared distances add up), None without
-        them. It knows the noise within the two runs only, not that between runs."""
+        """95 % interval of the toll from those of its two values (MOVER: their squared distances add up), None without
+        them. It knows how processes of the two runs differ, not how runs do."""
         if self.off.interval is None or self.on.interval is None:
             return None
         (off_low, off_high), (on_low, on_high) = self.off.interval, self.on.interval
