@@ -8,6 +8,7 @@ the other ranks' samples.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import logging
 import os
@@ -41,9 +42,8 @@ def main(run_dir: Path) -> int:
             in_rank.inject()
             if config["tolls"] is not None:
                 os.environ |= NO_MULTICAST  # as CC has it, for the plain steps as well
-        from cctrain.engines.automodel import train
-
-        samples.write({"event": "end", **train(config, samples)})
+        engine: Any = importlib.import_module(f"cctrain.engines.{config['engine']['name']}")
+        samples.write({"event": "end", **engine.train(config, samples)})
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank belongs into the record
         traceback.print_exc()
         samples.write({"event": "error", "time": time.time(), **_explain(error)})
