@@ -37,6 +37,8 @@ class StepKind(Enum):
     """What one optimizer step does."""
 
     stock = "stock"
+    graphed = "graphed"
+    auto = "auto"
 
 
 class WeightsKind(Enum):
@@ -121,7 +123,14 @@ class StepConfig:
     """The training step."""
 
     kind: StepKind = StepKind.stock
-    """stock: AutoModel's own, left as it is."""
+    """stock: AutoModel's own, left as it is. graphed: the same recorded into CUDA graphs, which a few launches a step
+    replay; refused where a part cannot be recorded. auto: graphed where it can be, else stock; the record says why."""
+    compile: bool = True
+    """graphed, auto: have torch fuse the operations within each layer before they are recorded."""
+
+    def __post_init__(self) -> None:
+        if self.kind is StepKind.stock and not self.compile:
+            raise RequestError("step.compile=false is read with step=graphed and step=auto only, got step=stock")
 
 
 @dataclass

@@ -43,7 +43,8 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
     try:
         ranks, steps = reduce_samples(run_dir, int(expected["warmup"]), config.get("train"))
         found = notes(ranks, steps)
-        derived = _summary(run_dir, record["identity"], config, steps, ranks)
+        derived = _step(ranks)
+        derived |= _summary(run_dir, record["identity"], config, steps, ranks)
         seen = _platform(run_dir, record, ranks)
     except Exception as error:  # noqa: BLE001 - whatever a damaged sample leads to, the run must get its record
         broken = f"the samples could not be summed up ({type(error).__name__}: {error}); they are in samples/"
@@ -71,6 +72,13 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
     write_text(run_dir / "run.json", json.dumps(finite(record), allow_nan=False, separators=(",", ":")) + "\n")
     (run_dir / "running.json").unlink(missing_ok=True)
     return record
+
+
+def _step(ranks: dict[int, RankSamples]) -> dict[str, Any]:
+    """Which step it was, where only the ranks can tell: `step_kind`, and what was recorded into `graphs`."""
+    facts = dict((ranks[0].end or {}).get("graphs") or {}) if 0 in ranks else {}
+    kind = facts.pop("kind", None)
+    return {"step_kind": kind, "graphs": facts} if facts else {}
 
 
 def _platform(run_dir: Path, record: dict[str, Any], ranks: dict[int, RankSamples]) -> dict[str, Any]:

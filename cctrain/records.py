@@ -4,7 +4,7 @@ History of the format:
   1  first version: mode, identity, platform, steps, summary
   2  steps: begin of each rank, micro-batches, FLOPs, what the engine itself says; summary: MFU, HFU, energy, memory of
      each rank, straggler, seed; gpu_state
-  3  emulated runs: is_tolled, arm and block of a step; tolls, summary_off, keep_ratio, explain; crossings
+  3  emulated runs: is_tolled, arm and block of a step; tolls, summary_off, keep_ratio, explain; crossings; graphs
 
 Times are seconds. Tokens of a step are sums over data-parallel ranks, so that tensor- and pipeline-parallel ranks,
 which see the same samples, count them once.
@@ -189,6 +189,8 @@ class RunRecord:
     keep_ratio: KeepRatio | None = None
     explain: dict[str, Any] | None = None
     """With the verb explain: what each class of tolls costs."""
+    graphs: dict[str, Any] | None = None
+    """With step=graphed or auto: `why` the step is what step_kind says and, of the first rank, what was recorded."""
     schema_version: int = SCHEMA_VERSION
 
 

@@ -18,6 +18,7 @@ import torch
 from cctrain.emulation.in_rank import toll_switch
 from cctrain.emulation.switch import TollSwitch
 from cctrain.engines import images
+from cctrain.engines.automodel_graphed import GraphedTraining, graphable
 from cctrain.engines.observer import Observer
 from cctrain.metrics import count_tokens
 from cctrain.samples import SampleFile
@@ -33,16 +34,25 @@ def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
 
     Every finished step is appended to `samples`. Raises whatever the recipe raises.
     """
-    recipe, observer = build(config["train"], samples, lambda: toll_switch(config, int(os.environ["WORLD_SIZE"])))
+    recipe, observer = build(
+        config["train"], samples, lambda: toll_switch(config, int(os.environ["WORLD_SIZE"])), config["step"]
+    )
     recipe.setup()
     recipe.run_train_validation_loop()
-    return observer.memory()
+    return {**observer.memory(), "graphs": recipe.step_facts()}
+
+
+_STOCK = {"kind": "stock"}
 
 
 def build(
-    train: dict[str, Any], samples: SampleFile, make_switch: Callable[[], TollSwitch | None] = lambda: None
+    train: dict[str, Any],
+    samples: SampleFile,
+    make_switch: Callable[[], TollSwitch | None] = lambda: None,
+    step: dict[str, Any] = _STOCK,
 ) -> tuple[Any, Observer]:
-    """The recipe `train`, not set up yet, and what will time it; `make_switch` is called when training begins."""
+    """The recipe `train`, not set up yet, and what will time it; `make_switch` is called when training begins, and
+    `step` is the configuration's."""
     if not torch.cuda.is_available():
         from cctrain.engines import cpu
 
@@ -57,8 +67,12 @@ def build(
         module.build_model = _on_this_gpu(module.build_model)
     # AutoModel takes every attribute of a recipe with a state for something to checkpoint: ours is the class's.
     observer = Observer(samples, make_switch)
-    timed: Any = type(name, (TimedRecipe, getattr(module, name)), {"observer": observer})
-    return timed(ConfigNode(train)), observer
+    held: dict[str, Any] = {"observer": observer}
+    if step["kind"] == "stock":
+        timed: Any = type(name, (TimedRecipe, getattr(module, name)), held)
+        return timed(ConfigNode(train)), observer
+    timed = type(name, (GraphedRecipe, getattr(module, name)), held | {"step_config": step})
+    return timed(ConfigNode(graphable(train, is_compiled=step["compile"]))), observer
 
 
 def _is_built_on_cpu(model: dict[str, Any]) -> bool:
@@ -77,10 +91,19 @@ def _on_this_gpu(build_model: Any) -> Any:
     return build
 
 
+def _ask_to_stop(handler: Any) -> None:
+    """As if this rank had got the signal that `handler` waits for."""
+    handler._signal_received = True
+
+
 class TimedRecipe:
     """Mixed into a recipe class of AutoModel before it; the methods are AutoModel's."""
 
     observer: Observer
+
+    def step_facts(self) -> dict[str, Any]:
+        """For the record: which step it was."""
+        return {"kind": "stock"}
 
     def setup(self: Any) -> None:
         """Set up, then attach the observer."""
@@ -94,8 +117,8 @@ class TimedRecipe:
             scheduler.dataloader,
             data_rank=self._get_dp_rank(),
             data_ranks=self._get_dp_group_size() * self._get_cp_group_size(),
-            # AutoModel's poll for SIGTERM, a collective that it makes each step anyway, tells the other ranks.
-            stop=lambda: setattr(scheduler.sig_handler, "_signal_received", True),
+            # AutoModel's poll for SIGTERM, or the graphed step's, tells the other ranks.
+            stop=lambda: _ask_to_stop(scheduler.sig_handler),
             hook=not self.pp_enabled,
         )
 
@@ -103,11 +126,14 @@ class TimedRecipe:
         """Train, observed."""
         self.observer.begin()
         try:
-            super().run_train_validation_loop()  # type: ignore[misc]
+            self._train()
         except BaseException:
             self.observer.end(is_complete=False)
             raise
         self.observer.end(is_complete=True)
+
+    def _train(self) -> None:
+        super().run_train_validation_loop()  # type: ignore[misc]
 
     def _run_train_optim_step(self, batches: Any, max_grad_norm: float | None = None) -> Any:
         counts = count_tokens(batches)
@@ -144,3 +170,62 @@ class TimedRecipe:
         result = super().save_checkpoint(*args, **kwargs)  # type: ignore[misc]
         self.observer.timer.resume()
         return result
+
+
+class GraphedRecipe(TimedRecipe):
+    """The same with `step=graphed` or `auto`: `_run_train_optim_step` is replaced, and what comes after a step waits
+    until its loss is known."""
+
+    step_config: dict[str, Any]
+    graphed: GraphedTraining
+
+    def setup(self: Any) -> None:
+        """Set up; the step itself when training begins."""
+        super().setup()
+        # Of the class, as the observer: AutoModel would take it for something to checkpoint.
+        type(self).graphed = GraphedTraining(
+            self, is_compiled=self.step_config["compile"], may_fall_back=self.step_config["kind"] == "auto"
+        )
+
+    def step_facts(self) -> dict[str, Any]:
+        """For the record: which step it was, why, and what was recorded into graphs."""
+        return self.graphed.facts()
+
+    def run_train_validation_loop(self) -> None:
+        """Train, with the step's graphs."""
+        self.graphed.begin()
+        try:
+            super().run_train_validation_loop()
+        finally:
+            self.graphed.close()
+
+    def _train(self) -> None:
+        super()._train()
+        self.graphed.drain()
+
+    def _run_train_optim_step(self, batches: Any, max_grad_norm: float | None = None) -> Any:
+        if not self.graphed.is_active:
+            return super()._run_train_optim_step(batches, max_grad_norm)
+        prepared = self.graphed.prepared(batches)
+        log = self.graphed.run(prepared, max_grad_norm)
+        self.observer.step_end(
+            step=log.step + 1, loss=None, counts=count_tokens(prepared), peak_bytes=self.graphed.peak_bytes
+        )
+        return log
+
+    def log_train_metrics(self, log_data: Any) -> Any:
+        """AutoModel's log, of each step once its loss is known."""
+        if not self.graphed.is_active:
+            super().log_train_metrics(log_data)  # type: ignore[misc]
+            return
+        for known in self.graphed.loggable(log_data):
+            super().log_train_metrics(known)  # type: ignore[misc]
+
+    def save_checkpoint(self, epoch: int, step: int, train_loss: float, *args: Any, **kwargs: Any) -> Any:
+        """Save one where the recipe does, with the loss of its own step."""
+        if self.graphed.is_active:
+            self.graphed.drain()
+            for known in self.graphed.known():
+                super().log_train_metrics(known)  # type: ignore[misc]
+            train_loss = self.graphed.loss_of(step + 1)
+        return super().save_checkpoint(epoch, step, train_loss, *args, **kwargs)

@@ -37,6 +37,8 @@ class Observer:
         self._make_switch = make_switch
         self._switch: TollSwitch | None = None
         self._peak_bytes = 0
+        self._losses: dict[int, float] = {}
+        self._without_loss: list[dict[str, Any]] = []
         self.timer: StepTimer
         self.loader: TimedLoader
         self.thread: SampleThread
@@ -65,7 +67,7 @@ class Observer:
             }
         )
         stop_file = self._samples.path.parent.parent / STOP_FILE  # the parent has measured enough
-        self.thread = SampleThread(self.timer.finished, self._samples, lambda: stop() if stop_file.exists() else None)
+        self.thread = SampleThread(self._finished, self._samples, lambda: stop() if stop_file.exists() else None)
         return self.loader
 
     def begin(self) -> None:
@@ -104,8 +106,8 @@ class Observer:
     ) -> None:
         """Step number `step`, from 1, is over; `counts` are of `count_tokens`, `facts` go beside them into the samples.
 
-        `peak_bytes` is for an engine that resets torch's peak. A loss that is known later is None here and goes through
-        `check_loss` then. Raises LossNotFiniteError, and what the samples' thread ran into.
+        `peak_bytes` is for an engine that resets torch's peak. A loss that is known later is None here, and comes by
+        `loss_known`. Raises LossNotFiniteError, and what the samples' thread ran into.
         """
         self._peak_bytes = max(self._peak_bytes, peak_bytes)
         crossed = self._switch.step_end() if self._switch else {}
@@ -117,6 +119,23 @@ class Observer:
         self.thread.check()
         if loss is not None:
             check_loss(step, loss, counts["label_tokens"])
+
+    def loss_known(self, step: int, loss: float) -> None:
+        """The loss of a step that ended without; called on any thread."""
+        self._losses[step] = loss
+
+    def _finished(self) -> list[dict[str, Any]]:
+        """The timer's rows, in order, each with its loss."""
+        rows = self._without_loss + self.timer.finished()
+        ready: list[dict[str, Any]] = []
+        for row in rows:
+            if row["loss"] is None:
+                if row["step"] not in self._losses:
+                    break
+                row["loss"] = self._losses.pop(row["step"])
+            ready.append(row)
+        self._without_loss = rows[len(ready) :]
+        return ready
 
     def _next_block(self) -> bool:
         """Whether a block of steps under other tolls begins here, with an empty queue."""

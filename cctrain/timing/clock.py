@@ -21,6 +21,12 @@ class StepClock(Protocol):
     def mark(self) -> int:
         """Queue a stamp and return its handle; never waits for the device."""
 
+    def stamp(self) -> None:
+        """Record a stamp into the CUDA graph being captured."""
+
+    def replayed(self, num_stamps: int) -> list[int]:
+        """Handles of the stamps in a graph that was just queued."""
+
     def read(self, handles: list[int]) -> list[float | None]:
         """Seconds of each stamp; None for one that the device has not reached yet. Not for the hot path."""
 
@@ -41,6 +47,14 @@ class HostClock:
         self._stamps[handle] = time.perf_counter()
         self._next += 1
         return handle
+
+    def stamp(self) -> None:
+        """Never: a graph is of a GPU."""
+        raise NotImplementedError
+
+    def replayed(self, num_stamps: int) -> list[int]:
+        """Never: a graph is of a GPU."""
+        raise NotImplementedError
 
     def read(self, handles: list[int]) -> list[float | None]:
         """Seconds of each stamp, always known. A stamp is read once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ class StepTimer:
         self._ended: deque[_Step] = deque()
         self._known: dict[int, float] = {}
         self._reading = threading.Lock()
+        self._recorded: list[str] | None = None
 
     def resume(self) -> None:
         """The next step begins here."""
@@ -43,8 +45,27 @@ class StepTimer:
 
     def phase_end(self, name: str) -> None:
         """What ran since the last mark was `name`; a name comes again with each micro-batch. Ignored outside a step."""
+        if self._recorded is not None:
+            self._recorded.append(name)
+            self._clock.stamp()
+            return
         if self._step is not None:
             self._step.marks.append((name, self._clock.mark()))
+
+    def record_marks(self) -> list[str]:
+        """Until `end_record`, marks go into the CUDA graph being captured, and their names into the list returned."""
+        self._recorded = []
+        return self._recorded
+
+    def end_record(self) -> None:
+        """Marks count again."""
+        self._recorded = None
+
+    def replayed(self, names: Sequence[str]) -> None:
+        """A graph with the marks `names` in it was queued on the current stream."""
+        handles = self._clock.replayed(len(names))
+        if self._step is not None:
+            self._step.marks += zip(names, handles, strict=True)
 
     def step_end(self, last_phase: str, *, data_wait_s: float = 0.0, **facts: Any) -> None:
         """The step ends here and the next begins; `facts` are kept beside its times. RuntimeError outside one.

@@ -1,0 +1,376 @@
+"""AutoModel's recipes under `step=graphed`: their own forward, backward, clipping and optimizers, run by
+`steps.graphed`.
+
+What AutoModel's step does for each step on the host, and what this does instead: token counts by an all-reduce that the
+host waits for (all-reduced on the device, with whether to stop); the loss read back (read by a thread, and logged when
+it is known); a poll for SIGTERM by a collective (part of the same all-reduce).
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from cctrain.engines.observer import check_loss
+from cctrain.metrics import IGNORED_LABEL
+from cctrain.steps.batches import padded, unmasked
+from cctrain.steps.capture import NotCapturableError
+from cctrain.steps.graphed import GraphedStep
+from cctrain.steps.lengths import bucket_lengths
+from cctrain.steps.readback import MOST_AHEAD
+
+_SAMPLED = 512
+"""Samples of the data whose lengths decide the buckets."""
+
+
+def graphable(train: dict[str, Any], *, is_compiled: bool) -> dict[str, Any]:
+    """The recipe `train` with what a graphed step has otherwise: no pinned loader, whose copies are made anew anyway,
+    and where layers are compiled no kernels for LoRA that the compiler cannot fuse."""
+    train = copy.deepcopy(train)
+    if "dataloader" in train:
+        train["dataloader"].pop("pin_memory", None)
+    if is_compiled and "peft" in train:
+        train["peft"]["use_triton"] = False
+    return train
+
+
+class GraphedTraining:
+    """The graphed step of one AutoModel recipe, set up, and what is known of its steps."""
+
+    def __init__(self, recipe: Any, *, is_compiled: bool, may_fall_back: bool) -> None:
+        self._recipe = recipe
+        self._may_fall_back = may_fall_back
+        self._compiled = is_compiled
+        self._known: dict[int, tuple[float, float]] = {}
+        self._labels: dict[int, int] = {}
+        self._unlogged: list[Any] = []
+        self._stop_at: int | None = None
+        self._why = "asked for" if not may_fall_back else "step=auto: every part of the step can be recorded"
+        self._lengths: tuple[int, ...] = ()
+        self._step: GraphedStep | None = None
+        self._last_s = time.perf_counter()
+
+    def begin(self) -> None:
+        """Training begins. Raises NotCapturableError for a recipe that has no graphed step."""
+        recipe = self._recipe
+        try:
+            self._refuse(recipe)
+        except NotCapturableError as error:
+            self._fall_back(error)
+            return
+        model = recipe.model_parts[0]
+        self._lengths = _lengths(recipe)
+        _free_rotary_of_waits(model)
+        _sum_squares_on_the_device()
+        if self._compiled and torch.cuda.is_available():
+            _compile_layers(model)
+        self._engine = _Engine(recipe)
+        self._step = GraphedStep(
+            self._engine,
+            model,
+            recipe.optimizer,
+            marks=recipe.observer.timer,
+            accumulates=recipe.step_scheduler.grad_acc_steps > 1,
+            num_ranks=recipe.dist_env.world_size,
+            deliver=self._deliver,
+        )
+        if recipe.step_scheduler.sig_handler is not None:
+            recipe.step_scheduler.sig_handler = _AgreedStop(recipe.step_scheduler, self)
+        self._step.begin()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that torch had allocated, if this step can have been the one that took most; else 0."""
+        return torch.cuda.max_memory_allocated() if self._step and self._step.is_new else 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether steps are graphed, and not the engine's own because they cannot be."""
+        return self._step is not None
+
+    def facts(self) -> dict[str, Any]:
+        """For the record: which step it was, why, and what was recorded into graphs."""
+        facts: dict[str, Any] = {"kind": "graphed" if self._step else "stock", "why": self._why}
+        if self._step:
+            is_cuda = torch.cuda.is_available()
+            facts |= {"lengths": list(self._lengths), "compiled": self._compiled and is_cuda, **self._step.facts}
+        return facts
+
+    def prepared(self, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The micro-batches as they are trained on."""
+        return [padded(batch, self._lengths) for batch in batches]
+
+    def run(self, batches: Sequence[dict[str, Any]], max_grad_norm: float | None) -> Any:
+        """Queue the step. Returns AutoModel's sample of its metrics, with the loss of the last step known."""
+        assert self._step is not None
+        self._engine.max_grad_norm = max_grad_norm
+        recipe, scheduler = self._recipe, self._recipe.step_scheduler
+        step = scheduler.step + 1
+        label_tokens = sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in batches)
+        self._labels[step] = label_tokens
+        handler = scheduler.sig_handler
+        asked = isinstance(handler, _AgreedStop) and handler.is_asked
+        recipe.checkpointer.maybe_wait_for_staging()
+        try:
+            self._step.run(step, [unmasked(batch) for batch in batches], label_tokens, is_asked_to_stop=asked)
+        except NotCapturableError as error:
+            self._step.drain()
+            self._fall_back(error)
+        for schedule in recipe.lr_scheduler or []:
+            schedule.step(1)
+        return self._sample(batches, label_tokens)
+
+    def _sample(self, batches: Sequence[dict[str, Any]], label_tokens: int) -> Any:
+        now, recipe = time.perf_counter(), self._recipe
+        tokens = sum(batch["labels"].numel() for batch in batches) * recipe._get_dp_group_size()
+        rate = tokens / (now - self._last_s)
+        self._last_s = now
+        loss, norm = next(reversed(self._known.values()), (float("nan"), float("nan")))
+        metrics = {
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": recipe.optimizer[0].param_groups[0]["lr"],
+            "mem": 0.0,
+            "tps": rate,
+            "tps_per_gpu": rate / recipe.dist_env.world_size,
+            "num_tokens_per_step": tokens,
+            "num_label_tokens": label_tokens,
+        }
+        make: Any = importlib.import_module("nemo_automodel.components.loggers.metric_logger").MetricsSample
+        return make(step=recipe.step_scheduler.step, epoch=recipe.step_scheduler.epoch, metrics=metrics)
+
+    def loggable(self, sample: Any) -> list[Any]:
+        """The samples, this one and earlier, whose loss is known by now and which are not logged yet, in order."""
+        self._unlogged.append(sample)
+        if self._recipe.step_scheduler.is_last_step:
+            self.drain()
+        return self.known()
+
+    def known(self) -> list[Any]:
+        """Those of the samples kept back whose loss is known by now."""
+        ready = []
+        while self._unlogged and self._unlogged[0].step + 1 in self._known:
+            sample = self._unlogged.pop(0)
+            sample.metrics["loss"], sample.metrics["grad_norm"] = self._known[sample.step + 1]
+            sample.metrics["mem"] = torch.cuda.max_memory_allocated() / 2**30
+            ready.append(sample)
+        return ready
+
+    def drain(self) -> None:
+        """Wait until the loss of every step is known."""
+        if self._step:
+            self._step.drain()
+
+    def loss_of(self, step: int) -> float:
+        """The loss of `step`, which is known."""
+        return self._known[step][0]
+
+    def is_time_to_stop(self, step: int) -> bool:
+        """Whether all ranks end with `step`, which they agree on because the wish came with the same step's loss."""
+        return self._stop_at is not None and step >= self._stop_at
+
+    def close(self) -> None:
+        """Training is over."""
+        if self._step:
+            self._step.close()
+
+    def _deliver(self, step: int, values: list[float]) -> None:
+        loss, norm, asked = values
+        self._known[step] = loss, norm
+        self._known.pop(step - 4 * MOST_AHEAD, None)
+        if asked and self._stop_at is None:
+            self._stop_at = step + MOST_AHEAD  # by then every rank has read this
+        self._recipe.observer.loss_known(step, loss)
+        check_loss(step, loss, self._labels.pop(step))
+
+    def _fall_back(self, error: NotCapturableError) -> None:
+        """Go on with the engine's own step under step=auto; raise `error` otherwise."""
+        if not self._may_fall_back:
+            raise NotCapturableError(
+                f"step=graphed: {error}; use step=stock, or step=auto to have it chosen"
+            ) from error
+        if self._step:
+            self._step.close()
+        self._step, self._why = None, f"step=auto: {error}"
+
+    def _refuse(self, recipe: Any) -> None:
+        """Raise NotCapturableError for what can be known not to work."""
+        model = recipe.model_parts[0]
+        config = getattr(model, "config", None)
+        text = getattr(config, "text_config", config)
+        experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
+        for is_so, what in (
+            (recipe.pp_enabled, "a pipeline (train.distributed.pp_size) sends each stage's work by the host"),
+            (experts, f"a model with {experts} experts routes its tokens by their values"),
+            (recipe.cfg.get("fp8.enabled", False), "FP8 scales (train.fp8) are computed between the steps"),
+            (getattr(recipe, "domain_mixture", None), "a domain mixture counts its labels on the host"),
+            (getattr(recipe, "te_fp8", None), "Transformer Engine's FP8 keeps its scales' history on the host"),
+        ):
+            if is_so:
+                raise NotCapturableError(f"{what}, which no graph can hold")
+
+
+class _Engine:
+    """AutoModel's recipe as `steps.graphed.Engine`."""
+
+    def __init__(self, recipe: Any) -> None:
+        self._recipe = recipe
+        self._utils: Any = importlib.import_module("nemo_automodel.components.training.utils")
+        self._replicas: Any = importlib.import_module("nemo_automodel.components.distributed.tp_replicas")
+        self.max_grad_norm: float | None = None
+        self._group = recipe._get_dp_group(include_cp=True)
+        self._is_shared = torch.distributed.is_initialized() and torch.distributed.get_world_size(self._group) > 1
+
+    def forward_backward(self, batch: dict[str, Any], index: int, num_batches: int, label_tokens: Any) -> torch.Tensor:
+        """AutoModel's `_forward_backward_step`, between its preparations."""
+        recipe, utils = self._recipe, self._utils
+        losses: list[torch.Tensor] = []
+        if index == 0:
+            utils.prepare_for_grad_accumulation(recipe.model_parts, pp_enabled=False)
+        if index == num_batches - 1:
+            utils.prepare_for_final_backward(recipe.model_parts, pp_enabled=False)
+        recipe._forward_backward_step(
+            index, batch, loss_buffer=losses, num_label_tokens=label_tokens, num_batches=num_batches
+        )
+        if index == 0:
+            utils.prepare_after_first_microbatch()
+        return losses[0]
+
+    def update(self) -> torch.Tensor | float:
+        """AutoModel's clipping, and its optimizers."""
+        recipe = self._recipe
+        self._replicas.synchronize_tp_replica_gradients(recipe.model_parts, recipe.device_mesh)
+        with _clipping_by(recipe.optimizer):
+            norm: torch.Tensor | float = self._utils.scale_grads_and_clip_grad_norm(
+                self.max_grad_norm, recipe.model_parts, device_mesh=recipe.device_mesh, foreach=True
+            )
+        for optimizer in recipe.optimizer:
+            optimizer.step()
+        return norm
+
+    def sum_over_ranks(self, values: torch.Tensor) -> None:
+        """Over the data-parallel ranks."""
+        if self._is_shared:
+            torch.distributed.all_reduce(values, group=self._group)
+
+
+@contextmanager
+def _clipping_by(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
+    """Within, clipping gradients does not rescale them: fused optimizers divide each by a number as they read it, made
+    for gradient scaling. That saves a pass over the gradients, and with float64 norms a kernel for each of them."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    is_plain = all(not hasattr(parameter, "to_local") for parameter in parameters)
+    if not (is_plain and all(group.get("fused") for group in groups)):
+        yield
+        return
+
+    def clip(_: Any, max_norm: float, total_norm: torch.Tensor, __: Any = None) -> None:
+        divisor = ((total_norm + _NORM_EPSILON) / max_norm).clamp(min=1.0).float()
+        for optimizer in optimizers:
+            setattr(optimizer, "grad_scale", divisor)  # noqa: B010 - torch looks it up by name
+
+    utils: Any = torch.nn.utils
+    original, utils.clip_grads_with_norm_ = utils.clip_grads_with_norm_, clip
+    try:
+        yield
+    finally:
+        utils.clip_grads_with_norm_ = original
+
+
+_NORM_EPSILON = 1e-6
+"""What torch's clip_grads_with_norm_ adds to the norm."""
+
+
+class _AgreedStop:
+    """In place of AutoModel's signal handler: ranks agree on the step to stop after without a collective of its own."""
+
+    def __init__(self, scheduler: Any, training: GraphedTraining) -> None:
+        self._scheduler, self._training = scheduler, training
+        self._of_this_rank = scheduler.sig_handler
+
+    @property
+    def _signal_received(self) -> bool:
+        return bool(self._of_this_rank._signal_received)
+
+    @_signal_received.setter
+    def _signal_received(self, value: bool) -> None:
+        self._of_this_rank._signal_received = value
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether this rank got the signal."""
+        return self._signal_received
+
+    def signals_received(self) -> list[bool]:
+        """AutoModel's question after each step."""
+        return [self._training.is_time_to_stop(self._scheduler.step + 1)]
+
+
+_MOST_POSITIONS = 1 << 17
+
+
+def _free_rotary_of_waits(model: torch.nn.Module) -> None:
+    """AutoModel's Llama asks the GPU for the largest position before each forward pass, to size a table: size it once,
+    for all positions that the model has."""
+    for module in model.modules():
+        rotary: Any = module
+        if type(module).__name__ != "LlamaRotaryEmbedding" or getattr(rotary, "rope_fusion", True):
+            continue
+        positions = getattr(rotary._rope_config, "max_position_embeddings", _MOST_POSITIONS)
+        rotary._ensure_cache(min(positions, _MOST_POSITIONS), next(model.parameters()).device)
+
+        def gathered(x: torch.Tensor, position_ids: torch.Tensor, *_: Any, rotary: Any = rotary, **__: Any) -> Any:
+            return rotary._cos_cache[position_ids], rotary._sin_cache[position_ids]
+
+        rotary.forward = gathered
+
+
+def _sum_squares_on_the_device() -> None:
+    """AutoModel's kernel for the gradient norm takes a table of addresses that the host copies each time; norms of
+    torch's need none, and are summed in float64 as well."""
+    utils: Any = importlib.import_module("nemo_automodel.components.training.utils")
+
+    def sum_of_squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        norms = torch._foreach_norm(list(tensors), 2.0, dtype=torch.float32)
+        return torch.stack(norms).double().square().sum()
+
+    utils.multi_tensor_sumsq = sum_of_squares
+
+
+def _compile_layers(model: torch.nn.Module) -> None:
+    """Have torch fuse the operations within each decoder layer, which are compiled once for all layers alike.
+
+    AutoModel's norm is an operator of its own, which the compiler would call and not fuse: spell it out.
+    """
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    for module in model.modules():
+        layer: Any = module
+        if type(module).__name__ in names:
+            module.compile()
+        elif type(module).__name__ == "Float32RMSNorm":
+
+            def norm(x: torch.Tensor, layer: Any = layer) -> torch.Tensor:
+                wide = torch.nn.functional.rms_norm(x.float(), (x.shape[-1],), layer.weight.float(), layer.eps)
+                return wide.to(x.dtype)
+
+            layer.forward = norm
+
+
+def _lengths(recipe: Any) -> tuple[int, ...]:
+    """The lengths to pad micro-batches to, by the lengths of samples; none where the data do not tell them."""
+    loader: Any = recipe.dataloader
+    data: Any = getattr(loader, "dataset", None)
+    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not getattr(loader, "batch_size", None):
+        return ()
+    every = range(0, len(data), max(1, len(data) // _SAMPLED))
+    ids: list[Any] = [data[index].get("input_ids") if isinstance(data[index], dict) else None for index in every]
+    if not ids or any(one is None or (isinstance(one, torch.Tensor) and one.ndim != 1) for one in ids):
+        return ()
+    return bucket_lengths([len(one) for one in ids], loader.batch_size)

@@ -1,0 +1,1 @@
+"""What one optimizer step does where it is not the engine's own: captured once in CUDA graphs, and replayed."""

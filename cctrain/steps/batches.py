@@ -1,0 +1,60 @@
+"""Micro-batches made alike, so that few graphs serve them all, without changing what is learned from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from cctrain.metrics import IGNORED_LABEL
+from cctrain.steps.lengths import next_length
+
+_FILLERS: Mapping[str, float] = {
+    "input_ids": 0,
+    "labels": IGNORED_LABEL,
+    "attention_mask": 0,
+    "padding_mask": True,
+    "position_ids": 0,
+    "token_type_ids": 0,
+    "mm_token_type_ids": 0,
+    "loss_mask": 0,
+}
+"""What a column of padding holds. A batch with any other tensor of its sequence length is left as it is."""
+
+
+def padded(batch: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
+    """`batch`, of tensors (rows, sequence) on the host, padded on its right to the next of `lengths`.
+
+    Padding comes after every token, so that a causal model's real tokens never see it, and no loss is taken on it.
+    """
+    length = int(batch["labels"].shape[-1])
+    more = next_length(length, lengths) - length
+    along = {name: value for name, value in batch.items() if _is_along(value, length)}
+    if not more or not set(along) <= set(_FILLERS):
+        return dict(batch)
+    wider = {name: torch.nn.functional.pad(value, (0, more), value=_FILLERS[name]) for name, value in along.items()}
+    if "attention_mask" not in batch:  # so that what is padding can still be told
+        real = torch.ones(batch["labels"].shape, dtype=torch.long)
+        wider["attention_mask"] = torch.nn.functional.pad(real, (0, more))
+    return {**batch, **wider}
+
+
+def _is_along(value: Any, length: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[-1] == length
+
+
+def unmasked(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """`batch` without its attention mask where a causal model needs none: no padding, or all of it on the right.
+
+    A mask makes attention fall back to a slower kernel; without one, padding attends to what came before it, nothing
+    attends to padding, and no loss is taken on it.
+    """
+    mask = batch.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or bool((mask > 1).any()):
+        return dict(batch)
+    is_on_the_right = bool((mask[:, 1:] <= mask[:, :-1]).all())
+    takes_no_loss = bool((batch["labels"][mask == 0] == IGNORED_LABEL).all())
+    if not (is_on_the_right and takes_no_loss):
+        return dict(batch)
+    return {name: value for name, value in batch.items() if name != "attention_mask"}

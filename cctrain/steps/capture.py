@@ -1,0 +1,67 @@
+"""Work recorded into a CUDA graph, or a clear word on why it cannot be."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class NotCapturableError(RuntimeError):
+    """Something in a step cannot be recorded into a CUDA graph; the message names it and its line."""
+
+
+def capture(work: Callable[[], T], pool: tuple[int, int], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Record `work`, which has run before on `stream`, into a graph whose memory is of `pool`. Nothing is executed.
+
+    Returns the graph and what `work` returned: tensors that each replay fills. Raises NotCapturableError.
+    """
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # thread_local: NCCL's watchdog and the samples' thread go on meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            result = work()
+    except torch.cuda.OutOfMemoryError as error:
+        raise NotCapturableError(
+            "out of GPU memory while the step was recorded: a graph keeps the memory of a micro-batch to itself; lower "
+            "train.step_scheduler.local_batch_size or data.seq_len, or use step=stock"
+        ) from error
+    except Exception as error:
+        raise NotCapturableError(
+            f"{_where(error)} cannot be recorded into a CUDA graph ({_first_line(error)})"
+        ) from error
+    return graph, result
+
+
+def synchronizing_lines(work: Callable[[], object]) -> list[str]:
+    """Run `work` and say, as `file:line`, where the host waited for the device in it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found = [f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
+    return list(dict.fromkeys(found))
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line outside torch's own files that led to `error`, with its text."""
+    while error.__context__ is not None and "capture" in str(error).lower() and error.__context__.__traceback__:
+        error = error.__context__  # ending a broken capture raises once more
+    frames = traceback.extract_tb(error.__traceback__)
+    own = Path(__file__).name
+    ours = [frame for frame in frames if "/torch/" not in frame.filename and Path(frame.filename).name != own]
+    frame = (ours or list(frames))[-1]
+    return f"{frame.line} ({'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno})"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

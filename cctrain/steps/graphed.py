@@ -1,0 +1,313 @@
+"""The optimizer step as a few graph launches: `step=graphed`.
+
+The first micro-batch of each shape runs as the engine would run it; then its forward and backward pass is recorded
+into a CUDA graph, which every later one replays, and so are clipping and the optimizer. The host sends one copy and one
+graph a micro-batch and one graph a step, and waits for none of them: token counts come from the host's batches, the
+loss is read back by a thread. On a CPU the same steps run unrecorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from cctrain.steps.capture import NotCapturableError, capture, synchronizing_lines
+from cctrain.steps.number import OnDevice
+from cctrain.steps.readback import Readback
+from cctrain.steps.staging import Staging, shape_of
+
+_MOST_GRAPHS = 8
+"""Shapes recorded in a run; micro-batches of others run as the engine would run them, and are counted."""
+_SCALARS = "cctrain_scalars"
+"""Key in a staged batch: float32 (2,), the step's label tokens and whether this rank was asked to stop."""
+
+
+class Engine(Protocol):
+    """What a step is made of, queued on the current stream without waiting for the device."""
+
+    def forward_backward(self, batch: dict[str, Any], index: int, num_batches: int, label_tokens: Any) -> torch.Tensor:
+        """One micro-batch, gradients added to `.grad`. Returns its loss over `label_tokens`, of all ranks, detached."""
+
+    def update(self) -> torch.Tensor | float:
+        """Clip the gradients and step the optimizers; returns the gradient norm. The gradients are left as they are."""
+
+    def sum_over_ranks(self, values: torch.Tensor) -> None:
+        """Sum `values` in place over the ranks that see different samples."""
+
+
+class PhaseMarks(Protocol):
+    """The timer, as far as graphs have marks in them."""
+
+    def record_marks(self) -> list[str]:
+        """Until `end_record`, marks go into the graph being captured, and their names into the list returned."""
+
+    def end_record(self) -> None:
+        """Marks count again."""
+
+    def replayed(self, names: Sequence[str]) -> None:
+        """A graph with the marks `names` was queued."""
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """The graph of one micro-batch's shape."""
+
+    staging: Staging
+    graph: torch.cuda.CUDAGraph
+    marks: list[str]
+    gradients: list[torch.Tensor | None] | None = None
+    """Where it leaves them, if the step's gradients are its alone and no graph has the update that reads them."""
+    update: torch.cuda.CUDAGraph | None = None
+    """That graph. Both come one after the other, so that the memory between them may be other graphs' as well."""
+
+
+class GraphedStep:
+    """One rank's optimizer steps. `optimizers` are torch's; `deliver` gets the step, its loss, gradient norm and
+    whether a rank was asked to stop, in order and on a thread beside."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: torch.nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        marks: PhaseMarks,
+        accumulates: bool,
+        num_ranks: int,
+        deliver: Callable[[int, list[float]], None],
+    ) -> None:
+        self._engine, self._marks = engine, marks
+        self._accumulates, self._num_ranks = accumulates, num_ranks
+        parameters = list(model.parameters())
+        device = parameters[0].device
+        self._is_cuda = device.type == "cuda"
+        self._trained = [parameter for parameter in parameters if parameter.requires_grad]
+        self._guarded = [_local(tensor) for tensor in (*parameters, *model.buffers())]
+        self._readback = Readback(3, device, deliver)
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._stop = torch.zeros((), dtype=torch.float64, device=device)
+        self._recorded: dict[Any, _Recorded] = {}
+        self._updates: dict[Any, torch.cuda.CUDAGraph] = {}
+        self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self._rates = [torch.zeros((), device=device) for _ in self._groups]
+        self._rates_there: list[float] = [0.0] * len(self._rates)
+        self._settings: Any = None
+        self._is_update_capturable = self._is_cuda and all(_make_capturable(optimizer) for optimizer in optimizers)
+        if self._is_cuda:
+            self._stream = torch.cuda.Stream()
+            self._pool = torch.cuda.graph_pool_handle()
+        self._addresses: list[int] = []
+        self.is_new = True
+        """Whether the last step was more than replays."""
+        self.facts: dict[str, Any] = {
+            "num_graphs": 0,
+            "capture_s": 0.0,
+            "replayed_micro_batches": 0,
+            "eager_micro_batches": 0,
+            "eager_updates": 0,
+            "recaptures": 0,
+        }
+
+    def begin(self) -> None:
+        """Training begins: from here on this thread's work goes to one stream, which is the one recorded."""
+        if self._is_cuda:
+            torch.cuda.synchronize()
+            torch.cuda.set_stream(self._stream)
+
+    def run(
+        self, step: int, batches: Sequence[Mapping[str, Any]], label_tokens: int, *, is_asked_to_stop: bool
+    ) -> None:
+        """Train on `batches`, this rank's micro-batches of `step`, on the host, with `label_tokens` in them together.
+
+        Raises NotCapturableError after the first step, if at all.
+        """
+        self._readback.admit()
+        self._forget_outdated()
+        scalars = torch.tensor([label_tokens, is_asked_to_stop], dtype=torch.float32)
+        new: dict[Any, tuple[dict[str, Any], int]] = {}
+        recorded, num_graphs = None, self.facts["num_graphs"]
+        for index, batch in enumerate(batches):
+            staged = {**batch, _SCALARS: scalars}
+            key = (self._role(index, len(batches)), shape_of(staged))
+            recorded = self._micro_batch(key, staged, index, len(batches))
+            if recorded is None and self._is_cuda and len(self._recorded) + len(new) < _MOST_GRAPHS:
+                new[key] = (staged, index)
+        self._update(recorded)
+        self._readback.stored(step)
+        for key, (staged, index) in new.items():
+            self._record(key, staged, index, len(batches))
+        self.is_new = recorded is None or self.facts["num_graphs"] > num_graphs
+
+    def drain(self) -> None:
+        """Wait until every step's loss is delivered."""
+        self._readback.drain()
+
+    def close(self) -> None:
+        """End the thread that reads back."""
+        self._readback.close()
+
+    def _role(self, index: int, num_batches: int) -> tuple[bool, bool] | None:
+        """Ranks that share parameters treat a step's first and last micro-batch apart."""
+        return (index == 0, index == num_batches - 1) if self._num_ranks > 1 else None
+
+    def _micro_batch(self, key: Any, staged: dict[str, Any], index: int, num_batches: int) -> _Recorded | None:
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            self.facts["eager_micro_batches"] += 1
+            self._forward_backward(_on(staged, self._loss.device), index, num_batches)
+            return None
+        self.facts["replayed_micro_batches"] += 1
+        recorded.staging.send(staged)
+        recorded.graph.replay()
+        self._marks.replayed(recorded.marks)
+        return recorded
+
+    def _forward_backward(self, staged: dict[str, Any], index: int, num_batches: int) -> None:
+        batch = dict(staged)
+        counts = batch.pop(_SCALARS).clone()
+        self._engine.sum_over_ranks(counts)
+        label_tokens = OnDevice(counts[0].clamp(min=1))  # none at all: the sum of no losses is 0, whatever it is over
+        self._loss += self._engine.forward_backward(batch, index, num_batches, label_tokens)
+        self._stop.copy_(counts[1])
+
+    def _update(self, last: _Recorded | None) -> None:
+        """Update the weights from the step's gradients; `last` is the graph of its last micro-batch, if it was one."""
+        if self._accumulates:
+            pattern = tuple(parameter.grad is None for parameter in self._trained)
+            graph = self._updates.get(pattern)
+            is_new = graph is None and self._is_update_capturable and len(self._updates) < _MOST_GRAPHS
+        else:
+            pattern, graph, is_new = None, last and last.update, False
+        if graph:
+            graph.replay()
+            return
+        if last and last.gradients:
+            self._set_gradients(last.gradients)
+        self.facts["eager_updates"] += 1
+        self._update_now()
+        if is_new:
+            self._updates[pattern] = self._capture(self._update_now)
+
+    def _update_now(self) -> None:
+        norm = self._step_optimizers()
+        if not isinstance(norm, torch.Tensor):
+            norm = torch.full_like(self._loss, norm)
+        self._engine.sum_over_ranks(self._loss)
+        self._readback.store(torch.stack([self._loss, norm.to(self._loss.dtype), self._stop]))
+        self._loss.zero_()
+        if self._accumulates:  # recorded with the gradients where they are
+            torch._foreach_zero_([parameter.grad for parameter in self._trained if parameter.grad is not None])
+        else:
+            self._set_gradients([None] * len(self._trained))
+
+    def _step_optimizers(self) -> torch.Tensor | float:
+        """The engine's update, with learning rates on the device, where a schedule can change them under a graph."""
+        if not self._is_update_capturable:
+            return self._engine.update()
+        plain = [group["lr"] for group in self._groups]
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            group["lr"] = rate
+        try:
+            return self._engine.update()
+        finally:
+            for group, value in zip(self._groups, plain, strict=True):
+                group["lr"] = value
+
+    def _forget_outdated(self) -> None:
+        """Bring what changes with the steps to the device, and drop every graph that holds on to the past: one that
+        reads a tensor which was moved, or has an optimizer's settings in it that are others now."""
+        if self._is_update_capturable:
+            for index, (group, rate) in enumerate(zip(self._groups, self._rates, strict=True)):
+                if group["lr"] != self._rates_there[index]:
+                    rate.fill_(group["lr"])
+                    self._rates_there[index] = group["lr"]
+        settings = [
+            [(name, repr(value)) for name, value in group.items() if name not in _CHANGING] for group in self._groups
+        ]
+        addresses = [tensor.data_ptr() for tensor in self._guarded]
+        if self._recorded and (settings, addresses) != (self._settings, self._addresses):
+            self._is_update_capturable &= settings == self._settings  # a schedule of more than the learning rate
+            self._recorded.clear()
+            self._updates.clear()
+            self.facts["recaptures"] += 1
+        self._settings, self._addresses = settings, addresses
+
+    def _set_gradients(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        for parameter, gradient in zip(self._trained, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _record(self, key: Any, staged: dict[str, Any], index: int, num_batches: int) -> None:
+        """Record the micro-batch `staged`, which has just run, and, if the gradients are its alone, its update."""
+        staging = Staging(staged)
+        staging.send(staged)
+        torch.cuda.current_stream().synchronize()
+        names = self._marks.record_marks()
+        try:
+            graph = self._capture(lambda: self._forward_backward(staging.batch, index, num_batches))
+        except NotCapturableError as error:
+            raise self._with_lines(error, staging.batch, index, num_batches) from error
+        finally:
+            self._marks.end_record()
+        recorded = self._recorded[key] = _Recorded(staging, graph, names)
+        if self._accumulates:
+            return
+        if self._is_update_capturable:
+            recorded.update = self._capture(self._update_now)
+        else:
+            recorded.gradients = [parameter.grad for parameter in self._trained]
+        self._set_gradients([None] * len(self._trained))
+
+    def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        begin = time.perf_counter()
+        graph, _ = capture(work, self._pool, self._stream)
+        self.facts["num_graphs"] += 1
+        self.facts["capture_s"] += time.perf_counter() - begin
+        return graph
+
+    def _with_lines(
+        self, error: NotCapturableError, batch: dict[str, Any], index: int, num_batches: int
+    ) -> NotCapturableError:
+        """`error` with each line at which the host waits for the device, found by running the micro-batch once more."""
+        lines = synchronizing_lines(lambda: self._forward_backward(batch, index, num_batches))
+        self._loss.zero_()
+        self._set_gradients([None] * len(self._trained))
+        waits = f"; the host waits for the GPU at {', '.join(lines)}" if lines else ""
+        return NotCapturableError(f"{error}{waits}")
+
+
+_CHANGING = ("params", "lr", "initial_lr")
+"""Of an optimizer's group, what is no fixed setting."""
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    to_local = getattr(tensor, "to_local", None)
+    return to_local() if to_local else tensor
+
+
+def _on(batch: Any, device: torch.device) -> Any:
+    return {
+        name: value.to(device)
+        if isinstance(value, torch.Tensor)
+        else _on(value, device)
+        if isinstance(value, dict)
+        else value
+        for name, value in batch.items()
+    }
+
+
+def _make_capturable(optimizer: torch.optim.Optimizer) -> bool:
+    """Have `optimizer` keep its step counts on the device and update all parameters in one kernel; whether it can."""
+    if not all("capturable" in group for group in optimizer.param_groups):
+        return False
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+        if "fused" in group:
+            group["fused"], group["foreach"] = True, False
+    for state in optimizer.state.values():  # of a resumed run
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].to(device="cuda", dtype=torch.float32)
+    return True
