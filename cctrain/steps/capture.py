@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.utils.checkpoint
 
 T = TypeVar("T")
 
@@ -37,6 +39,28 @@ def capture(work: Callable[[], T], pool: tuple[int, int], stream: torch.cuda.Str
             f"{_where(error)} cannot be recorded into a CUDA graph ({_first_line(error)})"
         ) from error
     return graph, result
+
+
+@contextmanager
+def without_random_state() -> Iterator[None]:
+    """Within, activation checkpointing keeps no state of the GPU's random numbers, which cannot be read while a graph
+    is recorded. Only where nothing random is computed: then recomputing needs none."""
+    checkpoint: Any = torch.utils.checkpoint
+    original, checkpoint.get_device_states = checkpoint.get_device_states, lambda *_: ([], [])
+    try:
+        yield
+    finally:
+        checkpoint.get_device_states = original
+
+
+def draws_random_numbers(model: torch.nn.Module) -> bool:
+    """Whether `model` has any dropout, which is what fine-tuning draws random numbers for."""
+    config = getattr(model, "config", None)
+    names = ("attention_dropout", "hidden_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob")
+    configs = [config, getattr(config, "text_config", None), getattr(config, "vision_config", None)]
+    rates = [getattr(one, name, None) for one in configs for name in names]
+    rates += [getattr(module, name, None) for module in model.modules() for name in ("dropout_p", "p", "dropout")]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def synchronizing_lines(work: Callable[[], object]) -> list[str]:

@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from cctrain.steps.capture import NotCapturableError, capture, synchronizing_lines
+from cctrain.steps.capture import (
+    NotCapturableError,
+    capture,
+    draws_random_numbers,
+    synchronizing_lines,
+    without_random_state,
+)
 from cctrain.steps.number import OnDevice
 from cctrain.steps.readback import Readback
 from cctrain.steps.staging import Staging, shape_of
@@ -85,6 +92,7 @@ class GraphedStep:
         parameters = list(model.parameters())
         device = parameters[0].device
         self._is_cuda = device.type == "cuda"
+        self._is_random = draws_random_numbers(model)
         self._trained = [parameter for parameter in parameters if parameter.requires_grad]
         self._guarded = [_local(tensor) for tensor in (*parameters, *model.buffers())]
         self._readback = Readback(3, device, deliver)
@@ -263,7 +271,8 @@ class GraphedStep:
 
     def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         begin = time.perf_counter()
-        graph, _ = capture(work, self._pool, self._stream)
+        with nullcontext() if self._is_random else without_random_state():
+            graph, _ = capture(work, self._pool, self._stream)
         self.facts["num_graphs"] += 1
         self.facts["capture_s"] += time.perf_counter() - begin
         return graph
