@@ -2,7 +2,8 @@
 //
 // The CUDA driver loads this library by itself where CUDA_INJECTION64_PATH names it, before the program's first CUDA
 // call, so that every caller is met: PyTorch, cuBLAS, Triton, NCCL. CUPTI then calls `on_call` at both ends of the
-// driver calls listed in CALLS. A toll is a spin of the calling thread, as CC's own work is: before the call where the
+// driver calls listed in CALLS. While CUPTI has a subscriber, and ever after, the driver launches a graph in a time that
+// grows with its kernels (benchmarks/graph_launch.py), whichever callbacks are enabled. A toll is a spin of the calling thread, as CC's own work is: before the call where the
 // GPU must not see the work earlier (launches), after it where the host gets the answer late (waits, copies).
 // Calls on a stream that is capturing pay nothing and are counted as nodes of the graph.
 //
@@ -78,6 +79,7 @@ static __thread unsigned num_launched;
 static __thread int is_in_capture;      // the call it is in, on a stream that captures
 static __thread double owed_ns;         // what our own system calls took it, to be left out of its next tolls
 #define LONG_ABSENCE_NS 100000
+#define LONG_CALL_NS 20000              // in a shorter one the driver spins: no sleep and wake-up is so quick
 static __thread uint64_t left_ns;       // when this thread last came back from the driver
 static __thread uint64_t known_cpu_ns, known_ns;  // its CPU time, and when it was asked for; it has worked since then
 static __thread unsigned left_generation;
@@ -424,14 +426,16 @@ static double copy_toll_us(const Tolls *tolls, int kind, double bytes) {
 // thread's own time is a system call, which after each launch would cost more than many a toll. Only a long one may
 // have been a wait for another thread.
 static void stretch_host(const Tolls *tolls) {
-  if (left_generation != tolls->generation) owed_ns = 0;
   if (tolls->host_ratio <= 1 || left_generation != tolls->generation) return;
   uint64_t begin = now_ns();
   double worked_ns = (double)(begin - left_ns);
   if (worked_ns > LONG_ABSENCE_NS) {
-    double cpu_ns = (double)(clock_ns(CLOCK_THREAD_CPUTIME_ID) - known_cpu_ns) - (double)(left_ns - known_ns);
+    uint64_t cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+    double cpu_ns = (double)(cpu - known_cpu_ns) - (double)(left_ns - known_ns);
     worked_ns = cpu_ns < 0 ? 0 : cpu_ns < worked_ns ? cpu_ns : worked_ns;
-    owed_ns += (double)(now_ns() - begin);
+    known_cpu_ns = cpu;
+    known_ns = now_ns();
+    owed_ns += (double)(known_ns - begin);
   }
   pay(HOST, worked_ns / 1e3 * (tolls->host_ratio - 1));
 }
@@ -451,6 +455,7 @@ static void leave_host(const Tolls *tolls, int may_have_waited) {
 static void on_enter(const Call *call, CUpti_CallbackId id, const CUpti_CallbackData *data, const Tolls *tolls) {
   CUstream stream = stream_of(call, id, data->functionParams);
   int captured = is_in_capture = is_captured(call, stream);
+  if (left_generation != tolls->generation) owed_ns = 0;  // it was owed under other tolls, or under none
   if (!captured) stretch_host(tolls);
   if (call->action == DO_LAUNCH || call->action == DO_FILL || call->action == DO_D2D) {
     if (call->action == DO_LAUNCH && is_collective(data->symbolName)) {  // of others CUPTI gives no symbol
@@ -468,29 +473,34 @@ static void on_enter(const Call *call, CUpti_CallbackId id, const CUpti_Callback
   entered_ns = call->action == DO_LAUNCH && ++num_launched % TIMED_LAUNCH ? 0 : now_ns();
 }
 
-static void copied(const Call *call, CUstream stream, const char *parameters, const Tolls *tolls) {
+// Returns how long it waited for the stream.
+static uint64_t copied(const Call *call, CUstream stream, const char *parameters, const Tolls *tolls) {
+  uint64_t begin = now_ns(), waited_ns = 0;
   int kind = kind_of_copy(call, parameters);
+  owed_ns += (double)(now_ns() - begin);
   size_t bytes = *(const size_t *)(parameters + call->bytes);
   if (kind == NUM_COPIES) {
     add(&counters->other_copies, 1);
-    return;
+    return 0;
   }
   add(&counters->copies[kind], 1);
   add(&counters->bytes[kind], bytes);
   if (kind == D2D) {
     add(&counters->launches, 1);
     if (call->action == DO_COPY) pay(LAUNCH, tolls->launch_us);  // its direction was not known when it began
-    return;
+    return 0;
   }
   if (call->is_async && tolls->blocks[kind]) {
-    uint64_t begin = now_ns();
     CUstreamCaptureMode mode;
+    begin = now_ns();
     begin_own(&mode);
     p_cuStreamSynchronize(stream);
     end_own(&mode);
-    add(&counters->injected_ns[COPY], now_ns() - begin);
+    waited_ns = now_ns() - begin;
+    add(&counters->injected_ns[COPY], waited_ns);
   }
   pay(COPY, copy_toll_us(tolls, kind, (double)bytes));
+  return waited_ns;
 }
 
 // Whether a capture ended with this result of cuStreamEndCapture, if as a broken one.
@@ -500,14 +510,14 @@ static int is_over(CUresult result) {
 }
 
 static void on_exit_of(const Call *call, CUpti_CallbackId id, const CUpti_CallbackData *data, const Tolls *tolls) {
-  uint64_t lasted = entered_ns ? now_ns() - entered_ns : 0;
+  uint64_t lasted = entered_ns ? now_ns() - entered_ns : 0, waited_ns = lasted;
   CUstream stream = stream_of(call, id, data->functionParams);
   CUresult result = *(const CUresult *)data->functionReturnValue;
   int is_launch = call->action == DO_LAUNCH;
   if (lasted) add(&counters->in_driver_ns, is_launch ? lasted * TIMED_LAUNCH : lasted);
   if (is_in_capture) {
     if (call->action <= DO_OTHER_COPY && call->action != DO_WAIT) add(&counters->graph_nodes, 1);
-    leave_host(tolls, !is_launch);  // what the host did while it captured is not paid later, either
+    leave_host(tolls, lasted > LONG_CALL_NS);  // what the host did while it captured is not paid later, either
     return;
   }
   switch (call->action) {
@@ -520,7 +530,7 @@ static void on_exit_of(const Call *call, CUpti_CallbackId id, const CUpti_Callba
       break;
     case DO_H2D: case DO_D2H: case DO_D2D: case DO_COPY:
       if (call->action != DO_D2D) add(&counters->blocked_ns, lasted);
-      copied(call, stream, data->functionParams, tolls);
+      waited_ns += copied(call, stream, data->functionParams, tolls);
       break;
     case DO_OTHER_COPY: add(&counters->other_copies, 1); break;
     case DO_ALLOC_HOST: add(&counters->allocs_host, 1); pay(ALLOC, tolls->alloc_host_us); break;
@@ -529,7 +539,7 @@ static void on_exit_of(const Call *call, CUpti_CallbackId id, const CUpti_Callba
     case DO_END_CAPTURE: if (is_over(result)) atomic_fetch_sub(&num_capturing, 1); break;
     default: break;
   }
-  leave_host(tolls, !is_launch);
+  leave_host(tolls, waited_ns > LONG_CALL_NS);
 }
 
 static void CUPTIAPI on_call(void *unused, CUpti_CallbackDomain domain, CUpti_CallbackId id, const void *raw) {

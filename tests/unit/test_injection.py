@@ -4,6 +4,7 @@ By counters, not by the clock: a counter of injected time grows by exactly what 
 says what was paid before each piece of work.
 """
 
+import ctypes
 import os
 import random
 import shutil
@@ -582,6 +583,44 @@ def test_a_thread_that_sleeps_is_not_stretched(start):
     gpu.call("cuLaunchKernel")
     time.sleep(0.1)
     assert ns(gpu.crossed(lambda: gpu.call("cuLaunchKernel"))).get("host", 0) < 50e6
+
+
+@in_own_process
+def test_work_after_a_sleep_is_stretched_again(start):
+    gpu = start()
+    gpu.tolls(host_ratio=2.0)
+    gpu.call("cuLaunchKernel")
+    time.sleep(0.1)
+    gpu.call("cuLaunchKernel")
+    burnt = burn(0.02)
+    assert ns(gpu.crossed(lambda: gpu.call("cuLaunchKernel")))["host"] >= burnt * 0.999
+
+
+@in_own_process
+def test_work_after_a_call_that_slept_is_stretched(start):
+    gpu = start()
+    gpu.tolls(host_ratio=2.0)
+    gpu.call("cuLaunchKernel")
+    sleep = ctypes.CFUNCTYPE(ctypes.c_uint64)(lambda: time.sleep(0.1) or 0)
+    gpu.driver.stub_watch(sleep)  # in the driver's call
+    gpu.call("cuMemsetD8Async")
+    gpu.driver.stub_watch(None)
+    burnt = burn(0.02)
+    assert ns(gpu.crossed(lambda: gpu.call("cuLaunchKernel")))["host"] >= burnt * 0.999
+
+
+@in_own_process
+def test_what_copies_lost_without_tolls_is_taken_off_no_later_toll(start):
+    gpu = start()
+    for _ in range(5000):
+        gpu.copy("cuMemcpyHtoDAsync_v2", DEVICE, PINNED)
+    gpu.call("cuStreamBeginCapture_v2")
+    gpu.tolls(launch_us=200.0)
+    gpu.call("cuLaunchKernel")
+    gpu.call("cuStreamEndCapture")
+    before = time.perf_counter_ns()
+    gpu.call("cuLaunchKernel")
+    assert time.perf_counter_ns() - before >= 200e3 * 0.99
 
 
 @in_own_process
