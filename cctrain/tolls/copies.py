@@ -13,7 +13,7 @@ from cctrain.tolls.device import and_wait, can_run, time_us, transfer
 from cctrain.tolls.record import Reading
 from cctrain.tolls.sampling import Case, measure_cases
 
-__all__ = ["can_run", "measure"]
+__all__ = ["can_run", "measure", "num_calls"]
 
 _GROUPS = (((64, 4 << 10, 64 << 10, 1 << 20), 1.2), ((16 << 20, 64 << 20, 256 << 20), 2.4), ((1 << 30,), 1.2))
 """Bytes, and seconds for all copies of these sizes: in turn with a copy of a gigabyte, which leaves every cache cold,
@@ -41,9 +41,13 @@ def measure() -> list[Reading]:
     return readings
 
 
+def num_calls(num_bytes: int) -> int:
+    """Copies of a block."""
+    return max(1, min(_MOST_CALLS, _BLOCK_BYTES // num_bytes))
+
+
 def _case(direction: str, memory: str, target: torch.Tensor, source: torch.Tensor) -> Case:
     num_bytes = source.numel()
-    num_calls = max(1, min(_MOST_CALLS, _BLOCK_BYTES // num_bytes))
-    block = time_us(and_wait(functools.partial(target.copy_, source, non_blocking=True)), num_calls)
+    block = time_us(and_wait(functools.partial(target.copy_, source, non_blocking=True)), num_calls(num_bytes))
     times = 2 if direction == "d2d" else 1
     return transfer("copy", {"direction": direction, "memory": memory}, num_bytes, block, times)

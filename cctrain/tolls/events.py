@@ -15,10 +15,10 @@ from cctrain.tolls.device import can_run, time_us
 from cctrain.tolls.record import Reading
 from cctrain.tolls.sampling import Case, measure_cases
 
-__all__ = ["can_run", "measure"]
+__all__ = ["CALLS", "can_run", "measure"]
 
 _BUDGET_S = 1.0
-_CALLS = 200
+CALLS = 200
 
 
 def measure() -> list[Reading]:
@@ -31,11 +31,11 @@ def measure() -> list[Reading]:
         event.synchronize()
 
     cases = [
-        Case("event_record", "us", {}, time_us(event.record, _CALLS, with_wait=False)),
+        Case("event_record", "us", {}, time_us(event.record, CALLS, with_wait=False)),
         Case(
-            "stream_wait_event", "us", {}, time_us(functools.partial(other.wait_event, event), _CALLS, with_wait=False)
+            "stream_wait_event", "us", {}, time_us(functools.partial(other.wait_event, event), CALLS, with_wait=False)
         ),
-        Case("event_wait", "us", {}, time_us(record_and_wait, _CALLS)),
-        Case("idle_wait", "us", {}, time_us(torch.cuda.synchronize, _CALLS)),
+        Case("event_wait", "us", {}, time_us(record_and_wait, CALLS)),
+        Case("idle_wait", "us", {}, time_us(torch.cuda.synchronize, CALLS)),
     ]
     return measure_cases(cases, _BUDGET_S)

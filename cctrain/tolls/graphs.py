@@ -17,11 +17,11 @@ from cctrain.tolls.device import and_wait, can_run, time_us
 from cctrain.tolls.record import Facts, Reading
 from cctrain.tolls.sampling import Case, measure_cases
 
-__all__ = ["can_run", "measure"]
+__all__ = ["REPLAYS", "can_run", "measure"]
 
 _BUDGET_S = 1.2
 _KERNELS = 100
-_REPLAYS = 50
+REPLAYS = 50
 _CALLS = 10
 
 
@@ -50,12 +50,12 @@ def measure() -> list[Reading]:
 
     torch.cuda.synchronize()
     small, large = capture(1), capture(_KERNELS)
-    replay = time_us(large.replay, _REPLAYS)
+    replay = time_us(large.replay, REPLAYS)
     one: Facts = {"kernels": 1}
     many: Facts = {"kernels": _KERNELS}
     cases = [
-        Case("graph_launch_pipelined", "us", one, time_us(small.replay, _REPLAYS)),
-        Case("graph_launch_wait", "us", one, time_us(and_wait(small.replay), _REPLAYS)),
+        Case("graph_launch_pipelined", "us", one, time_us(small.replay, REPLAYS)),
+        Case("graph_launch_wait", "us", one, time_us(and_wait(small.replay), REPLAYS)),
         Case("graph_launch_call", "us", one, time_us(small.replay, _CALLS, with_wait=False)),
         Case("graph_launch_call", "us", many, time_us(large.replay, _CALLS, with_wait=False)),
         Case("graph_replay", "us", many, lambda: replay() / _KERNELS),

@@ -19,12 +19,12 @@ from cctrain.tolls.device import and_wait, can_run, time_us
 from cctrain.tolls.record import Facts, Reading
 from cctrain.tolls.sampling import Case, measure_cases
 
-__all__ = ["can_run", "measure"]
+__all__ = ["CALLS", "WAITED_CALLS", "can_run", "measure"]
 
 _BUDGET_S = 2.5
-_CALLS = 300
+CALLS = 300
 """Fewer than the launches that the GPU's queue takes before it makes the host wait."""
-_WAITED_CALLS = 100
+WAITED_CALLS = 100
 _BUSY_US = (20, 50, 200)
 _BUSY_BLOCK_US = 4000
 
@@ -33,16 +33,16 @@ def measure() -> list[Reading]:
     """Microseconds per launch."""
     add = functools.partial(torch.zeros(1, device="cuda").add_, 1)
     cases = [
-        Case("launch_pipelined", "us", {"via": "torch"}, time_us(add, _CALLS)),
-        Case("launch_wait", "us", {"via": "torch"}, time_us(and_wait(add), _WAITED_CALLS)),
+        Case("launch_pipelined", "us", {"via": "torch"}, time_us(add, CALLS)),
+        Case("launch_wait", "us", {"via": "torch"}, time_us(and_wait(add), WAITED_CALLS)),
     ]
     for count in driver.ARGUMENT_COUNTS:
         conditions: Facts = {"via": "driver", "args": count}
         launch = driver.kernel(f"empty{count}", [0] * count)
         cases += [
-            Case("launch_pipelined", "us", conditions, time_us(launch, _CALLS)),
-            Case("launch_wait", "us", conditions, time_us(and_wait(launch), _WAITED_CALLS)),
-            Case("launch_call", "us", conditions, time_us(launch, _CALLS, with_wait=False)),
+            Case("launch_pipelined", "us", conditions, time_us(launch, CALLS)),
+            Case("launch_wait", "us", conditions, time_us(and_wait(launch), WAITED_CALLS)),
+            Case("launch_call", "us", conditions, time_us(launch, CALLS, with_wait=False)),
         ]
     for busy_us in _BUSY_US:
         block = time_us(driver.spin(busy_us), _BUSY_BLOCK_US // busy_us)

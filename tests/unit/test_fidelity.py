@@ -1,0 +1,53 @@
+"""benchmarks/fidelity.py: what a reading should be under a profile, and how far it may be from that."""
+
+import pytest
+
+from benchmarks.fidelity import expected_us, off_by, stretch_us, verdict
+from cctrain.emulation.profile import load_profile
+from cctrain.tolls.record import Reading
+from tests.stub_driver import profile
+
+TOLLS = profile(launch_us=20.0, graph_launch_us=30.0, wait_us=40.0, host_ratio=1.1, h2d_pinned_blocks=True)
+OWN = {"launch_call": 5.0, "idle_wait": 6.0, "launch_wait": 14.0}
+
+
+def reading(name, **conditions):
+    return Reading(name=name, unit="us", value=9.0, interval=None, num_blocks=9, conditions=conditions)
+
+
+@pytest.mark.parametrize(
+    ("name", "conditions", "expected"),
+    [
+        ("launch_pipelined", {}, 29.0),
+        ("launch_wait", {}, 69.0),
+        ("graph_launch_wait", {}, 79.0),
+        ("event_wait", {}, 49.0),
+        ("event_record", {}, 9.0),
+        ("launch_busy", {"kernel_us": 8}, 25.0),  # the toll is longer than the kernel
+        ("copy", {"direction": "d2d", "memory": "device", "bytes": 64}, 69.0),
+        ("copy", {"direction": "d2h", "memory": "pinned", "bytes": 64}, 49.0),
+        ("copy", {"direction": "h2d", "memory": "pinned", "bytes": 64}, 55.0),  # its wait no longer overlaps
+        ("copy_issue", {"direction": "h2d", "memory": "pinned", "bytes": 4, "work_us": 1400}, 1409.0),
+    ],
+)
+def test_a_reading_should_take_its_own_time_and_the_tolls_of_its_calls(name, conditions, expected):
+    assert expected_us(reading(name, **conditions), 9.0, TOLLS, OWN) == expected
+
+
+def test_the_hosts_share_is_at_most_that_of_a_launch_and_its_wait():
+    assert stretch_us(7.0, TOLLS, OWN) == pytest.approx(0.7)
+    assert stretch_us(20_000.0, TOLLS, OWN) == pytest.approx(1.4)
+    assert stretch_us(7.0, profile(launch_us=20.0), OWN) == 0
+    assert load_profile("b300").number("host_ratio") > 1  # else there was nothing to tell apart
+
+
+def test_a_time_is_off_by_its_distance_to_the_nearer_sum():
+    assert [off_by(us, 100.0, 110.0) for us in (90.0, 100.0, 105.0, 110.0, 121.0)] == pytest.approx(
+        [-0.1, 0, 0, 0, 0.1]
+    )
+
+
+def test_what_only_the_hosts_share_can_explain_is_told_apart():
+    assert [verdict(us, 100.0, 104.0) for us in (94.0, 96.0, 104.9, 105.1, 109.1, 109.3)] == [
+        *("OVER", "", "", "host", "host", "OVER")
+    ]
