@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from cctrain.platform.nccl import nccl_cc_line
 from cctrain.platform.telemetry import TELEMETRY_FILE
 from cctrain.processes import is_alive, is_here
 from cctrain.readings import GpusUse, reduce_readings
-from cctrain.records import Seed, StepRecord, Summary, finite
+from cctrain.records import Seed, StepRecord, Summary, strict_json
 from cctrain.redaction import redact_file, redacted
-from cctrain.reduce import RankSamples, is_sound, of_the_ranks, read_samples, reduce_samples, summarize
+from cctrain.reduce import RankSamples, Reduced, is_sound, of_the_ranks, reduce_samples, summarize
 from cctrain.rundir import write_text
-from cctrain.samples import STOP_FILE, parse_line
+from cctrain.samples import STOP_FILE, lines_of_ranks, parse_line
 from cctrain.seed import seed_figure
 
 
@@ -41,11 +42,12 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
     derived: dict[str, Any] = {"summary": None, "gpu_state": None}
     seen, broken = record["platform"], ""
     try:
-        ranks, steps = reduce_samples(run_dir, int(expected["warmup"]), config.get("train"))
-        found = notes(ranks, steps)
-        derived = _step(ranks)
-        derived |= _summary(run_dir, record["identity"], config, steps, ranks)
-        seen = _platform(run_dir, record, ranks)
+        reduced = reduce_samples(run_dir, int(expected["warmup"]), config.get("train"))
+        steps = reduced.steps
+        found = notes(reduced)
+        derived = _step(reduced.ranks)
+        derived |= _summary(run_dir, record["identity"], config, reduced)
+        seen = _platform(run_dir, record, reduced.ranks)
     except Exception as error:  # noqa: BLE001 - whatever a damaged sample leads to, the run must get its record
         broken = f"the samples could not be summed up ({type(error).__name__}: {error}); they are in samples/"
         found.append(broken)
@@ -69,7 +71,7 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
         with contextlib.suppress(OSError):
             redact_file(log)
     (run_dir / ".reserve").unlink(missing_ok=True)
-    write_text(run_dir / "run.json", json.dumps(finite(record), allow_nan=False, separators=(",", ":")) + "\n")
+    write_text(run_dir / "run.json", strict_json(record))
     (run_dir / "running.json").unlink(missing_ok=True)
     return record
 
@@ -107,19 +109,17 @@ def _summary(
     run_dir: Path,
     identity: dict[str, Any],
     config: dict[str, Any],
-    steps: Sequence[StepRecord],
-    ranks: dict[int, RankSamples],
+    reduced: Reduced,
 ) -> dict[str, Any]:
     """The record's `summary` and `gpu_state`, both None where nothing was measured, and further `notes`."""
     gpus = identity.get("gpu") or []
     gpu_name = gpus[0] if len(gpus) == 1 else None
-    every_step, profile = steps, config.get("tolls")
-    if profile:
-        steps = of_arm(steps, ALL)
+    ranks, profile = reduced.ranks, config.get("tolls")
+    steps: Sequence[StepRecord] = of_arm(reduced.steps, ALL) if profile else reduced.steps
     summary = summarize(steps, len(ranks), gpu_name)
     if summary is None:
         return {"summary": None, "gpu_state": None}
-    summary = of_the_ranks(summary, steps, ranks)
+    summary = of_the_ranks(summary, steps, reduced)
     steady = [step for step in steps if step.step >= summary.steady_state.first_step]
     found = []
     use = _gpu_use(run_dir, steady, sum(is_here(rank.start) for rank in ranks.values()))
@@ -133,12 +133,13 @@ def _summary(
         if summary.seed is None:
             found.append("measure=seed: the run ended before AutoModel's step 10; raise measure.steps")
     gpu_state = dataclasses.asdict(use) if use else None
-    rows = [rank.steps for rank in ranks.values()]
-    more: dict[str, Any] = {"crossings": mean_crossings(rows, steady_numbers(steps, summary))}
-    plain = summarize(of_arm(every_step, OFF), len(ranks), gpu_name) if profile else None
+    more: dict[str, Any] = {"crossings": mean_crossings(reduced.crossings, steady_numbers(steps, summary))}
+    plain = summarize(of_arm(reduced.steps, OFF), len(ranks), gpu_name) if profile else None
     if profile and plain:
         is_explained = config["cc"]["explain"]
-        more = outcome(parse_profile(profile), every_step, summary, plain, rows, is_explained=is_explained)
+        more = outcome(
+            parse_profile(profile), reduced.steps, summary, plain, reduced.crossings, is_explained=is_explained
+        )
     if (more["crossings"] or {}).get("counted_by") == "operators":
         found.append("no GPU: each operator of this CPU paid the launch toll, which says nothing about any machine")
     return {"summary": dataclasses.asdict(summary), "gpu_state": gpu_state, "notes": found, **more}
@@ -164,10 +165,10 @@ def _seed(
     return seed_figure(steps, ours, len(ranks), data_ranks, (identity.get("versions") or {}).get("nemo-automodel"))
 
 
-def notes(ranks: dict[int, RankSamples], steps: Sequence[StepRecord]) -> list[str]:
+def notes(reduced: Reduced) -> list[str]:
     """What a reader of the numbers has to know, in sentences."""
-    found = []
-    counts = {rank: len(samples.steps) for rank, samples in ranks.items()}
+    ranks, steps, found = reduced.ranks, reduced.steps, []
+    counts = {rank: len(steps) + len(samples.steps) for rank, samples in ranks.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"rank {rank}: {count}" for rank, count in counts.items())
         found.append(f"ranks finished unequal numbers of steps ({listed}); the {len(steps)} that all finished are kept")
@@ -213,7 +214,7 @@ def _finish_killed(run_dir: Path, owner: dict[str, Any]) -> None:
         for name in ("running.json", ".reserve"):
             (run_dir / name).unlink(missing_ok=True)
         return
-    ranks = read_samples(run_dir).values()
-    is_over = len(ranks) == owner["ranks"] and all(rank.end and rank.end["event"] == "end" for rank in ranks)
+    lines = map(parse_line, chain.from_iterable(lines_of_ranks(run_dir).values()))
+    is_over = sum((line or {}).get("event") == "end" for line in lines) == owner["ranks"]
     why = None if is_over else "the process that followed the run was killed"
     finish_record(run_dir, why)

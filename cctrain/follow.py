@@ -14,7 +14,7 @@ from typing import Any
 
 from cctrain.launcher import first_to_fail
 from cctrain.processes import is_alive, is_here, kill_session
-from cctrain.samples import SamplesTail
+from cctrain.samples import SamplesTail, parse_line
 
 _POLL_S = 0.2
 _GRACE_S = 4.0
@@ -100,8 +100,10 @@ class Follower:
     def _read(self) -> bool:
         is_new = False
         for number, line in self._tail.read():
-            self._take(number, line)
-            is_new = True
+            parsed = parse_line(line)
+            if parsed is not None:
+                self._take(number, parsed)
+                is_new = True
         return is_new
 
     def _take(self, rank: int, line: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ which see the same samples, count them once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -195,8 +196,17 @@ class RunRecord:
 
 
 def to_json(record: Any) -> str:
-    """Strict JSON of a record: no NaN, no infinity, lists of numbers on one line."""
-    return json.dumps(finite(dataclasses.asdict(record)), allow_nan=False, separators=(",", ":")) + "\n"
+    """Strict JSON of a record: no NaN, no infinity, all on one line."""
+    return strict_json(dataclasses.asdict(record))
+
+
+def strict_json(content: Any) -> str:
+    """The same of what a record comes to."""
+    dumps = functools.partial(json.dumps, allow_nan=False, separators=(",", ":"))
+    try:
+        return dumps(content) + "\n"
+    except ValueError:  # a NaN; to look for one takes as long as to write
+        return dumps(finite(content)) + "\n"
 
 
 def finite(node: Any) -> Any:

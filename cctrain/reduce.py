@@ -7,23 +7,39 @@ crash leaves whole steps only.
 from __future__ import annotations
 
 import dataclasses
-import gc
+import math
 import statistics
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from cctrain import flops, stats
-from cctrain.records import Estimate, SteadyState, StepRecord, Straggler, Summary
-from cctrain.samples import SamplesTail
-from cctrain.straggler import find_straggler
+from cctrain.records import Estimate, SteadyState, StepRecord, Summary
+from cctrain.samples import lines_of_ranks, parse_line
+from cctrain.stats import Floats
+from cctrain.straggler import Last, find_straggler, last_rank
 
 _GIB = 2**30
-_BLOCK_BYTES = 16 << 10
-_KEPT = ("phases_s", "crossings")
-"""Of a rank's step, what is asked for once the steps are known."""
+_AT_ONCE = 32
+"""Lines of a rank that are taken before the next rank's."""
+_NUMBERS = ("step_time_s", "data_wait_s", "padded_tokens", "real_tokens", "label_tokens", "num_images")
+_FIRST_PHASE = len(_NUMBERS) + 1
+_numbers_of = itemgetter(*_NUMBERS)
+
+
+class Sample(NamedTuple):
+    """One step of one rank, packed: a parsed line is ten times as large, and there are millions of them."""
+
+    numbers: bytes
+    """float64: `_NUMBERS`, `begin_s` or NaN, and the phases in the order in which they ran."""
+    line: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,63 +48,82 @@ class RankSamples:
 
     start: dict[str, Any]
     """Its `start` line with its `ready` line, which adds `data_rank` and the clock's name."""
-    steps: dict[int, dict[str, Any]]
+    steps: dict[int, Sample]
     end: dict[str, Any] | None
 
 
-def read_samples(run_dir: Path) -> dict[int, RankSamples]:
-    """The samples of every rank that wrote any. A last line cut short by a crash is left out."""
-    ranks: dict[int, RankSamples] = {}
-    for number, line in SamplesTail(run_dir).read():
-        _take(ranks, number, line)
-    return ranks
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """The samples of a run, reduced."""
+
+    ranks: dict[int, RankSamples]
+    """Every rank that wrote any, with those of its steps that not all have finished."""
+    steps: tuple[StepRecord, ...]
+    """Those that all ranks finished, as `step_records` makes them."""
+    lasts: dict[int, Last | None]
+    """Which rank was last in each of them."""
+    crossings: list[dict[int, Any]]
+    """Of each rank by step, where they were counted."""
 
 
-def reduce_samples(
-    run_dir: Path, warmup: int, recipe: Mapping[str, Any] | None = None
-) -> tuple[dict[int, RankSamples], tuple[StepRecord, ...]]:
-    """The samples of every rank, and the steps that all of them finished, as `step_records` makes them.
+def reduce_samples(run_dir: Path, warmup: int, recipe: Mapping[str, Any] | None = None) -> Reduced:
+    """Read the samples of every rank that wrote any, side by side, and let go of what is a step.
 
-    Read side by side, a block of each file at a time: of what is a step already only `_KEPT` is held on to, so that a
-    run of a thousand ranks fits into memory.
+    A last line cut short by a crash is left out. FLOPs are counted as the AutoModel `recipe` trains.
     """
-    open_ranks: dict[int, RankSamples] = {}
-    reduced: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
+    ranks: dict[int, RankSamples] = {}
+    crossings: dict[int, dict[int, Any]] = defaultdict(dict)
     steps: list[StepRecord] = []
-    tail = SamplesTail(run_dir, _BLOCK_BYTES)
-    gc.disable()  # it would walk millions of rows again and again, none of which is garbage
-    try:
-        while lines := list(tail.read()):
-            for number, line in lines:
-                _take(open_ranks, number, line)
-            found = step_records(open_ranks, max(0, warmup - len(steps)), recipe)
-            for number, rank in open_ranks.items():
-                for step in found:
-                    row = rank.steps.pop(step.step)
-                    reduced[number][step.step] = {key: row[key] for key in _KEPT if key in row}
-            steps += found
-    finally:
-        gc.freeze()
-        gc.enable()
-    ranks = {
-        number: RankSamples(rank.start, reduced[number] | rank.steps, rank.end) for number, rank in open_ranks.items()
-    }
-    return ranks, tuple(steps)
+    lasts: dict[int, Last | None] = {}
+    files = lines_of_ranks(run_dir)
+    while taken := [(number, list(islice(lines, _AT_ONCE))) for number, lines in files.items()]:
+        for number, lines in taken:
+            for line in lines:
+                take(ranks, number, line)
+        found = step_records(ranks, max(0, warmup - len(steps)), recipe)
+        is_one_clock = len({rank.start.get("host") for rank in ranks.values()}) == 1
+        for step in found:
+            samples = {number: ranks[number].steps.pop(step.step) for number in sorted(ranks)}
+            lasts[step.step] = _last(list(samples.values()), step.rank_begin_s if is_one_clock else None)
+            if b'"crossings"' in samples[min(samples)].line:
+                for number, sample in samples.items():
+                    crossings[number][step.step] = _parsed(sample).get("crossings")
+        steps += found
+        files = {number: files[number] for number, lines in taken if lines}
+    return Reduced(ranks, tuple(steps), lasts, [crossings[number] for number in ranks])
 
 
-def _take(ranks: dict[int, RankSamples], number: int, line: dict[str, Any]) -> None:
+def _last(samples: Sequence[Sample], begins_s: Sequence[float] | None) -> Last | None:
+    phases = list(_parsed(samples[0]).get("phases_s") or [])
+    return last_rank(phases, _numbers(samples)[:, _FIRST_PHASE:], begins_s)
+
+
+def _numbers(samples: Sequence[Sample]) -> Floats:
+    """One row a rank, as long as the shortest."""
+    size = min(len(sample.numbers) for sample in samples)
+    return np.frombuffer(b"".join(sample.numbers[:size] for sample in samples)).reshape(len(samples), -1)
+
+
+def _parsed(sample: Sample) -> dict[str, Any]:
+    return parse_line(sample.line) or {}
+
+
+def take(ranks: dict[int, RankSamples], number: int, line: bytes) -> None:
     """Sort a line of rank `number` by what it says. One that never said that it started is nobody's."""
-    event = line.get("event")
+    parsed = parse_line(line) or {}
+    event = parsed.get("event")
     if event == "start":
-        ranks[number] = RankSamples(line, {}, None)
+        ranks[number] = RankSamples(parsed, {}, None)
     elif number not in ranks:
         return
-    elif "step" in line:
-        ranks[number].steps[int(line["step"])] = line
+    elif "step" in parsed:
+        phases_s = (parsed.get("phases_s") or {}).values()
+        numbers = array("d", (*_numbers_of(parsed), parsed.get("begin_s", math.nan), *phases_s))
+        ranks[number].steps[int(parsed["step"])] = Sample(numbers.tobytes(), line)
     elif event == "ready":
-        ranks[number].start.update(line)
+        ranks[number].start.update(parsed)
     elif event in ("end", "error"):
-        ranks[number] = dataclasses.replace(ranks[number], end=line)
+        ranks[number] = dataclasses.replace(ranks[number], end=parsed)
 
 
 def step_records(
@@ -108,22 +143,22 @@ def step_records(
     )
 
 
-_CountFlops = Callable[[Iterable[dict[str, Any]]], tuple[float | None, float | None]]
+_CountFlops = Callable[[Iterable[Sample]], tuple[float | None, float | None]]
 
 
 def _flops_counter(ranks: Sequence[RankSamples], recipe: Mapping[str, Any] | None) -> _CountFlops:
-    """Model and hardware FLOPs of the rows of one step, by what the first rank says of its model."""
+    """Model and hardware FLOPs of the samples of one step, by what the first rank says of its model."""
     config = ranks[0].start.get("model_config")
     shape = flops.shape_of(config) if config else None
     training = flops.training_of(recipe) if recipe else None
     is_eager = recipe is not None and recipe["model"].get("attn_implementation") == "eager"
     computed = flops.Savings(causal=False, window=False, packing=False) if is_eager else flops.Savings()
 
-    def count(rows: Iterable[dict[str, Any]]) -> tuple[float | None, float | None]:
+    def count(samples: Iterable[Sample]) -> tuple[float | None, float | None]:
         if not shape or not training:
             return None, None
         model = hardware = 0.0
-        for row in rows:
+        for row in map(_parsed, samples):
             padded, documents = [list(part) for part in zip(*row["rows"], strict=True)]
             patches = [list(part) for part in zip(*row.get("patches", []), strict=True)] or [[], []]
             sequences = flops.Sequences(padded, documents, *patches)
@@ -135,33 +170,36 @@ def _flops_counter(ranks: Sequence[RankSamples], recipe: Mapping[str, Any] | Non
 
 
 def _step_record(step: int, ranks: Sequence[RankSamples], count_flops: _CountFlops, *, is_warmup: bool) -> StepRecord:
-    rows = [rank.steps[step] for rank in ranks]
-    times = [float(row["step_time_s"]) for row in rows]
-    slowest = max(range(len(rows)), key=times.__getitem__)
+    samples = [rank.steps[step] for rank in ranks]
+    numbers = _numbers(samples)
+    times, data_waits, begins = numbers[:, 0], numbers[:, 1], numbers[:, len(_NUMBERS)]
+    slowest = int(times.argmax())
+    first, last = _parsed(samples[0]), _parsed(samples[slowest])
     # Ranks that share their samples, as tensor-parallel ones do, count them once.
-    data_rows = {rank.start["data_rank"]: row for rank, row in zip(ranks, rows, strict=True)}.values()
-    model_flops, hardware_flops = count_flops(data_rows)
+    data_ranks = list({rank.start["data_rank"]: index for index, rank in enumerate(ranks)}.values())
+    padded_tokens, real_tokens, label_tokens, num_images = map(int, numbers[data_ranks, 2:6].sum(axis=0))
+    model_flops, hardware_flops = count_flops(samples[index] for index in data_ranks)
     return StepRecord(
         step=step,
-        step_time_s=times[slowest],
-        rank_step_time_s=tuple(times),
-        rank_begin_s=tuple(row["begin_s"] for row in rows) if all("begin_s" in row for row in rows) else None,
-        data_wait_s=max(float(row["data_wait_s"]) for row in rows),
-        phases_s=rows[slowest].get("phases_s"),
-        micro_batches_s=rows[slowest].get("micro_batches_s"),
-        padded_tokens=sum(row["padded_tokens"] for row in data_rows),
-        real_tokens=sum(row["real_tokens"] for row in data_rows),
-        label_tokens=sum(row["label_tokens"] for row in data_rows),
-        num_images=sum(row["num_images"] for row in data_rows),
+        step_time_s=float(times[slowest]),
+        rank_step_time_s=tuple(times.tolist()),
+        rank_begin_s=None if np.isnan(begins).any() else tuple(begins.tolist()),
+        data_wait_s=float(data_waits.max()),
+        phases_s=last.get("phases_s"),
+        micro_batches_s=last.get("micro_batches_s"),
+        padded_tokens=padded_tokens,
+        real_tokens=real_tokens,
+        label_tokens=label_tokens,
+        num_images=num_images,
         model_flops=model_flops,
         hardware_flops=hardware_flops,
-        engine_tokens=rows[0].get("engine_tokens"),
-        engine_tokens_per_s_per_gpu=rows[0].get("engine_tokens_per_s_per_gpu"),
-        loss=rows[0].get("loss"),
-        is_warmup=is_warmup or bool(rows[0].get("is_settling")),
-        is_tolled=rows[0].get("is_tolled"),
-        arm=rows[0].get("arm"),
-        block=rows[0].get("block"),
+        engine_tokens=first.get("engine_tokens"),
+        engine_tokens_per_s_per_gpu=first.get("engine_tokens_per_s_per_gpu"),
+        loss=first.get("loss"),
+        is_warmup=is_warmup or bool(first.get("is_settling")),
+        is_tolled=first.get("is_tolled"),
+        arm=first.get("arm"),
+        block=first.get("block"),
     )
 
 
@@ -232,24 +270,18 @@ def _utilization(counts: Sequence[float | None], gpu_seconds: float, peak: float
     return sum(known) / gpu_seconds / peak if peak and len(known) == len(counts) else None
 
 
-def of_the_ranks(summary: Summary, steps: Sequence[StepRecord], ranks: Mapping[int, RankSamples]) -> Summary:
-    """`summary` with what only the ranks' samples say: their memory, and which of them the others wait for."""
-    memory = _memory_gib(ranks)
+def of_the_ranks(summary: Summary, steps: Sequence[StepRecord], reduced: Reduced) -> Summary:
+    """`summary` of `steps` with what only the ranks' samples say: their memory, and which of them the others wait
+    for."""
+    memory = _memory_gib(reduced.ranks)
+    lasts = [reduced.lasts[step.step] for step in steps if step.step >= summary.steady_state.first_step]
+    known = [last for last in lasts if last]
     return dataclasses.replace(
         summary,
         peak_memory_gib=max(memory["allocated"]) if memory else None,
         rank_peak_memory_gib=memory,
-        straggler=_straggler([step for step in steps if step.step >= summary.steady_state.first_step], ranks),
+        straggler=find_straggler(known, len(reduced.ranks)) if len(known) == len(lasts) else None,
     )
-
-
-def _straggler(steady: Sequence[StepRecord], ranks: Mapping[int, RankSamples]) -> Straggler | None:
-    phases = [[ranks[rank].steps[step.step]["phases_s"] for rank in sorted(ranks)] for step in steady]
-    if any("forward_backward" in row for row in phases[0]):
-        return None  # a pipeline's stages end their phases one after the other, whoever is slow
-    is_one_clock = len({rank.start.get("host") for rank in ranks.values()}) == 1
-    begins = [step.rank_begin_s for step in steady if step.rank_begin_s]
-    return find_straggler(phases, begins if is_one_clock and len(begins) == len(steady) else None)
 
 
 def _memory_gib(ranks: Mapping[int, RankSamples]) -> dict[str, list[float]] | None:

@@ -16,11 +16,12 @@ from cctrain.records import finite
 
 _FLUSH_S = 0.5
 """A step is on disk at most this long after the device finished it, so that a crash loses no more."""
+_BLOCK_BYTES = 64 << 10
 STOP_FILE = "stop.json"
 """In the run directory: the parent has measured enough, and why."""
 
 
-def parse_line(line: str) -> dict[str, Any] | None:
+def parse_line(line: str | bytes) -> dict[str, Any] | None:
     """One line of a samples file, or None where it is cut short."""
     try:
         parsed = orjson.loads(line)  # a run of a thousand ranks leaves a million lines; json takes three times as long
@@ -47,27 +48,46 @@ class SampleFile:
 
 
 class SamplesTail:
-    """What the ranks of a run append to their samples files, as they grow; about `block_bytes` of each at once."""
+    """What the ranks of a run append to their samples files, as they grow."""
 
-    def __init__(self, run_dir: Path, block_bytes: int = -1) -> None:
-        self._folder, self._block_bytes = run_dir / "samples", block_bytes
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / "samples"
         self._offsets: dict[Path, int] = {}
 
-    def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The rank and content of each line that is new since the last call, and whole."""
-        for path in sorted(self._folder.glob("rank*.jsonl")):
-            offset = self._offsets.get(path, 0)
-            with path.open("rb") as file:
-                file.seek(offset)
-                block = file.read(self._block_bytes)
-                while b"\n" not in block and (more := file.read(self._block_bytes)):
-                    block += more
-            whole, newline, _ = block.rpartition(b"\n")
-            self._offsets[path] = offset + len(whole) + len(newline)
-            rank = int(path.stem.removeprefix("rank"))
-            for line in map(parse_line, whole.decode("utf-8", errors="replace").splitlines()):
-                if line is not None:
-                    yield rank, line
+    def read(self) -> Iterator[tuple[int, bytes]]:
+        """The rank and text of each line that is new since the last call, and whole."""
+        for number, path in _files(self._folder):
+            whole = _whole_lines(path, self._offsets.get(path, 0))
+            self._offsets[path] = self._offsets.get(path, 0) + len(whole)
+            for line in whole.splitlines():
+                yield number, line
+
+
+def lines_of_ranks(run_dir: Path) -> dict[int, Iterator[bytes]]:
+    """What each rank of a run has written, line by line, read as it is asked for."""
+    return {number: _lines(path) for number, path in _files(run_dir / "samples")}
+
+
+def _files(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in sorted(folder.glob("rank*.jsonl")):
+        yield int(path.stem.removeprefix("rank")), path
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    offset = 0
+    while whole := _whole_lines(path, offset, _BLOCK_BYTES):
+        offset += len(whole)
+        yield from whole.splitlines()
+
+
+def _whole_lines(path: Path, offset: int, num_bytes: int = -1) -> bytes:
+    """From `offset` on, those that end within `num_bytes`, or the first; all of them by default."""
+    with path.open("rb") as file:  # not kept open: a thousand ranks are more files than a process may have
+        file.seek(offset)
+        block = file.read(num_bytes)
+        while b"\n" not in block and (more := file.read(num_bytes)):
+            block += more
+    return block[: block.rfind(b"\n") + 1]
 
 
 class SampleThread:

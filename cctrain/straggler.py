@@ -9,9 +9,11 @@ slows all ranks alike and is not seen; its GPU's clocks may show it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing
 from scipy.special import bdtrc
 
 from cctrain.records import Straggler
@@ -21,37 +23,52 @@ _SMALLEST_COST = 0.005
 """As a fraction of the step time; less is not worth a name."""
 
 
-def find_straggler(
-    steps: Sequence[Sequence[Mapping[str, float]]], begins_s: Sequence[Sequence[float]] | None = None
-) -> Straggler | None:
-    """The straggler of `steps`, each the phases of every rank in the order in which they ran; seconds.
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The rank furthest behind the next at the end of any phase of one step."""
 
-    `begins_s` is when each rank began each step, by one clock; without one (ranks on several machines) each rank counts
-    from its own beginning. None where no rank is last more often than one in R would be by chance (binomial, at most
-    1 % false alarms over all ranks when steps are independent), or where the next rank waits for it for less than 0.5 %
-    of the step.
+    rank: int
+    late_s: float
+    phase: str
+    step_time_s: float
+    """Of the slowest rank, all its phases together."""
+
+
+def last_rank(
+    phases: Sequence[str], spans_s: np.typing.NDArray[np.float64], begins_s: Sequence[float] | None = None
+) -> Last | None:
+    """Of one step, from the spans of its `phases` in the order in which they ran, (ranks, phases); seconds. None below
+    two ranks, and for a pipeline, whose stages end their phases one after the other, whoever is slow.
+
+    `begins_s` is when each rank began the step, by one clock; without one (ranks on several machines) each rank counts
+    from its own beginning.
     """
-    if not steps or len(steps[0]) < 2:
+    if len(spans_s) < 2 or not spans_s.size or "forward_backward" in phases:
         return None
-    num_ranks = len(steps[0])
-    own = [[0.0] * num_ranks] * len(steps)
-    last = [_last(ranks, begins) for ranks, begins in zip(steps, begins_s or own, strict=True)]
-    rank, count = Counter(rank for rank, _, _ in last).most_common(1)[0]
-    if bdtrc(count - 1, len(steps), 1 / num_ranks) * num_ranks > _CHANCE:
-        return None
-    cost_s = sum(late_s for last_rank, late_s, _ in last if last_rank == rank) / len(steps)
-    step_time_s = sum(max(sum(phases.values()) for phases in ranks) for ranks in steps) / len(steps)
-    if cost_s < _SMALLEST_COST * step_time_s:
-        return None
-    phase = Counter(name for last_rank, _, name in last if last_rank == rank).most_common(1)[0][0]
-    return Straggler(rank=rank, share=count / len(steps), cost_s=cost_s, phase=phase)
-
-
-def _last(ranks: Sequence[Mapping[str, float]], begins_s: Sequence[float]) -> tuple[int, float, str]:
-    """The rank furthest behind the next at the end of any phase, by how many seconds, and the phase."""
-    num_phases = min(map(len, ranks))
-    spans = np.array([list(phases.values())[:num_phases] for phases in ranks])
-    ends = spans.cumsum(axis=1) + np.asarray(begins_s)[:, None]
+    ends = spans_s.cumsum(axis=1)
+    step_time_s = float(ends[:, -1].max())
+    if begins_s is not None:
+        ends += np.asarray(begins_s)[:, None]
     second, first = np.partition(ends, -2, axis=0)[-2:]
     phase = int(np.argmax(first - second))
-    return int(ends[:, phase].argmax()), float(first[phase] - second[phase]), list(ranks[0])[phase]
+    late_s = float(first[phase] - second[phase])
+    return Last(int(ends[:, phase].argmax()), late_s, phases[phase], step_time_s)
+
+
+def find_straggler(lasts: Sequence[Last], num_ranks: int) -> Straggler | None:
+    """The straggler of steps that had these `lasts`.
+
+    None where no rank is last more often than one in R would be by chance (binomial, at most 1 % false alarms over all
+    ranks when steps are independent), or where the next rank waits for it for less than 0.5 % of the step.
+    """
+    if not lasts:
+        return None
+    rank, count = Counter(last.rank for last in lasts).most_common(1)[0]
+    if bdtrc(count - 1, len(lasts), 1 / num_ranks) * num_ranks > _CHANCE:
+        return None
+    cost_s = sum(last.late_s for last in lasts if last.rank == rank) / len(lasts)
+    step_time_s = sum(last.step_time_s for last in lasts) / len(lasts)
+    if cost_s < _SMALLEST_COST * step_time_s:
+        return None
+    phase = Counter(last.phase for last in lasts if last.rank == rank).most_common(1)[0][0]
+    return Straggler(rank=rank, share=count / len(lasts), cost_s=cost_s, phase=phase)

@@ -10,12 +10,12 @@ from cctrain.emulation.arms import CUPTI, OPERATORS
 
 
 def mean_crossings(ranks: Sequence[Mapping[int, Mapping[str, Any]]], steps: Sequence[int]) -> dict[str, Any] | None:
-    """Mean of the `crossings` of `steps` on the rank that crossed most; None where nothing was counted.
+    """Mean over `steps` on the rank that crossed most; None where nothing was counted.
 
-    `ranks` are each rank's sample rows by step. Counted by the library (`launches`...), or on a CPU by its stand-in
-    (`operators`).
+    `ranks` are what each rank's samples call `crossings`, by step: counted by the library (`launches`...), or on a CPU
+    by its stand-in (`operators`).
     """
-    counted = [[rows[step].get("crossings") for step in steps] for rows in ranks]
+    counted = [[rows.get(step) for step in steps] for rows in ranks]
     if not steps or any(row is None for rows in counted for row in rows):
         return None
     means = [_mean([row for row in rows if row]) for rows in counted]

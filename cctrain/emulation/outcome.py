@@ -15,8 +15,8 @@ from cctrain.emulation.profile import Profile
 from cctrain.emulation.rounds import whole_rounds
 from cctrain.records import StepRecord, Summary
 
-Rows = Sequence[Mapping[int, Mapping[str, Any]]]
-"""Each rank's sample rows by step."""
+Crossings = Sequence[Mapping[int, Mapping[str, Any]]]
+"""Each rank's by step."""
 
 
 def of_arm(steps: Sequence[StepRecord], arm: str) -> list[StepRecord]:
@@ -31,19 +31,25 @@ def steady_numbers(steps: Sequence[StepRecord], summary: Summary) -> list[int]:
 
 
 def outcome(
-    profile: Profile, steps: Sequence[StepRecord], tolled: Summary, plain: Summary, rows: Rows, *, is_explained: bool
+    profile: Profile,
+    steps: Sequence[StepRecord],
+    tolled: Summary,
+    plain: Summary,
+    crossings: Crossings,
+    *,
+    is_explained: bool,
 ) -> dict[str, Any]:
     """The record's `tolls`, `summary_off`, `keep_ratio`, `crossings` and `explain`, from the summaries of both arms."""
     first_steps = {ALL: tolled.steady_state.first_step, OFF: plain.steady_state.first_step}
-    paid = mean_crossings(rows, steady_numbers(of_arm(steps, ALL), tolled))
+    paid = mean_crossings(crossings, steady_numbers(of_arm(steps, ALL), tolled))
     counted_by = paid["counted_by"] if paid else CUPTI
-    every_arm = arms(profile, is_explained=is_explained, num_ranks=len(rows), counted_by=counted_by)
+    every_arm = arms(profile, is_explained=is_explained, num_ranks=len(crossings), counted_by=counted_by)
     rounds = whole_rounds(steps, every_arm, first_steps)
     kept = keep_ratio(rounds)
-    classes = explained_classes(profile, len(rows), counted_by)
+    classes = explained_classes(profile, len(crossings), counted_by)
     return {
         "summary_off": dataclasses.asdict(plain),
         "keep_ratio": dataclasses.asdict(kept) if kept else None,
-        "crossings": mean_crossings(rows, steady_numbers(of_arm(steps, OFF), plain)),
+        "crossings": mean_crossings(crossings, steady_numbers(of_arm(steps, OFF), plain)),
         "explain": explain(rounds, classes, paid["injected_s"]) if is_explained and paid else None,
     }

@@ -12,7 +12,7 @@ from typing import Any
 from cctrain import flops
 from cctrain.records import StepRecord
 from cctrain.redaction import redacted
-from cctrain.reduce import RankSamples, step_records
+from cctrain.reduce import RankSamples, step_records, take
 from cctrain.samples import SamplesTail
 from cctrain.sinks.sink import End, Start, Values
 
@@ -71,12 +71,7 @@ class Steps:
     def new(self) -> Iterator[tuple[int, Values]]:
         """Number and values of the steps that were finished since the last call."""
         for number, line in self._tail.read():
-            if line.get("event") == "start":
-                self._ranks[number] = RankSamples(line, {}, None)
-            elif line.get("event") == "ready":
-                self._ranks[number].start.update(line)
-            elif "step" in line:
-                self._ranks[number].steps[int(line["step"])] = line
+            take(self._ranks, number, line)
         if not any(rank.steps for rank in self._ranks.values()):
             return
         found = step_records(self._ranks, max(0, self._warmup - self._num_taken), self._recipe)

@@ -249,7 +249,7 @@ def test_nothing_injected_has_no_share_that_shows():
 
 
 def crossings(**values):
-    return {"crossings": counted(tuple(values.get(name, 0) for name in _WORDS))}
+    return counted(tuple(values.get(name, 0) for name in _WORDS))
 
 
 def test_crossings_are_means_of_the_asked_steps_on_the_rank_that_launched_most():
@@ -264,12 +264,12 @@ def test_crossings_are_means_of_the_asked_steps_on_the_rank_that_launched_most()
 
 
 def test_operators_are_counted_in_place_of_launches():
-    ranks = [{1: {"crossings": {"operators": number, "injected_s": {"launch": 0.5}}}} for number in (10, 30)]
+    ranks = [{1: {"operators": number, "injected_s": {"launch": 0.5}}} for number in (10, 30)]
     assert mean_crossings(ranks, [1]) == {"counted_by": "operators", "operators": 30, "injected_s": {"launch": 0.5}}
 
 
 def test_what_was_not_counted_in_every_step_of_every_rank_is_unknown():
-    whole, lacking = {1: crossings(launches=1), 2: crossings(launches=1)}, {1: crossings(launches=1), 2: {}}
+    whole, lacking = {1: crossings(launches=1), 2: crossings(launches=1)}, {1: crossings(launches=1)}
     assert mean_crossings([whole, lacking], [1, 2]) is None
     assert mean_crossings([whole, lacking], [1]) is not None
     assert mean_crossings([whole], []) is None
@@ -280,7 +280,7 @@ def test_what_was_not_counted_in_every_step_of_every_rank_is_unknown():
 
 def rows_of(steps, injected_ns=0, operators=None):
     return {
-        step.step: {"crossings": {"operators": operators, "injected_s": {"launch": injected_ns / 1e9}}}
+        step.step: {"operators": operators, "injected_s": {"launch": injected_ns / 1e9}}
         if operators
         else crossings(launches=step.step, injected_launch_ns=injected_ns)
         for step in steps

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from cctrain import reduce
-from cctrain.reduce import of_the_ranks, read_samples, reduce_samples, step_records, summarize
+from cctrain import reduce, samples
+from cctrain.reduce import of_the_ranks, reduce_samples, summarize
 
 
 def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, end=True, cut=False):
@@ -37,7 +37,7 @@ def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, e
 def test_a_step_takes_as_long_as_its_slowest_rank(tmp_path):
     write_rank(tmp_path, 0, [0.2, 0.9])
     write_rank(tmp_path, 1, [0.7, 0.3])
-    steps = step_records(read_samples(tmp_path), warmup=1)
+    steps = reduce_samples(tmp_path, warmup=1).steps
     assert [step.step_time_s for step in steps] == [0.7, 0.9]
     assert steps[0].rank_step_time_s == (0.2, 0.7)
     assert [step.is_warmup for step in steps] == [True, False]
@@ -47,7 +47,7 @@ def test_a_step_takes_as_long_as_its_slowest_rank(tmp_path):
 def test_ranks_that_are_late_in_turn_do_not_make_the_run_longer_than_it_was(tmp_path):
     write_rank(tmp_path, 0, [0.7, 0.3] * 10)
     write_rank(tmp_path, 1, [0.3, 0.7] * 10)
-    summary = summarize(step_records(read_samples(tmp_path), warmup=0), 2, None)
+    summary = summarize(reduce_samples(tmp_path, warmup=0).steps, 2, None)
     assert summary.step_time_s.mean == pytest.approx(0.5)
     assert summary.step_time_s.median == 0.7
     assert summary.tokens_per_s_per_gpu.mean == pytest.approx(200 / 0.5 / 2)
@@ -58,7 +58,7 @@ def test_steps_of_unequal_length_do_not_blur_a_rate_that_is_the_same_in_all(tmp_
     write_rank(tmp_path, 0, seconds, world=1)
     steps = [
         dataclasses.replace(step, padded_tokens=round(1000 * step.step_time_s) + step.step % 2)
-        for step in step_records(read_samples(tmp_path), warmup=0)
+        for step in reduce_samples(tmp_path, warmup=0).steps
     ]
     low, high = summarize(steps, 1, None).tokens_per_s_per_gpu.ci95
     assert low < summarize(steps, 1, None).tokens_per_s_per_gpu.mean < high
@@ -68,16 +68,15 @@ def test_steps_of_unequal_length_do_not_blur_a_rate_that_is_the_same_in_all(tmp_
 def test_ranks_that_share_their_samples_count_them_once(tmp_path):
     for rank in range(4):
         write_rank(tmp_path, rank, [0.5], world=4, data_rank=rank // 2)
-    (step,) = step_records(read_samples(tmp_path), warmup=0)
+    (step,) = reduce_samples(tmp_path, warmup=0).steps
     assert (step.padded_tokens, step.real_tokens, step.label_tokens, step.num_images) == (200, 180, 10, 2)
 
 
 def test_tokens_per_gpu_are_per_rank_of_the_whole_world(tmp_path):
     for rank in range(4):
         write_rank(tmp_path, rank, [0.5] * 20, world=4, data_rank=rank // 2)
-    ranks = read_samples(tmp_path)
-    steps = step_records(ranks, warmup=5)
-    summary = of_the_ranks(summarize(steps, len(ranks), None), steps, ranks)
+    reduced = reduce_samples(tmp_path, warmup=5)
+    summary = of_the_ranks(summarize(reduced.steps, len(reduced.ranks), None), reduced.steps, reduced)
     assert summary.tokens_per_s_per_gpu.mean == pytest.approx(200 / 0.5 / 4)
     assert summary.real_tokens_per_s_per_gpu == pytest.approx(180 / 0.5 / 4)
     assert summary.steady_state.num_steps == 15
@@ -88,10 +87,9 @@ def test_tokens_per_gpu_are_per_rank_of_the_whole_world(tmp_path):
 def test_after_a_crash_the_steps_that_all_ranks_finished_are_kept(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 7, end=False)
     write_rank(tmp_path, 1, [0.5] * 9, end=False, cut=True)
-    ranks = read_samples(tmp_path)
-    steps = step_records(ranks, warmup=2)
-    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6, 7]
-    summary = of_the_ranks(summarize(steps, len(ranks), None), steps, ranks)
+    reduced = reduce_samples(tmp_path, warmup=2)
+    assert [step.step for step in reduced.steps] == [1, 2, 3, 4, 5, 6, 7]
+    summary = of_the_ranks(summarize(reduced.steps, len(reduced.ranks), None), reduced.steps, reduced)
     assert summary.peak_memory_gib is None
     assert not summary.steady_state.is_steady
     assert summary.step_time_s.ci95 is None
@@ -99,29 +97,28 @@ def test_after_a_crash_the_steps_that_all_ranks_finished_are_kept(tmp_path):
 
 def test_a_rank_that_never_started_leaves_no_steps(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 7)
-    ranks = read_samples(tmp_path)
-    assert step_records(ranks, warmup=0) == ()
-    assert summarize((), len(ranks), None) is None
+    assert reduce_samples(tmp_path, warmup=0).steps == ()
+    assert summarize((), 1, None) is None
 
 
 def test_a_run_that_ends_inside_its_warm_up_has_no_summary(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 3, world=1)
-    ranks = read_samples(tmp_path)
-    assert summarize(step_records(ranks, warmup=5), len(ranks), None) is None
+    assert summarize(reduce_samples(tmp_path, warmup=5).steps, 1, None) is None
 
 
 def test_a_clock_that_stood_still_leaves_no_summary(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 20 + [0.0] + [0.5] * 20, world=1)
-    ranks = read_samples(tmp_path)
-    assert summarize(step_records(ranks, warmup=5), len(ranks), None) is None
+    assert summarize(reduce_samples(tmp_path, warmup=5).steps, 1, None) is None
 
 
 def test_samples_read_block_by_block_give_the_same_steps(tmp_path, monkeypatch):
     write_rank(tmp_path, 0, [0.5] * 40)
     write_rank(tmp_path, 1, [0.6] * 43, end=False, cut=True)
-    monkeypatch.setattr(reduce, "_BLOCK_BYTES", 700)
-    ranks, steps = reduce_samples(tmp_path, warmup=5)
-    assert steps == step_records(read_samples(tmp_path), warmup=5)
-    assert [step.is_warmup for step in steps] == [True] * 5 + [False] * 35
-    assert [len(rank.steps) for rank in ranks.values()] == [40, 42]
-    assert ranks[0].steps[40] == {"phases_s": {"forward": 0.5}}
+    whole = reduce_samples(tmp_path, warmup=5)
+    monkeypatch.setattr(samples, "_BLOCK_BYTES", 700)
+    monkeypatch.setattr(reduce, "_AT_ONCE", 3)
+    reduced = reduce_samples(tmp_path, warmup=5)
+    assert reduced == whole
+    assert [step.is_warmup for step in reduced.steps] == [True] * 5 + [False] * 35
+    assert [len(rank.steps) for rank in reduced.ranks.values()] == [0, 2]
+    assert {last.rank for last in reduced.lasts.values()} == {1}

@@ -2,7 +2,20 @@
 
 import random
 
-from cctrain.straggler import find_straggler
+import numpy as np
+
+from cctrain import straggler
+
+
+def find_straggler(steps, begins=None):
+    """Of steps given by the phases of every rank."""
+    lasts = [
+        straggler.last_rank(
+            list(ranks[0]), np.array([list(phases.values()) for phases in ranks]), begins and begins[number]
+        )
+        for number, ranks in enumerate(steps)
+    ]
+    return straggler.find_straggler([last for last in lasts if last], len(steps[0]) if steps else 0)
 
 
 def synchronous_step(*data_waits, noise=0.0):
