@@ -7,11 +7,12 @@ crash leaves whole steps only.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import statistics
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -59,7 +60,7 @@ class Reduced:
     ranks: dict[int, RankSamples]
     """Every rank that wrote any, with those of its steps that not all have finished."""
     steps: tuple[StepRecord, ...]
-    """Those that all ranks finished, as `step_records` makes them."""
+    """Those that all ranks finished, oldest first."""
     lasts: dict[int, Last | None]
     """Which rank was last in each of them."""
     crossings: list[dict[int, Any]]
@@ -76,32 +77,19 @@ def reduce_samples(run_dir: Path, warmup: int, recipe: Mapping[str, Any] | None 
     steps: list[StepRecord] = []
     lasts: dict[int, Last | None] = {}
     files = lines_of_ranks(run_dir)
+    gc.freeze()  # what is there stays; the collector would walk it again and again
     while taken := [(number, list(islice(lines, _AT_ONCE))) for number, lines in files.items()]:
         for number, lines in taken:
             for line in lines:
                 take(ranks, number, line)
-        found = step_records(ranks, max(0, warmup - len(steps)), recipe)
-        is_one_clock = len({rank.start.get("host") for rank in ranks.values()}) == 1
-        for step in found:
-            samples = {number: ranks[number].steps.pop(step.step) for number in sorted(ranks)}
-            lasts[step.step] = _last(list(samples.values()), step.rank_begin_s if is_one_clock else None)
-            if b'"crossings"' in samples[min(samples)].line:
-                for number, sample in samples.items():
+        for step, last, samples in finished_steps(ranks, warmup - len(steps), recipe):
+            steps.append(step)
+            lasts[step.step] = last
+            if b'"crossings"' in samples[0].line:
+                for number, sample in zip(sorted(ranks), samples, strict=True):
                     crossings[number][step.step] = _parsed(sample).get("crossings")
-        steps += found
         files = {number: files[number] for number, lines in taken if lines}
     return Reduced(ranks, tuple(steps), lasts, [crossings[number] for number in ranks])
-
-
-def _last(samples: Sequence[Sample], begins_s: Sequence[float] | None) -> Last | None:
-    phases = list(_parsed(samples[0]).get("phases_s") or [])
-    return last_rank(phases, _numbers(samples)[:, _FIRST_PHASE:], begins_s)
-
-
-def _numbers(samples: Sequence[Sample]) -> Floats:
-    """One row a rank, as long as the shortest."""
-    size = min(len(sample.numbers) for sample in samples)
-    return np.frombuffer(b"".join(sample.numbers[:size] for sample in samples)).reshape(len(samples), -1)
 
 
 def _parsed(sample: Sample) -> dict[str, Any]:
@@ -126,21 +114,31 @@ def take(ranks: dict[int, RankSamples], number: int, line: bytes) -> None:
         ranks[number] = dataclasses.replace(ranks[number], end=parsed)
 
 
-def step_records(
+def finished_steps(
     ranks: Mapping[int, RankSamples], warmup: int, recipe: Mapping[str, Any] | None = None
-) -> tuple[StepRecord, ...]:
-    """The steps that every rank finished, oldest first; the first `warmup` of them are warm-up.
+) -> Iterator[tuple[StepRecord, Last | None, list[Sample]]]:
+    """Take the steps that every rank finished out of `ranks`, oldest first; the first `warmup` of them are warm-up.
 
-    FLOPs are counted as the AutoModel `recipe` trains, and left out without one.
+    With each, which rank was last, and the samples of all, by rank. FLOPs are counted as the AutoModel `recipe` trains,
+    and left out without one.
     """
     if not ranks or len(ranks) < next(iter(ranks.values())).start["world_size"]:
-        return ()
+        return
     finished = set.intersection(*(set(rank.steps) for rank in ranks.values()))
     ordered = [ranks[rank] for rank in sorted(ranks)]
     count = _flops_counter(ordered, recipe)
-    return tuple(
-        _step_record(step, ordered, count, is_warmup=index < warmup) for index, step in enumerate(sorted(finished))
-    )
+    is_one_clock = len({rank.start.get("host") for rank in ordered}) == 1
+    for index, step in enumerate(sorted(finished)):
+        samples = [rank.steps.pop(step) for rank in ordered]
+        size = min(len(sample.numbers) for sample in samples)
+        numbers = np.frombuffer(b"".join(sample.numbers[:size] for sample in samples)).reshape(len(samples), -1)
+        record = _step_record(step, ordered, samples, numbers, count, is_warmup=index < warmup)
+        phases = list(_parsed(samples[0]).get("phases_s") or [])
+        yield (
+            record,
+            last_rank(phases, numbers[:, _FIRST_PHASE:], record.rank_begin_s if is_one_clock else None),
+            samples,
+        )
 
 
 _CountFlops = Callable[[Iterable[Sample]], tuple[float | None, float | None]]
@@ -169,9 +167,15 @@ def _flops_counter(ranks: Sequence[RankSamples], recipe: Mapping[str, Any] | Non
     return count
 
 
-def _step_record(step: int, ranks: Sequence[RankSamples], count_flops: _CountFlops, *, is_warmup: bool) -> StepRecord:
-    samples = [rank.steps[step] for rank in ranks]
-    numbers = _numbers(samples)
+def _step_record(
+    step: int,
+    ranks: Sequence[RankSamples],
+    samples: Sequence[Sample],
+    numbers: Floats,
+    count_flops: _CountFlops,
+    *,
+    is_warmup: bool,
+) -> StepRecord:
     times, data_waits, begins = numbers[:, 0], numbers[:, 1], numbers[:, len(_NUMBERS)]
     slowest = int(times.argmax())
     first, last = _parsed(samples[0]), _parsed(samples[slowest])

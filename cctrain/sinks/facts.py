@@ -12,7 +12,7 @@ from typing import Any
 from cctrain import flops
 from cctrain.records import StepRecord
 from cctrain.redaction import redacted
-from cctrain.reduce import RankSamples, step_records, take
+from cctrain.reduce import RankSamples, finished_steps, take
 from cctrain.samples import SamplesTail
 from cctrain.sinks.sink import End, Start, Values
 
@@ -74,11 +74,8 @@ class Steps:
             take(self._ranks, number, line)
         if not any(rank.steps for rank in self._ranks.values()):
             return
-        found = step_records(self._ranks, max(0, self._warmup - self._num_taken), self._recipe)
-        self._num_taken += len(found)
-        for step in found:
-            for rank in self._ranks.values():
-                del rank.steps[step.step]
+        for step, _, _ in finished_steps(self._ranks, self._warmup - self._num_taken, self._recipe):
+            self._num_taken += 1
             yield step.step, values_of(step, self._world, self._peak)
 
 
