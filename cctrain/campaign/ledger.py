@@ -2,10 +2,14 @@
 
     {"event": "opened", ...}    a campaign started here: when, by which process, the mode of the machine
     {"event": "begin", ...}     a trial is about to start: `key`, and `token`, the end of its run directory's name
-    {"event": "end", ...}       what became of it: `outcome` complete, failed or interrupted, `run`, `why`, `seconds`
+    {"event": "end", ...}       what became of it: `outcome` complete, failed, interrupted or killed;
+                                `run`, `why`, `seconds`
 
-A begin without an end was killed; its token leads to whatever run directory it left. One process writes at a time: it
-holds a lock on the file, and so does the trial it runs, so that nobody starts beside what a killed campaign left.
+A begin without an end was killed with the campaign; its token leads to whatever run directory it left. It may be the
+trial that took the campaign down, and would on every start: so it counts as failed, and is tried once more.
+
+One process writes at a time: it holds a lock on the file, and so does the trial it runs, so that nobody starts beside
+what a killed campaign left.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from cctrain.processes import this_process
 
 _LOCK_WAIT_S = 10.0
 """How long a trial of a killed campaign gets to die."""
+KILLED = "killed"
+"""The outcome of a trial that ended with its campaign."""
 MOST_FAILURES = 2
 """A failing trial is retried once."""
 
@@ -38,7 +44,7 @@ class Standing:
     seconds: float | None = None
     """How long that took."""
     failures: list[str] = field(default_factory=list)
-    """Why it failed, each time."""
+    """Why it failed, or was killed with the campaign, each time."""
     open_tokens: list[str] = field(default_factory=list)
     """Begun, and not ended."""
 
@@ -99,7 +105,7 @@ def standings(events: Iterable[dict[str, Any]]) -> dict[str, Standing]:
         one.open_tokens = [token for token in one.open_tokens if token != event["token"]]
         if event.get("outcome") == "complete":  # a second one is of a run that took the place of a lost one
             one.run, one.seconds = str(event.get("run")), event.get("seconds")
-        elif event.get("outcome") == "failed":
+        elif event.get("outcome") in ("failed", KILLED):
             one.failures.append(str(event.get("why")))
     return found
 

@@ -1,7 +1,7 @@
 """Runs what is left of a campaign: each trial a process of its own, begun and ended in the ledger.
 
 A trial counts by its record on disk, which its token finds, and not by what this process saw: so it does not matter at
-which moment this process is killed. What dies with it is the trial under way, which is then run again.
+which moment this process is killed. What dies with it is the trial under way, which is then run once more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from cctrain.campaign.ledger import Ledger, Standing, standings
+from cctrain.campaign.ledger import KILLED, Ledger, Standing, standings
 from cctrain.campaign.plan import Trial
 from cctrain.errors import PlatformError
 from cctrain.finish import finish_abandoned
@@ -74,10 +74,21 @@ def settle_killed(ledger: Ledger, run_root: Path) -> int:
         for token in standing.open_tokens:
             found = next(run_root.glob(f"*-{token}"), None)
             is_whole = found is not None and is_complete(found)
-            outcome, why = ("complete", None) if is_whole else ("interrupted", "the campaign was killed")
+            outcome, why = ("complete", None) if is_whole else (KILLED, _why_killed(ledger.events))
             ledger.append("end", key=key, token=token, outcome=outcome, run=found and found.name, why=why, seconds=None)
             num += 1
     return num
+
+
+def _why_killed(events: list[dict[str, Any]]) -> str:
+    """What can be told of it afterwards: whether the machine that the campaign was on has been started anew since."""
+    starts = [(event.get("host"), str(event.get("process_start"))) for event in events if event["event"] == "opened"]
+    what = "the campaign was killed while it ran, from outside or for host memory"
+    if len(starts) > 1:
+        (host, before), (host_now, now) = starts[-2:]
+        if host == host_now and before.partition(":")[0] != now.partition(":")[0]:
+            what = "the machine went down while it ran"
+    return f"{what}; if that was not its doing, campaign.retry_failed=true tries it again"
 
 
 def standing_of(

@@ -8,7 +8,8 @@
 Settings are those of a run; any may be a list with commas, and every combination is a trial (settings that only
 emulated runs read, tolls= and cc.blocks=, go to these). Modes that can be switched in place are taken by turns. Where
 CC takes a reboot the order is off, on, off: what the machine is not fit for waits, with exit code 3 and what to do,
-and the same command goes on after it. So it does after a kill at any moment.
+and the same command goes on after it. So it does after a kill at any moment; a trial during which the campaign was
+killed twice may be what killed it, and counts as failed.
 
   campaign=            a file of conf/campaign/; settings on the command line win over its own
   campaign.repeats=    runs of every combination (3, or the preset's)
@@ -117,7 +118,7 @@ def _standing(matrix: Matrix, ledger: Ledger, trials: Mapping[str, Trial]) -> di
     num_killed = settle_killed(ledger, matrix.run_root)
     if num_killed:
         _note(
-            f"{_counted(num_killed)} begun and not ended by a killed campaign; what left no whole record is run again"
+            f"{_counted(num_killed)} begun and not ended by a killed campaign; run again, once, if no record is whole"
         )
     standing = standing_of(trials, ledger.events, matrix.run_root)
     others = {event["key"] for event in ledger.events if event["event"] != "opened"} - set(trials)

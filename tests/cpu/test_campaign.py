@@ -29,7 +29,9 @@ def campaign(start_cctrain, tmp_path_factory):
     for number in range(KILLS):
         begun = len(events(root / "campaign.jsonl", "begin"))
         start = start_cctrain(*CAMPAIGN, run_root=root)
-        start.wait_until(lambda begun=begun: len(events(root / "campaign.jsonl", "begin")) > begun, "nothing begun")
+        # The one that was killed is tried once more: it must not be killed again.
+        most = begun + (number > 0)
+        start.wait_until(lambda most=most: len(events(root / "campaign.jsonl", "begin")) > most, "nothing begun")
         time.sleep(moments.uniform(0.0, 4.0))
         start.process.send_signal(signal.SIGINT if number == KILLS - 1 else signal.SIGKILL)
         starts.append(start.finish())
@@ -51,10 +53,10 @@ def test_every_trial_is_complete_exactly_once(campaign):
     }
 
 
-def test_what_was_killed_is_partial_named_in_the_ledger_and_no_failure(campaign):
+def test_what_was_killed_is_partial_and_named_in_the_ledger(campaign):
     root, _ = campaign
     others = [event for event in events(root / "campaign.jsonl", "end") if event["outcome"] != "complete"]
-    assert {event["outcome"] for event in others} <= {"interrupted"}
+    assert {event["outcome"] for event in others} <= {"interrupted", "killed"}
     for event in others:
         if event["run"]:
             assert json.loads((root / event["run"] / "run.json").read_text())["status"] == "partial"
@@ -100,6 +102,20 @@ def test_trials_that_cannot_start_are_tried_twice_and_recorded(start_cctrain, tm
     assert [event["attempt"] for event in events(tmp_path / "campaign.jsonl", "begin")] == [1, 2, 1, 2]
     assert {"one.jsonl" in why or "two.jsonl" in why for why in run.last_line["failed"].values()} == {True}
     assert (run.last_line["num_failed"], run.last_line["num_left"]) == (2, 0)
+
+
+def test_a_trial_during_which_the_campaign_was_killed_twice_is_recorded_and_the_rest_goes_on(start_cctrain, tmp_path):
+    ledger, two = tmp_path / "campaign.jsonl", ("campaign", *TINY[:-1], "cc=off", "campaign.repeats=2")
+    for kill in (1, 2):
+        start = start_cctrain(*two, run_root=tmp_path)
+        start.wait_until(lambda kill=kill: len(events(ledger, "begin")) == kill, "nothing begun")
+        start.process.kill()
+        start.finish()
+    last = start_cctrain(*two, "campaign.allow=steady", run_root=tmp_path).finish()
+    assert last.code == 4, last.stderr
+    assert (last.last_line["num_failed"], last.last_line["num_complete"], last.last_line["num_left"]) == (1, 1, 0)
+    (why,) = last.last_line["failed"].values()
+    assert "the campaign was killed while it ran" in why
 
 
 def test_a_mode_that_this_machine_is_not_in_waits_and_what_to_do_is_said(start_cctrain, tmp_path):

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import multiprocessing
+import signal
 import sys
 from collections import Counter
 
@@ -12,9 +14,10 @@ from cctrain.campaign.matrix import parse
 from cctrain.campaign.plan import planned
 from cctrain.campaign.run import Campaign, is_complete, settle_killed, standing_of
 from cctrain.errors import PlatformError, RequestError
+from cctrain.processes import this_process
 
 STAND_IN = """
-import json, os, pathlib, sys
+import json, os, pathlib, signal, sys
 root, recipe = pathlib.Path(sys.argv[1]), sys.argv[2]
 run = root / ("20261124-000000-" + recipe + "-off-" + os.environ["CCTRAIN_TRIAL"])
 run.mkdir()
@@ -22,6 +25,9 @@ with (root / "starts").open("a") as starts:
     starts.write(sys.argv[2] + sys.argv[3] + "\\n")
 record = {"status": "partial" if "bad" in recipe else "complete", "failure": "out of memory"}
 (run / "run.json").write_text(json.dumps(record))
+if "deadly" in recipe:
+    (run / "run.json").write_text(json.dumps({"status": "partial", "failure": "still running"}))
+    os.kill(os.getppid(), signal.SIGKILL)
 sys.exit(4 if "bad" in recipe else 3 if "unready" in recipe else 0)
 """
 
@@ -75,7 +81,7 @@ def trials_of(*arguments):
 def go(root, trials, kind=Ledger, mode="off", **crash):
     """One start of the campaign; returns what it waits for and what it said."""
     watcher = Quiet()
-    with kind(root / "campaign.jsonl", lock_wait_s=0) as ledger:
+    with kind(root / "campaign.jsonl", lock_wait_s=10) as ledger:
         for name, value in crash.items():
             setattr(ledger, name, value)
         ledger.opened(mode)
@@ -140,6 +146,40 @@ def test_a_failing_trial_is_retried_once_then_recorded_and_the_rest_goes_on(tmp_
     assert go(tmp_path, trials) == (None, [])
 
 
+def go_elsewhere(root, trials):
+    """The same in a process of its own. Returns its exit code, which is negative where a signal killed it."""
+    process = multiprocessing.get_context("fork").Process(target=go, args=(root, trials))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def test_a_trial_that_kills_the_campaign_is_tried_twice_then_recorded_and_the_rest_goes_on(tmp_path):
+    trials = {trial.label: trial for trial in planned(parse(["recipe=a,deadly,b", "campaign.repeats=1"]))}
+    assert [go_elsewhere(tmp_path, trials) for _ in range(3)] == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    assert starts(tmp_path) == {"a auto 1": 1, "deadly auto 1": 2, "b auto 1": 1}
+    events, _ = read(tmp_path / "campaign.jsonl")
+    standing = standing_of(trials, events, tmp_path)
+    (deadly,) = [one for one in standing.values() if one.is_failed]
+    assert deadly.failures[1].startswith("the campaign was killed while it ran, from outside or for host memory")
+    assert [event["outcome"] for event in events if event["event"] == "end"] == [
+        *("complete", "killed", "killed", "complete"),
+    ]
+
+
+def test_a_trial_that_takes_the_machine_down_is_told_from_one_that_was_killed(tmp_path):
+    trials = {trial.label: trial for trial in planned(parse(["recipe=deadly", "campaign.repeats=1"]))}
+    assert go_elsewhere(tmp_path, trials) == -signal.SIGKILL
+    path = tmp_path / "campaign.jsonl"
+    path.write_text(path.read_text().replace(this_process()["process_start"].partition(":")[0], "an-earlier-boot"))
+    with Ledger(path) as ledger:
+        ledger.opened("off")
+        settle_killed(ledger, tmp_path)
+        (deadly,) = standings(ledger.events).values()
+    assert (len(deadly.failures), deadly.is_failed) == (1, False)
+    assert deadly.failures[0].startswith("the machine went down while it ran; if that was not its doing")
+
+
 def test_trials_wait_for_the_mode_that_the_machine_is_not_in_and_brackets_keep_their_order(tmp_path):
     trials = trials_of("cc=off,on", "campaign.repeats=2")
     assert go(tmp_path, trials, mode="off")[0] == "on"
@@ -178,7 +218,7 @@ def test_a_run_whose_directory_is_lost_is_run_again(tmp_path):
     assert sorted(starts(tmp_path).values()) == [1, 2]
 
 
-def test_a_partial_record_left_by_a_kill_is_not_counted(tmp_path):
+def test_a_partial_record_left_by_a_kill_is_no_run_and_its_trial_is_tried_once_more(tmp_path):
     trials = trials_of("cc=off", "campaign.repeats=1")
     with Ledger(tmp_path / "campaign.jsonl") as ledger:
         ledger.append("begin", key=next(iter(trials)), token="abcd1234")
@@ -188,7 +228,7 @@ def test_a_partial_record_left_by_a_kill_is_not_counted(tmp_path):
         assert settle_killed(ledger, tmp_path) == 1
         assert settle_killed(ledger, tmp_path) == 0
         (standing,) = standings(ledger.events).values()
-    assert (standing.run, standing.failures) == (None, [])
+    assert (standing.run, len(standing.failures), standing.is_settled) == (None, 1, False)
 
 
 def test_half_a_line_is_left_out_and_what_follows_is_whole(tmp_path):
