@@ -22,6 +22,8 @@ _GRACE_S = 4.0
 _FULL_BYTES = 1 << 20
 _PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 """What a rank's own error says when another one went first."""
+_DIE_S = 10.0
+"""How long a killed rank gets to be gone; one that the GPU's driver holds back takes its time."""
 _EXIT_S = 60.0
 """How long ranks that have said they are done get to leave."""
 
@@ -87,15 +89,19 @@ class Follower:
             sleep(_POLL_S)
 
     def end_ranks(self, launcher: subprocess.Popen[bytes] | None) -> None:
-        """SIGKILL what still runs of the launcher and of the ranks on this machine. AutoModel swallows SIGTERM, so
-        none is sent."""
+        """SIGKILL what still runs of the launcher and of the ranks on this machine, and wait until they are gone.
+        AutoModel swallows SIGTERM, so none is sent."""
         if launcher and launcher.poll() is None:
             os.killpg(launcher.pid, signal.SIGKILL)
             launcher.wait()
         self._read()
-        for rank in self.ranks.values():
-            if launcher or not rank.end:  # in a job of somebody else's, one that has ended leaves by itself
-                kill_session(rank.start)
+        # In a job of somebody else's, one that has ended leaves by itself.
+        killed = [rank.start for rank in self.ranks.values() if is_here(rank.start) and (launcher or not rank.end)]
+        for start in killed:
+            kill_session(start)
+        until = time.monotonic() + _DIE_S
+        while any(map(is_alive, killed)) and time.monotonic() < until:
+            time.sleep(0.05)
 
     def _read(self) -> bool:
         is_new = False

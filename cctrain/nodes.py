@@ -2,7 +2,8 @@
 
 Node 0 is a run like any other: it writes and follows the run directory, and announces it under the run root, which all
 machines share. The others read the announcement there, start their part of the ranks, and tell of those that die; the
-ranks of all machines read node 0's config.json and write their samples beside each other.
+ranks of all machines read node 0's config.json and write their samples beside each other. Ranks that wait for others
+do not notice that the network between them is gone, nor does torchrun for minutes: so the others ask after node 0.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ _OLDEST_S = 600.0
 _POLL_S = 0.5
 _LEAVE_S = 30.0
 """How long ranks here get to leave after node 0 has ended the run."""
+_ASK_S = 5.0
+"""How often to ask whether node 0 can be reached, as often as torchrun tells it that this machine lives."""
+_LOST_S = 30.0
+"""How long node 0 may be out of reach; TCP mends shorter gaps."""
+
+
+class _LostError(Exception):
+    """Node 0 cannot be reached."""
 
 
 def rendezvous(launch: LaunchConfig) -> Rendezvous | None:
@@ -115,18 +124,24 @@ def _train(run_dir: Path, file: Path, meeting: Rendezvous, num_ranks: int, envir
     follower = Follower(run_dir, 0.0, 0.0)
     why = "killed, from outside or for host memory"
     try:
-        return _wait(torchrun, follower, file, run_dir)
+        return _wait(torchrun, follower, file, run_dir, meeting)
     except KeyboardInterrupt:
         why = "stopped by Ctrl-C, SIGTERM or SIGHUP"
+        return why
+    except _LostError as lost:
+        why = str(lost)
         return why
     finally:
         follower.end_ranks(torchrun)
         _tell_dead(follower, why)
 
 
-def _wait(torchrun: subprocess.Popen[bytes], follower: Follower, file: Path, run_dir: Path) -> str | None:
-    over_at = None
+def _wait(
+    torchrun: subprocess.Popen[bytes], follower: Follower, file: Path, run_dir: Path, meeting: Rendezvous
+) -> str | None:
+    over_at, way = None, _Way(meeting.endpoint)
     while (code := torchrun.poll()) is None:
+        way.check()
         _tell_dead(follower, "killed, from outside or for host memory")
         if (announced(file) or {}).get("run_dir") != str(run_dir):
             over_at = over_at or time.monotonic()
@@ -134,6 +149,35 @@ def _wait(torchrun: subprocess.Popen[bytes], follower: Follower, file: Path, run
                 return "node 0 has ended the run"
         time.sleep(_POLL_S)
     return f"the ranks of this machine ended with exit code {code}" if code else None
+
+
+class _Way:
+    """From this machine to node 0."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        host, _, port = endpoint.rpartition(":")
+        self._address = (socket.gethostbyname(host), int(port))  # once: a name server that fails is no lost node
+        self._asked_at = self._reached_at = time.monotonic()
+
+    def check(self) -> None:
+        """Raises _LostError where node 0 has been out of reach for too long."""
+        if time.monotonic() - self._asked_at < _ASK_S:
+            return
+        self._asked_at = time.monotonic()
+        try:
+            socket.create_connection(self._address, timeout=_ASK_S).close()
+        except ConnectionRefusedError:
+            pass  # by a machine that is there
+        except OSError as error:
+            lost_s = time.monotonic() - self._reached_at
+            if lost_s < _LOST_S:
+                return
+            raise _LostError(
+                f"{socket.gethostname()} has not reached node 0 ({self._endpoint}) for {lost_s:.0f} s ({error}): the "
+                "network between them or node 0 is gone"
+            ) from error
+        self._reached_at = time.monotonic()
 
 
 def _tell_dead(follower: Follower, why: str) -> None:

@@ -82,6 +82,14 @@ def start_both(start_cctrain, nodes, tmp_path):
     return start
 
 
+@pytest.fixture
+def cut(nodes):
+    """Cut the cable between the machines, at one of its ends; it is mended after the test."""
+    yield lambda end: _ip("-n", nodes[end].name, "link", "set", "eth0", "down")
+    for node in nodes:
+        _ip("-n", node.name, "link", "set", "eth0", "up")
+
+
 def assert_one_complete_record(first, second):
     assert (first.code, second.code) == (0, 0), first.stderr + second.stderr
     assert first.record["status"] == "complete"
@@ -143,6 +151,19 @@ def test_a_machine_that_dies_ends_the_run_as_partial(start_both, nodes):
     nodes[1].kill_everything()
     assert first.seconds_until_gone() < 15
     assert_partial(first, second, because=f"rank {rank} on {nodes[1].name} fell silent after step ")
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_cable_that_is_cut_ends_the_run_as_partial_on_both_sides(start_both, nodes, cut, end):
+    first, second = start_both(*ENDLESS)
+    first.wait_for_steps(4)
+    rank, _ = rank_of(first, nodes[1])
+    cut(end)
+    assert first.seconds_until_gone(90) < 60
+    why = f"{nodes[1].name} has not reached node 0 ({nodes[0].address}:29400) for "
+    assert_partial(first, second, because=f"rank {rank}: {why}")
+    assert "the network between them or node 0 is gone, after step " in first.record["failure"]
+    assert why in second.last_line["error"]
 
 
 def test_ctrl_c_on_node_0_ends_the_other_machine_too(start_both):
