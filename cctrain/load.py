@@ -7,8 +7,6 @@ Only what a comparison needs is looked at, column by column, so that a thousand 
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +18,7 @@ import numpy.typing
 
 from cctrain.errors import RequestError
 from cctrain.records import SCHEMA_VERSION
-from cctrain.untrusted import LARGEST, cleaned, expect, line, printable, shown, strict
+from cctrain.untrusted import LARGEST, cleaned, expect, json_of, line, printable, shown, strict
 
 MODES = ("off", "on", "emulated", "unknown")
 _MOST_BYTES, _MOST_STEPS, _MOST_RANKS, _MOST_PHASES, _MOST_RUNS, _MOST_WORDS = (
@@ -123,23 +121,13 @@ def _files_at(path: Path) -> list[Path]:
 def read_run(path: Path) -> Run:
     """The run in a file `run.json`. Raises RequestError, in one printable line, for anything else."""
     try:
-        return _parse(path, json.loads(_content(path), parse_constant=_refuse_constant))
+        return _parse(path, json_of(path, _MOST_BYTES))
     except (OSError, MemoryError) as error:
         raise RequestError(f"{shown(path)} cannot be read: {_reason(error)}") from error
     except RecursionError as error:
         raise RequestError(f"{shown(path)} is not a run.json: it is nested too deeply") from error
     except ValueError as error:
         raise RequestError(f"{shown(path)} is not a run.json that this cctrain reads: {_reason(error)}") from error
-
-
-def _content(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no file at all")
-    with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1) if os.fstat(file.fileno()).st_size <= _MOST_BYTES else None
-    if content is None or len(content) > _MOST_BYTES:
-        raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
-    return content.decode("utf-8")
 
 
 def _parse(path: Path, node: Any) -> Run:
@@ -270,10 +258,6 @@ def _time(node: Any) -> datetime | None:
     except (TypeError, ValueError):
         return None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of strict JSON")
 
 
 def _reason(error: BaseException) -> str:

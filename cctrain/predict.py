@@ -18,7 +18,6 @@ in D. It ends the host's run-ahead, so that less than blocked_s is hidden: the u
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import Any
 
 from cctrain.emulation.profile import RATIOS, Profile, copy_toll_us
 from cctrain.errors import RequestError
-from cctrain.untrusted import expect, shown
+from cctrain.untrusted import expect, json_of, shown
 
 _MOST_BYTES = 64 << 20
 _MOST = 1e12
@@ -171,21 +170,11 @@ def read_base(path: Path) -> Base:
     """The plain steps of the run in the file, or run directory, `path`. Raises RequestError for what holds none."""
     file = path / "run.json" if path.is_dir() else path
     try:
-        return _parse(path, json.loads(_content(file), parse_constant=_refuse_constant))
+        return _parse(path, json_of(file, _MOST_BYTES))
     except OSError as error:
         raise RequestError(f"{shown(file)} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{shown(file)} cannot be predicted from: {error}") from error
-
-
-def _content(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no file at all")
-    with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
-    return content.decode("utf-8")
 
 
 def _parse(path: Path, node: Any) -> Base:
@@ -250,7 +239,3 @@ def _number(node: Any, what: str) -> float:
     if isinstance(node, bool) or not isinstance(node, (int, float)) or not 0 <= node < _MOST:
         raise ValueError(f"{what} is {shown(node)}, not a number of 0 or more")
     return float(node)
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of strict JSON")

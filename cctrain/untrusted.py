@@ -5,6 +5,7 @@ Names that are compared must be good as they are, or the file is refused; what i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,27 @@ from typing import Any
 LARGEST = 1e15
 """Numbers of this size and more are refused, infinity among them."""
 _MOST_NAME, _MOST_TEXT, _MOST_DEPTH, _MOST_NODES = 300, 2000, 12, 5000
+
+
+def text_of(path: Path, most_bytes: int) -> str:
+    """The content of the file `path`. Raises OSError, and ValueError where it is too large, no file or no UTF-8."""
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise ValueError("it is no file at all")
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        size = f"{most_bytes >> 20} MiB" if most_bytes >> 20 else f"{most_bytes >> 10} KiB"
+        raise ValueError(f"it is larger than {size}")
+    return content.decode("utf-8")
+
+
+def json_of(path: Path, most_bytes: int) -> Any:
+    """The same as strict JSON. Raises RecursionError too, where it is nested too deeply."""
+    return json.loads(text_of(path, most_bytes), parse_constant=_refuse_constant)
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of strict JSON")
 
 
 def line(node: Any, what: str) -> str:

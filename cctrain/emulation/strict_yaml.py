@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from cctrain.untrusted import text_of
+
 _MOST_BYTES = 64 << 10
 
 
@@ -43,10 +45,4 @@ _Loader.add_implicit_resolver(
 
 def read_yaml(path: Path) -> Any:
     """The content of the file `path`. Raises OSError, ValueError, YAMLError or RecursionError for anything else."""
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no file at all")
-    with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError(f"it is larger than {_MOST_BYTES >> 10} KiB")
-    return yaml.load(content.decode("utf-8"), _Loader)
+    return yaml.load(text_of(path, _MOST_BYTES), _Loader)

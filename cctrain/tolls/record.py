@@ -7,12 +7,12 @@ History of the format:
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cctrain.errors import RequestError
+from cctrain.untrusted import json_of
 
 SCHEMA_VERSION = 2
 _KIND = "tolls"
@@ -77,11 +77,7 @@ class TollsRecord:
 def read_tolls(path: Path) -> TollsRecord:
     """The record in a file, `machine` left out. Raises RequestError for one that is not of this verb."""
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no file at all")
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
-        return _parse_record(json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant))
+        return _parse_record(json_of(path, _MOST_BYTES))
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -162,10 +158,6 @@ def _facts(node: Any, what: str) -> Facts:
             _number(value, f"{key} in {what}")
             _expect(value, int, f"{key} in {what}")
     return dict(facts)
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of strict JSON")
 
 
 def _show(node: Any) -> str:
