@@ -31,6 +31,7 @@ class Engine(Enum):
     """The library that trains."""
 
     automodel = "automodel"
+    hf = "hf"
 
 
 class StepKind(Enum):
@@ -138,7 +139,8 @@ class EngineConfig:
     """The library that trains."""
 
     name: Engine = Engine.automodel
-    """automodel: NVIDIA NeMo AutoModel."""
+    """automodel: NVIDIA NeMo AutoModel. hf: the same recipe through transformers' Trainer, PEFT and Accelerate; what
+    they cannot express is refused."""
 
 
 @dataclass

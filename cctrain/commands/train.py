@@ -32,6 +32,7 @@ from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout, smallest_world
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import check_jsonl, prepare_data
+from cctrain.request.hf import check_engine
 from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located, recipe_hash
 from cctrain.sinks.tracking import Tracking, check_sinks
 
@@ -153,6 +154,7 @@ def _check(config: Config, world: int | None) -> _Request:
 
 def _check_request(config: Config, num_ranks: int) -> Layout:
     check_recipe(config.train, config.allow_targets)
+    check_engine(config)
     return check_layout(config.train, config.measure, num_ranks)
 
 

@@ -1,0 +1,288 @@
+"""transformers' Trainer with PEFT and Accelerate: the second engine, which answers whether what a run shows is
+confidential computing's doing or AutoModel's.
+
+The recipe is AutoModel's, and so are the data; model, LoRA, loss, optimizer step, sharding and loop are Hugging Face's
+as they come. Set where both have a choice, to AutoModel's: labels are those of the loader, already shifted; the loss is
+the sum over the label tokens of all ranks and micro-batches over their number; gradients are clipped to 1 unless the
+recipe says otherwise; the learning rate follows AutoModel's schedule; adapters are of the weights' type. The loss is
+read at each step (`logging_steps=1`), as AutoModel does, which makes the host wait; the loss is inside "forward".
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from cctrain.emulation.in_rank import toll_switch
+from cctrain.emulation.switch import TollSwitch
+from cctrain.engines.hf_model import build_loader, build_model, forward_keys
+from cctrain.engines.observer import Observer
+from cctrain.metrics import count_tokens
+from cctrain.request.hf import DTYPES, param_dtype
+from cctrain.request.recipe import is_cpu_recipe
+from cctrain.samples import SampleFile
+
+
+def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
+    """Train the recipe `config["train"]` to its end on this rank. Returns what its end line says.
+
+    Every finished step is appended to `samples`. Raises whatever Trainer raises.
+    """
+    run_dir = samples.path.parent.parent
+    is_polling = config["measure"]["steps"] == "auto"
+    trainer = build(
+        config["train"],
+        samples,
+        lambda: toll_switch(config, int(os.environ["WORLD_SIZE"])),
+        output=run_dir / "trainer",
+        is_polling=is_polling,
+    )
+    try:
+        trainer.train()
+    except BaseException:
+        trainer.observer.end(is_complete=False)
+        raise
+    trainer.observer.end(is_complete=True)
+    return trainer.observer.memory()
+
+
+def build(
+    train: dict[str, Any],
+    samples: SampleFile,
+    make_switch: Callable[[], TollSwitch | None] = lambda: None,
+    *,
+    output: Path,
+    is_polling: bool = False,
+) -> TimedTrainer:
+    """The Trainer of the recipe `train`, and in it what will time it; `make_switch` is called when training begins.
+
+    `is_polling`: the run may be told to stop, and its ranks agree about that at each step.
+    """
+    arguments = training_arguments(train, output)
+    sharding = _sharding(train, arguments)
+    transformers.set_seed(arguments.seed)
+    is_alone = sharding is None or arguments.process_index == 0
+    device = arguments.device if sharding is None else None  # a sharded model may not fit one device
+    model = build_model(train, is_empty=not is_alone, device=device)
+    loader = build_loader(
+        train,
+        data_rank=arguments.process_index,
+        data_ranks=arguments.world_size,
+        first=arguments.main_process_first(desc="data"),
+    )
+    trainer = TimedTrainer(train, model, arguments, sharding, Observer(samples, make_switch), is_polling=is_polling)
+    trainer.observe(loader)
+    return trainer
+
+
+def training_arguments(train: Mapping[str, Any], output: Path) -> TrainingArguments:
+    """The recipe's settings under Trainer's names."""
+    scheduler, compiled = train["step_scheduler"], train.get("compile") or {}
+    micro_batch = scheduler.get("local_batch_size", 1)
+    world = int(os.environ["WORLD_SIZE"])
+    is_compiled = bool(compiled.get("enabled"))
+    is_cpu = is_cpu_recipe(dict(train))
+    return TrainingArguments(
+        output_dir=str(output),
+        max_steps=scheduler["max_steps"],
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=scheduler.get("global_batch_size", micro_batch * world) // (micro_batch * world),
+        max_grad_norm=float((train.get("clip_grad_norm") or {}).get("max_norm") or 1.0),
+        gradient_checkpointing=bool((train.get("distributed") or {}).get("activation_checkpointing")),
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        seed=train.get("seed", 42),
+        torch_compile=is_compiled,
+        torch_compile_backend=(compiled.get("backend") or "inductor") if is_compiled else None,
+        torch_compile_mode=compiled.get("mode") if is_compiled else None,
+        use_liger_kernel=bool(train["model"].get("use_liger_kernel")),
+        use_cpu=is_cpu,
+        ddp_backend="gloo" if is_cpu else "nccl",
+        ddp_timeout=60 * (train.get("dist_env") or {}).get("timeout_minutes", 1),
+        ddp_find_unused_parameters=False,
+        bf16=False,  # weights are of the type that is computed with: no autocast
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it reads each micro-batch's loss on the host, and hides a NaN
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def _sharding(train: Mapping[str, Any], arguments: TrainingArguments) -> FullyShardedDataParallelPlugin | None:
+    """FSDP2 with AutoModel's types, where the recipe wants it and there is more than one rank."""
+    distributed = train.get("distributed") or {}
+    if arguments.world_size == 1 or distributed.get("strategy", "fsdp2") == "ddp":
+        return None
+    if not arguments.use_cpu:  # transformers reads it where it loads: on the first rank, and sends the weights around
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    reduced = (distributed.get("mp_policy") or {}).get("reduce_dtype", "float32")
+    policy = MixedPrecisionPolicy(
+        param_dtype=getattr(torch, str(param_dtype(train))), reduce_dtype=getattr(torch, DTYPES[str(reduced)])
+    )
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        mixed_precision_policy=policy,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=True,
+    )
+
+
+class TimedTrainer(Trainer):
+    """A Trainer with time stamps at the edges of what it does."""
+
+    def __init__(
+        self,
+        train: Mapping[str, Any],
+        model: Any,
+        arguments: TrainingArguments,
+        sharding: FullyShardedDataParallelPlugin | None,
+        observer: Observer,
+        *,
+        is_polling: bool,
+    ) -> None:
+        self._train, self._sharding, self._is_polling = train, sharding, is_polling
+        self.observer = observer
+        self._counts: dict[str, Any] = {}
+        self._loss = math.nan
+        self._num_ended, self._is_first, self._is_stopping = 0, True, False
+        super().__init__(model=model, args=arguments, callbacks=[_Edges(self)])
+        self.remove_callback(transformers.PrinterCallback)
+        self._keys = forward_keys(model)
+        # Gemma 4 says no, but hands what it is given to the same loss as the others.
+        self.model_accepts_loss_kwargs = True
+
+    def observe(self, loader: Any) -> None:
+        """Train from `loader`, timed."""
+        arguments = self.args
+        self.observer.attach(
+            self.model,
+            loader,
+            data_rank=arguments.process_index,
+            data_ranks=arguments.world_size,
+            stop=lambda: setattr(self, "_is_stopping", True),
+            hook=False,
+        )
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        arguments: dict[str, Any] = super()._build_accelerator_args(**{**kwargs, "fsdp_plugin": self._sharding})
+        return arguments
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Have Accelerate shard on CPUs as well, which it takes for plain data parallelism."""
+        super().create_accelerator_and_postprocess()
+        if self._sharding and self.args.use_cpu:
+            state = self.accelerator.state
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, self._sharding
+            self.is_fsdp_enabled = True
+
+    def get_train_dataloader(self) -> Any:
+        """The recipe's, whose ranks have their own shares already."""
+        return self.observer.loader
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The recipe's, over everything that trains."""
+        settings = {key: value for key, value in self._train["optimizer"].items() if key != "_target_"}
+        kind = getattr(torch.optim, str(self._train["optimizer"]["_target_"]).rpartition(".")[2])
+        trained = [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad]
+        self.optimizer = kind(trained, **settings)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """AutoModel's schedule; a constant rate where the recipe has none."""
+        recipe, base = self._train.get("lr_scheduler"), self._train["optimizer"]["lr"]
+        scale = (
+            (lambda _: 1.0) if recipe is None else lambda n: learning_rate(n, recipe, base, num_training_steps) / base
+        )
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, scale)
+        return self.lr_scheduler
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """A step's micro-batches, counted while they are on the host."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self._counts, self._is_first = count_tokens(batches), True
+        kept = [{key: value for key, value in batch.items() if key in self._keys} for batch in batches]
+        for batch in kept:
+            batch["shift_labels"] = batch["labels"]  # already shifted
+        return kept, self._get_num_items_in_batch(kept, device)
+
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device without waiting, as AutoModel and Accelerate's own loaders do."""
+        return data.to(self.args.device, non_blocking=True) if torch.is_tensor(data) else super()._prepare_input(data)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """A micro-batch, forward and backward."""
+        if self._is_first:
+            self.observer.timer.phase_end("other")
+            self._is_first = False
+        loss = super().training_step(*args, **kwargs)
+        self.observer.timer.phase_end("backward")
+        return loss
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass and its loss."""
+        loss = super().compute_loss(*args, **kwargs)
+        self.observer.timer.phase_end("forward")
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log of the step, whose loss is kept."""
+        self._loss = logs.get("loss", self._loss)
+        super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.state.global_step > self._num_ended:  # it is called once more at the end of an epoch
+            self._num_ended = self.state.global_step
+            self.control.should_training_stop |= self._is_polling and self._must_stop()
+            self.observer.step_end(step=self._num_ended, loss=self._loss, counts=self._counts)
+
+    def _must_stop(self) -> bool:
+        """Whether any rank has been told to; all learn it with the same step."""
+        stop = torch.tensor(float(self._is_stopping), device=self.args.device)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
+        return bool(stop.item())
+
+
+class _Edges(TrainerCallback):
+    """Where training begins, and where an epoch does."""
+
+    def __init__(self, trainer: TimedTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.observer.begin()
+
+    def on_epoch_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        sampler: Any = getattr(self._trainer.observer.loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(round(state.epoch or 0))
+
+
+def learning_rate(num_steps: int, recipe: Mapping[str, Any], base: float, total: int) -> float:
+    """After `num_steps` of `total` optimizer steps: the schedule and the defaults of AutoModel's LRSchedulerConfig."""
+    highest = recipe.get("max_lr") or base
+    lowest = recipe["min_lr"] if recipe.get("min_lr") is not None else 0.01 * base
+    begin = recipe["init_lr"] if recipe.get("init_lr") is not None else 0.1 * base
+    warmup = recipe["lr_warmup_steps"] if recipe.get("lr_warmup_steps") is not None else min(1000, total // 10)
+    decay, style = recipe.get("lr_decay_steps") or total, recipe.get("lr_decay_style", "cosine")
+    if warmup and num_steps <= warmup:
+        return float(begin + (highest - begin) * num_steps / warmup)
+    if style == "constant":
+        return float(highest)
+    if num_steps > decay:
+        return float(lowest)
+    done = (num_steps - warmup) / (decay - warmup)
+    left = 1 - done if style == "linear" else (math.cos(math.pi * done) + 1) / 2
+    return float(lowest + left * (highest - lowest))

@@ -1,0 +1,153 @@
+"""The model and the data of an AutoModel recipe, for `hf.py`: transformers' model class, PEFT's LoRA, and the recipe's
+own data loader.
+
+The data sections of a recipe name classes of AutoModel, and so the loader is built by AutoModel's data package: both
+engines see the same tokens in the same order, shard for shard. Nothing of its models, LoRA, loss, optimizers or
+distribution is used or imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import nn
+from transformers.initialization import no_init_weights
+
+from cctrain.engines import images
+from cctrain.request.hf import DTYPES
+from cctrain.request.recipe import VLM
+
+_DATA_SECTIONS = ("dataset", "dataloader", "processor", "packed_sequence", "step_scheduler", "seed")
+_NOT_PASSED_ON = ("_target_", "config", "torch_dtype", "force_hf", "use_liger_kernel", "use_sdpa_patching")
+
+
+def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: torch.device | None = None) -> Any:
+    """The recipe's model with what trains of it, on `device` (the CPU by default).
+
+    `is_empty` leaves random weights undrawn: those of a rank that gets them from another.
+    """
+    recipe = dict(train["model"])
+    name = "AutoModelForImageTextToText" if train["recipe"] == VLM else "AutoModelForCausalLM"
+    auto: Any = getattr(transformers, name)
+    dtype = DTYPES.get(str(recipe.get("torch_dtype")), "auto")
+    options = {key: value for key, value in recipe.items() if key not in _NOT_PASSED_ON}
+    with device or nullcontext():
+        if str(recipe["_target_"]).endswith(".from_config"):
+            source = recipe["config"]
+            place = source if isinstance(source, str) else source["pretrained_model_name_or_path"]
+            config = transformers.AutoConfig.from_pretrained(place)
+            with no_init_weights() if is_empty else nullcontext():
+                model = auto.from_config(_changed(config, options), dtype=dtype, **_attention(options))
+        else:
+            place = options.pop("pretrained_model_name_or_path")
+            config = _changed(transformers.AutoConfig.from_pretrained(place), options)
+            model = auto.from_pretrained(place, config=config, dtype=dtype, **_attention(options))
+    model.config.get_text_config().use_cache = False
+    _freeze(model, train.get("freeze_config") or {})
+    return _with_adapters(model, train["peft"]) if train.get("peft") else model
+
+
+def _attention(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key == "attn_implementation" and value}
+
+
+def _changed(config: Any, options: Mapping[str, Any]) -> Any:
+    """The model's configuration with the recipe's own values, as `text_config: {use_cache: false}`."""
+    for key in ("text_config", "use_cache"):
+        value = options.get(key)
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                setattr(getattr(config, key), name, inner)
+        elif value is not None:
+            setattr(config, key, value)
+    return config
+
+
+def _freeze(model: nn.Module, freeze: Mapping[str, Any]) -> None:
+    """Which parts do not train. Names of the parts: AutoModel's, by which it freezes."""
+    for key, names in (
+        ("freeze_vision_tower", ("vision", "visual", "image_encoder")),
+        ("freeze_audio_tower", ("audio", "audio_encoder", "speech", "sound")),
+        ("freeze_language_model", ("language", "text", "llm")),
+    ):
+        if freeze.get(key, bool(freeze) and key == "freeze_vision_tower"):
+            for name, parameter in model.named_parameters():
+                if any(part in name for part in names):
+                    parameter.requires_grad_(False)
+
+
+def _with_adapters(model: Any, recipe: Mapping[str, Any]) -> Any:
+    """LoRA on the modules that AutoModel's rules choose, of its weights' type and drawn as it draws them."""
+    config = peft.LoraConfig(
+        r=recipe.get("dim", 8),
+        lora_alpha=recipe.get("alpha", 32),
+        target_modules=lora_targets(model, recipe),
+        task_type="CAUSAL_LM",
+    )
+    adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    if recipe.get("lora_A_init", "xavier") == "xavier":  # uniform is PEFT's own
+        for name, parameter in adapted.named_parameters():
+            if ".lora_A." in name:
+                nn.init.xavier_normal_(parameter.data)
+    return adapted
+
+
+def lora_targets(model: nn.Module, recipe: Mapping[str, Any]) -> list[str]:
+    """Full names of the linear modules that get an adapter."""
+    from nemo_automodel.components._peft.module_matcher import ModuleMatcher
+
+    matcher = ModuleMatcher(
+        recipe.get("target_modules") or [], recipe.get("exclude_modules") or [], bool(recipe.get("match_all_linear"))
+    )
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and matcher.match(module, name)
+    ]
+
+
+def build_loader(
+    train: Mapping[str, Any], *, data_rank: int, data_ranks: int, first: AbstractContextManager[Any]
+) -> Any:
+    """The recipe's data loader. Inside `first` the node's first rank comes before the others, for downloads."""
+    from nemo_automodel.components.config.loader import ConfigNode
+    from nemo_automodel.recipes._typed_config import RecipeConfig
+
+    if train["recipe"] == VLM:
+        images.install()
+    recipe = RecipeConfig(ConfigNode({key: train[key] for key in _DATA_SECTIONS if key in train}))
+    shared = {"dp_rank": data_rank, "dp_world_size": data_ranks, "dataset_build_context": first}
+    if train["recipe"] == VLM:
+        built = recipe.vlm_dataloader.build(
+            pretrained_model_name_or_path=_place(train["model"]),
+            batch_size=train["step_scheduler"].get("local_batch_size", 1),
+            **shared,
+        )
+        return built.dataloader
+    return recipe.dataloader.build(tokenizer=_tokenizer(train), supports_seq_lens=False, **shared)
+
+
+def _place(model: Mapping[str, Any]) -> str:
+    source = model.get("pretrained_model_name_or_path") or model["config"]
+    return str(source if isinstance(source, str) else source["pretrained_model_name_or_path"])
+
+
+def _tokenizer(train: Mapping[str, Any]) -> Any:
+    """As AutoModel: the data set's own, none where that is null, the model's where it says nothing."""
+    from nemo_automodel import NeMoAutoTokenizer
+
+    dataset = train["dataset"]
+    if "tokenizer" not in dataset:
+        return NeMoAutoTokenizer.from_pretrained(_place(train["model"]))
+    settings = {key: value for key, value in (dataset["tokenizer"] or {}).items() if key != "_target_"}
+    return NeMoAutoTokenizer.from_pretrained(**settings) if settings else None
+
+
+def forward_keys(model: Any) -> frozenset[str]:
+    """What of a batch the model takes; loaders give more, as a `padding_mask`."""
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    return frozenset(inspect.signature(base.forward).parameters)
