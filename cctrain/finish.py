@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -42,7 +42,7 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
     derived: dict[str, Any] = {"summary": None, "gpu_state": None}
     seen, broken = record["platform"], ""
     try:
-        reduced = reduce_samples(run_dir, int(expected["warmup"]), config.get("train"))
+        reduced = reduce_samples(run_dir, int(expected["warmup"]), _trained(config))
         steps = reduced.steps
         found = notes(reduced)
         derived = _step(reduced.ranks)
@@ -81,6 +81,14 @@ def _step(ranks: dict[int, RankSamples]) -> dict[str, Any]:
     facts = dict((ranks[0].end or {}).get("graphs") or {}) if 0 in ranks else {}
     kind = facts.pop("kind", None)
     return {"step_kind": kind, "graphs": facts} if facts else {}
+
+
+def _trained(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recipe as its engine trained it: FLOPs depend on whose model class it was."""
+    recipe: dict[str, Any] | None = config.get("train")
+    if recipe and config.get("engine", {}).get("name") == "hf":
+        return {**recipe, "model": {**recipe["model"], "force_hf": True}}
+    return recipe
 
 
 def _platform(run_dir: Path, record: dict[str, Any], ranks: dict[int, RankSamples]) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def _identity(request: _Request) -> dict[str, Any]:
             "packed": (recipe.get("packed_sequence") or {}).get("packed_sequence_size", 0),
         },
         "precision": str(model.get("torch_dtype", "auto")),
-        "versions": versions.package_versions(),
+        "versions": versions.package_versions(config.engine.name.value),
         "gpu": sorted(set(request.gpus.names)) if not request.is_cpu else ["cpu"],
         "num_gpus": request.num_ranks,
     }

@@ -14,6 +14,7 @@ from cctrain.doctor.memory import estimate
 from cctrain.packaged import RECIPES
 from cctrain.request.checks import Layout, check_layout, smallest_world
 from cctrain.request.data import DEFAULT_SEQ_LEN
+from cctrain.request.hf import reasons
 from cctrain.request.recipe import is_cpu_recipe
 
 
@@ -26,6 +27,8 @@ class Finding:
     """Tokens a sample that the estimate is for."""
     fit: Fit | None = None
     hurts: tuple[Hurt, ...] = ()
+    not_hf: tuple[str, ...] = ()
+    """Why engine=hf cannot run it; engine=automodel runs every recipe."""
 
 
 def judge(config: Config, machine: Machine, environment: Mapping[str, str]) -> Finding:
@@ -36,8 +39,9 @@ def judge(config: Config, machine: Machine, environment: Mapping[str, str]) -> F
     check_layout(recipe, config.measure, fewest)
     packed = (recipe.get("packed_sequence") or {}).get("packed_sequence_size")
     seq_len = packed or config.data.seq_len or DEFAULT_SEQ_LEN
+    not_hf = tuple(reasons(recipe))
     if is_cpu_recipe(recipe):
-        return Finding(name, seq_len)
+        return Finding(name, seq_len, not_hf=not_hf)
     num_ranks = config.launch.nproc_per_node or machine.num_gpus or fewest
     model = _model_config(config)
 
@@ -47,7 +51,8 @@ def judge(config: Config, machine: Machine, environment: Mapping[str, str]) -> F
 
     found, fitting = fit(model, recipe, num_ranks, seq_len, machine)
     layout = layout_of(fitting, found.num_ranks)
-    return Finding(name, seq_len, found, tuple(hurts(fitting, layout, environment, holds)) if layout else ())
+    hurt = tuple(hurts(fitting, layout, environment, holds)) if layout else ()
+    return Finding(name, seq_len, found, hurt, not_hf)
 
 
 def _model_config(config: Config) -> dict[str, Any]:

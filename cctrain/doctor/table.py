@@ -30,7 +30,7 @@ def print_findings(
     recipes = [(finding.recipe, _fit(finding, num_gpus)) for finding in findings]
     all_the_same = "cc=unverified runs all the same and marks the record"
     problems = [("not fit to measure", f"{problem}. {all_the_same}")] if problem else []
-    for section in ([*problems, *_machine(seen)], recipes, _hurts(findings)):
+    for section in ([*problems, *_machine(seen)], recipes, _engines(findings), _hurts(findings)):
         for name, text in section:
             table.add_row(name, text)
         table.add_section()
@@ -98,6 +98,13 @@ def _fit(finding: Finding, num_gpus: int) -> str:
 
 def _gpus(fit: Fit) -> str:
     return f"{fit.num_ranks} GPU{'s' * (fit.num_ranks > 1)}"
+
+
+def _engines(findings: Sequence[Finding]) -> list[tuple[str, str]]:
+    runs = ", ".join(finding.recipe for finding in findings if not finding.not_hf) or "none of these"
+    cannot = [f"hf not {finding.recipe}: {'; '.join(finding.not_hf)}" for finding in findings if finding.not_hf]
+    everything = ", ".join(finding.recipe for finding in findings)
+    return [("engines", "\n".join([f"automodel runs {everything}", f"hf runs {runs}", *cannot]))]
 
 
 def _hurts(findings: Sequence[Finding]) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from cctrain.emulation.in_rank import toll_switch
 from cctrain.emulation.switch import TollSwitch
 from cctrain.engines.hf_model import build_loader, build_model, forward_keys
+from cctrain.engines.hf_schedule import learning_rate
 from cctrain.engines.observer import Observer
 from cctrain.metrics import count_tokens
 from cctrain.request.hf import DTYPES, param_dtype
@@ -71,9 +72,7 @@ def build(
     arguments = training_arguments(train, output)
     sharding = _sharding(train, arguments)
     transformers.set_seed(arguments.seed)
-    is_alone = sharding is None or arguments.process_index == 0
-    device = arguments.device if sharding is None else None  # a sharded model may not fit one device
-    model = build_model(train, is_empty=not is_alone, device=device)
+    model = _sharded_model(train, arguments, sharding) if sharding else build_model(train, device=arguments.device)
     loader = build_loader(
         train,
         data_rank=arguments.process_index,
@@ -136,6 +135,23 @@ def _sharding(train: Mapping[str, Any], arguments: TrainingArguments) -> FullySh
         reshard_after_forward=True,
         cpu_ram_efficient_loading=True,
     )
+
+
+def _sharded_model(
+    train: Mapping[str, Any], arguments: TrainingArguments, sharding: FullyShardedDataParallelPlugin
+) -> Any:
+    """The model on the CPU, which may not fit one device: drawn or loaded by the first rank, which sends it around."""
+    model = build_model(train, is_empty=arguments.process_index > 0)
+    if set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}:
+        # Accelerate cannot send the buffers of a checkpoint (Gemma 4 has some): each rank makes all of it.
+        sharding.cpu_ram_efficient_loading = False
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+        transformers.set_seed(arguments.seed)
+        model = build_model(train)
+    # A model's list of layers may name some that this one has none of.
+    present = {type(module).__name__ for module in model.modules()}
+    sharding.transformer_cls_names_to_wrap = sorted(present & set(model._no_split_modules))
+    return model
 
 
 class TimedTrainer(Trainer):
@@ -268,21 +284,3 @@ class _Edges(TrainerCallback):
         sampler: Any = getattr(self._trainer.observer.loader, "sampler", None)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(round(state.epoch or 0))
-
-
-def learning_rate(num_steps: int, recipe: Mapping[str, Any], base: float, total: int) -> float:
-    """After `num_steps` of `total` optimizer steps: the schedule and the defaults of AutoModel's LRSchedulerConfig."""
-    highest = recipe.get("max_lr") or base
-    lowest = recipe["min_lr"] if recipe.get("min_lr") is not None else 0.01 * base
-    begin = recipe["init_lr"] if recipe.get("init_lr") is not None else 0.1 * base
-    warmup = recipe["lr_warmup_steps"] if recipe.get("lr_warmup_steps") is not None else min(1000, total // 10)
-    decay, style = recipe.get("lr_decay_steps") or total, recipe.get("lr_decay_style", "cosine")
-    if warmup and num_steps <= warmup:
-        return float(begin + (highest - begin) * num_steps / warmup)
-    if style == "constant":
-        return float(highest)
-    if num_steps > decay:
-        return float(lowest)
-    done = (num_steps - warmup) / (decay - warmup)
-    left = 1 - done if style == "linear" else (math.cos(math.pi * done) + 1) / 2
-    return float(lowest + left * (highest - lowest))

@@ -9,7 +9,7 @@ kernels (`model.use_sdpa_patching`, `sdpa_method`) and between its model class a
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cctrain.config import Config, Engine, MeasureKind, StepKind
@@ -17,73 +17,58 @@ from cctrain.errors import RequestError
 
 DTYPES = {name: plain for plain in ("bfloat16", "float16", "float32") for name in (plain, f"torch.{plain}")}
 DTYPES |= {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-"""Names that recipes have for a type of weights; `auto` is as the checkpoint has them."""
-DEFAULT_PARAM_DTYPE = "bfloat16"
+"""Names that recipes have for a type of weights."""
+_DEFAULT_PARAM_DTYPE = "bfloat16"
 """What AutoModel computes in where a recipe has no distributed.mp_policy."""
-_MODELS = {"NeMoAutoModelForCausalLM", "NeMoAutoModelForImageTextToText"}
-_NONE = (None, "none", "None")
 
-_Allowed = Callable[[Any], bool]
-_ANY: _Allowed = lambda _: True  # noqa: E731
-_OFF: _Allowed = lambda value: value in (*_NONE, False, 0, 1)  # noqa: E731
-"""Absent, false, zero of something or one rank."""
-
-
-def _one_of(*allowed: Any) -> _Allowed:
-    return lambda value: value in allowed
-
+_ANY = ("anything",)
+_NONE: tuple[Any, ...] = (None, "none", "None")
+_OFF: tuple[Any, ...] = (*_NONE, False, 0, "0")
+_ONE: tuple[Any, ...] = (*_OFF, 1)
 
 _SECTIONS = (
     *("recipe", "seed", "step_scheduler", "dist_env", "model", "processor", "checkpoint", "peft", "distributed"),
     *("loss_fn", "dataset", "packed_sequence", "dataloader", "clip_grad_norm", "optimizer", "lr_scheduler"),
     *("freeze_config", "compile", "sdpa_method"),
 )
-_KEYS: dict[str, dict[str, _Allowed]] = {
+_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
     "model": {
-        "_target_": lambda target: str(target).split(".")[-2:-1][0] in _MODELS if "." in str(target) else False,
-        **dict.fromkeys(("pretrained_model_name_or_path", "config", "text_config", "force_hf"), _ANY),
-        **dict.fromkeys(("use_sdpa_patching", "use_liger_kernel", "use_cache"), _ANY),
-        "trust_remote_code": _OFF,
-        "torch_dtype": lambda name: name in (*_NONE, "auto") or str(name) in DTYPES,
-        "attn_implementation": _one_of(None, "eager", "sdpa", "flash_attention_2", "flash_attention_3"),
+        "_target_": ("NeMoAutoModelForCausalLM", "NeMoAutoModelForImageTextToText"),
+        **dict.fromkeys(("pretrained_model_name_or_path", "config", "text_config", "use_cache"), _ANY),
+        **dict.fromkeys(("force_hf", "use_sdpa_patching", "use_liger_kernel"), _ANY),
+        "torch_dtype": (*DTYPES, "auto", *_NONE),
+        "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flash_attention_3", *_NONE),
     },
     "peft": {
-        "_target_": lambda target: str(target).endswith(".PeftConfig"),
+        "_target_": ("PeftConfig",),
         **dict.fromkeys(("target_modules", "exclude_modules", "match_all_linear", "dim", "alpha"), _ANY),
         **dict.fromkeys(("use_triton", "use_memory_efficient_lora", "dropout_position"), _ANY),
-        "lora_A_init": _one_of("xavier", "uniform"),
-        "dropout": _OFF,
-        "use_dora": _OFF,
-        "lora_dtype": _one_of(*_NONE),
+        "lora_A_init": ("xavier", "uniform"),
     },
     "distributed": {
-        "strategy": _one_of("fsdp2", "ddp"),
-        "dp_size": _ANY,
-        **dict.fromkeys(("tp_size", "pp_size", "cp_size", "ep_size", "dp_replicate_size", "sequence_parallel"), _OFF),
-        "activation_checkpointing": _one_of(None, True, False, "full"),
-        "mp_policy": _ANY,
+        "strategy": ("fsdp2", "ddp"),
+        **dict.fromkeys(("dp_size", "mp_policy"), _ANY),
+        **dict.fromkeys(("tp_size", "pp_size", "cp_size", "ep_size", "dp_replicate_size"), _ONE),
+        "activation_checkpointing": (True, "full", *_OFF),
     },
-    "loss_fn": {"_target_": lambda target: str(target).endswith(".MaskedCrossEntropy")},
-    "packed_sequence": {
-        "packed_sequence_size": _ANY,
-        "packing_strategy": _ANY,
-        "drop_long_samples": _ANY,
-        "max_packs": _ANY,
-        "packing_ratio": _ANY,
-    },
+    "loss_fn": {"_target_": ("MaskedCrossEntropy",)},
+    "packed_sequence": dict.fromkeys(
+        ("packed_sequence_size", "packing_strategy", "drop_long_samples", "max_packs", "packing_ratio"), _ANY
+    ),
     "clip_grad_norm": {"max_norm": _ANY, "backend": _ANY},
     "optimizer": {
-        "_target_": _one_of("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"),
+        "_target_": ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"),
         **dict.fromkeys(("lr", "betas", "eps", "weight_decay", "fused", "foreach", "amsgrad"), _ANY),
         **dict.fromkeys(("momentum", "nesterov", "dampening"), _ANY),
     },
     "lr_scheduler": {
-        "lr_decay_style": _one_of("cosine", "linear", "constant"),
+        "lr_decay_style": ("cosine", "linear", "constant"),
         **dict.fromkeys(("lr_warmup_steps", "lr_decay_steps", "init_lr", "max_lr", "min_lr"), _ANY),
     },
     "freeze_config": dict.fromkeys(("freeze_vision_tower", "freeze_audio_tower", "freeze_language_model"), _ANY),
-    "compile": {"enabled": _ANY, "mode": _ANY, "backend": _ANY, "dynamic": _OFF, "fullgraph": _OFF},
+    "compile": dict.fromkeys(("enabled", "mode", "backend"), _ANY),
 }
+"""Of each section the keys that are read, and their values; any other key must be off."""
 
 
 def check_engine(config: Config) -> None:
@@ -96,26 +81,42 @@ def check_engine(config: Config) -> None:
         raise RequestError("measure=seed is a figure that AutoModel prints: with engine=hf allowed is measure=steady")
     for key in ("validation", "checkpoint"):
         if getattr(config.measure, key):
-            raise RequestError(f"measure.{key}=true: with engine=hf allowed is false, it trains and nothing else")
+            raise RequestError(f"measure.{key}=true: with engine=hf allowed is false")
     for reason in reasons(config.train):
-        raise RequestError(f"{reason} (engine=hf; engine=automodel runs it)")
+        raise RequestError(f"engine=hf cannot run this recipe: {reason}")
 
 
 def reasons(recipe: Mapping[str, Any]) -> Iterator[str]:
     """Each setting of an AutoModel recipe that the engine cannot express, in words."""
     for name, section in recipe.items():
-        if name not in _SECTIONS and not name.startswith("validation_") and section not in (*_NONE, False, {}):
-            yield f"train.{name}: transformers' Trainer has nothing like it; remove it with ~train.{name}"
-    for name, allowed in _KEYS.items():
+        if name not in _SECTIONS and not name.startswith("validation_") and section not in (*_OFF, {}):
+            yield f"train.{name} is nothing that transformers' Trainer has; leave it out with ~train.{name}"
+    for name, keys in _VALUES.items():
         section = recipe.get(name)
-        for key, value in (section if isinstance(section, dict) else {}).items():
-            if not allowed.get(key, _OFF)(value):
-                yield f"train.{name}.{key}={value}: not something that Trainer, PEFT and Accelerate can do"
+        for key, value in (section if isinstance(section, Mapping) else {}).items():
+            allowed = keys.get(key, _OFF)
+            if allowed is not _ANY and not _is_among(key, value, allowed):
+                words = ", ".join(dict.fromkeys(_word(one) for one in allowed))
+                is_new = key not in keys
+                yield f"train.{name}.{key}" + (
+                    f", which nothing there reads; leave it out with ~train.{name}.{key}"
+                    if is_new
+                    else f"={value}; allowed is {words}"
+                )
     yield from _packing(recipe)
     yield from _precision(recipe)
-    liger = (recipe.get("model") or {}).get("use_liger_kernel")
-    if liger and importlib.util.find_spec("liger_kernel") is None:
+    if (recipe.get("model") or {}).get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         yield "train.model.use_liger_kernel=true needs the package liger-kernel: install it, or set it to false"
+
+
+def _is_among(key: str, value: Any, allowed: tuple[Any, ...]) -> bool:
+    if key == "_target_":
+        return any(f".{name}." in f".{value}." for name in allowed)
+    return value in allowed
+
+
+def _word(value: Any) -> str:
+    return "none" if value in _NONE else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _packing(recipe: Mapping[str, Any]) -> Iterator[str]:
@@ -123,8 +124,8 @@ def _packing(recipe: Mapping[str, Any]) -> Iterator[str]:
     strategy = packed.get("packing_strategy", "thd")
     if packed.get("packed_sequence_size") and strategy != "neat":
         yield (
-            f"train.packed_sequence.packing_strategy={strategy}: transformers' models take packed rows with a mask of "
-            "who sees whom, +train.packed_sequence.packing_strategy=neat"
+            f"train.packed_sequence.packing_strategy={strategy}; allowed is neat: transformers' models take packed "
+            "rows with a mask of who sees whom"
         )
 
 
@@ -136,12 +137,12 @@ def _precision(recipe: Mapping[str, Any]) -> Iterator[str]:
     computed = param_dtype(recipe)
     if stored and computed != stored:
         yield (
-            f"train.model.torch_dtype={stored} with train.distributed.mp_policy.param_dtype={computed}: weights are "
-            "computed with as they are stored, make both the same"
+            f"train.model.torch_dtype={stored} with train.distributed.mp_policy.param_dtype={computed}; allowed is the "
+            "same for both, weights are computed with as they are stored"
         )
 
 
 def param_dtype(recipe: Mapping[str, Any]) -> str | None:
     """What AutoModel's FSDP2 computes in."""
     policy = (recipe.get("distributed") or {}).get("mp_policy") or {}
-    return DTYPES.get(str(policy.get("param_dtype", DEFAULT_PARAM_DTYPE)))
+    return DTYPES.get(str(policy.get("param_dtype", _DEFAULT_PARAM_DTYPE)))

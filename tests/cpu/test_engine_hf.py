@@ -1,0 +1,165 @@
+"""The second engine beside the first: the same weights and the same data through both."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cctrain.packaged import RECIPES
+
+COUNTS = ("padded_tokens", "real_tokens", "label_tokens")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A checkpoint that both engines load."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("both") / "weights"
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(RECIPES / "models" / "tiny-llama")
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(RECIPES / "models" / "tokenizer-llama" / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sft(run_cctrain, weights):
+    """Full fine-tuning on two ranks with two micro-batches a step, by engine."""
+
+    def run(engine, *more):
+        return run_cctrain(
+            *("recipe=tiny_llama_sft", f"engine={engine}", "weights=pretrained", f"weights.path={weights}", *more),
+            *("train.step_scheduler.local_batch_size=1", "measure.warmup=2", "measure.steps=10", "track=none"),
+        )
+
+    return {"automodel": run("automodel"), "hf": run("hf"), "ddp": run("hf", "train.distributed.strategy=ddp")}
+
+
+@pytest.mark.parametrize("kind", ["hf", "ddp"])
+def test_full_fine_tuning_sees_the_same_tokens_and_comes_to_the_same_losses(sft, kind):
+    for run in sft.values():
+        assert run.code == 0, run.stderr
+    theirs, ours = (sft[name].record["steps"] for name in ("automodel", kind))
+    assert [[step[name] for name in COUNTS] for step in ours] == [[step[name] for name in COUNTS] for step in theirs]
+    assert [step["loss"] for step in ours] == pytest.approx([step["loss"] for step in theirs], rel=1e-5)
+
+
+def test_the_record_names_its_engine_and_the_packages_that_make_it(sft):
+    record, other = sft["hf"].record, sft["automodel"].record
+    assert (record["engine"], other["engine"]) == ("hf", "automodel")
+    assert {"peft", "accelerate"} <= record["identity"]["versions"].keys() - other["identity"]["versions"].keys()
+    assert record["identity"]["recipe_hash"] == other["identity"]["recipe_hash"]
+
+
+def test_phases_of_both_micro_batches_add_up_to_the_step(sft):
+    for step in sft["hf"].record["steps"]:
+        assert set(step["phases_s"]) == {"data_wait", "other", "forward", "backward", "optimizer"}
+        assert min(step["phases_s"].values()) >= 0
+        assert sum(step["phases_s"].values()) == pytest.approx(step["step_time_s"], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def lora(weights, clean_environment):
+    """LoRA on one rank: Hugging Face's engine makes and trains an adapter, AutoModel's starts from the same one, and
+    a second Trainer from the one that AutoModel trained."""
+    root = weights.parent
+    script = Path(__file__).with_name("one_engine.py")
+    results = {}
+    jobs = (("hf", "hf", "first"), ("automodel", "automodel", "first"), ("hf", "again", "automodel/model"))
+    for port, (engine, name, adapter) in enumerate(jobs, start=29561):
+        if name == "again":
+            shutil.rmtree(root / "hf")
+        done = subprocess.run(
+            [sys.executable, script, engine, root, root / adapter, str(port)],
+            env=clean_environment,
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        results[name] = json.loads((root / f"{engine}.json").read_text())
+    return results
+
+
+def test_lora_trains_as_many_parameters_on_the_same_tokens_to_the_same_losses(lora):
+    ours, theirs = lora["hf"], lora["automodel"]
+    assert ours["trained"] == theirs["trained"] > 0
+    assert len(ours["steps"]) == 6
+    for name in COUNTS:
+        assert [step[name] for step in ours["steps"]] == [step[name] for step in theirs["steps"]]
+    losses = [[step["loss"] for step in result["steps"]] for result in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_automodel_computes_with_an_adapter_of_peft_as_peft_does(lora):
+    assert lora["automodel"]["before"] == pytest.approx(lora["hf"]["before"], abs=1e-5)
+
+
+def test_peft_computes_with_an_adapter_of_automodel_as_automodel_does(lora):
+    assert lora["again"]["before"] == pytest.approx(lora["automodel"]["after"], abs=1e-5)
+    assert lora["again"]["before"] != pytest.approx(lora["hf"]["before"], abs=1e-3)  # training has changed it
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"lr_decay_style": "linear", "min_lr": 1e-5},
+        {"lr_decay_style": "constant"},
+        {"lr_warmup_steps": 0},
+        {"lr_warmup_steps": 7, "lr_decay_steps": 20, "init_lr": 0.0, "max_lr": 2e-3},
+    ],
+)
+def test_the_learning_rate_is_automodels_at_every_step(recipe):
+    import torch
+    from nemo_automodel.components.optim.optimizer import LRSchedulerConfig
+
+    from cctrain.engines.hf_schedule import learning_rate
+
+    class Steps:
+        epoch_len, num_epochs, max_steps = None, 1, 30
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    (theirs,) = LRSchedulerConfig(**recipe).build(optimizer, Steps())
+    for number in range(30):
+        assert learning_rate(number, recipe, 1e-3, 30) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        theirs.step(1)
+
+
+def test_a_run_is_told_to_stop_and_its_ranks_do_so_with_the_same_step(start_cctrain):
+    run = start_cctrain("recipe=tiny_llama_peft", "engine=hf", "measure.steps=auto", "measure.max_steps=100000")
+    run.wait_until(lambda: bool(run.run_dirs) and min(map(len, samples(run)), default=0) > 20, "no steps")
+    (run.run_dir / "stop.json").write_text('{"why": "enough"}')
+    run.finish()
+    assert run.code == 0, run.stderr
+    counts = [len(lines) for lines in samples(run)]
+    assert counts[0] == counts[1] == len(run.record["steps"])
+    assert run.record["notes"] == ["enough"]
+
+
+def samples(run):
+    """The steps that each rank has written down."""
+    return [
+        [line for line in path.read_text().splitlines() if '"step"' in line]
+        for path in run.run_dir.glob("samples/rank*.jsonl")
+    ]
+
+
+def test_tolls_are_injected_between_its_steps_as_between_automodels(run_cctrain):
+    run = run_cctrain(
+        *("recipe=tiny_gemma_peft", "engine=hf", "cc=emulated", "tolls=b300", "cc.blocks=2"),
+        *("measure.warmup=2", "measure.steps=16"),
+    )
+    assert run.code == 0, run.stderr
+    assert {step["is_tolled"] for step in run.record["steps"][2:]} == {True, False}
+    assert 0 < run.record["keep_ratio"]["value"] < 1
+    assert all(step["num_images"] for step in run.record["steps"])
+    assert run.record["crossings"]["operators"] > 100
