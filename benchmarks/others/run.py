@@ -1,0 +1,232 @@
+"""One line of `peers.py` that is no recipe of AutoModel: torchtitan's or torchtune's own trainer on the same shape.
+
+    PYTHON benchmarks/others/run.py torchtitan --task lora --shape 4x256 --steps 96 --warmup 15
+    PYTHON benchmarks/others/run.py torchtune --size tiny --shape 2x32 --steps 8 --warmup 2     on a CPU
+
+Runs in that library's environment (`install.py`). Its loop is left as it is; what is put in place are the data (random
+tokens, each with a label, rows of one length) and the weights (random), and a time stamp of cctrain's at each step's
+end. LoRA of rank 8 on all linear layers of attention and MLP, Adam, gradients clipped to 1, bf16, no activation
+checkpointing. Attention is torch's sdpa in torchtune and flex attention in torchtitan, which no longer takes another.
+torchtitan reads its loss each tenth step, its default, the others each step.
+The last line of stdout is one JSON object with the times of the steps after the warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from cctrain.timing.clock import HostClock
+from cctrain.timing.timer import StepTimer
+
+RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519"}
+NUM_BATCHES = 64
+"""Made beforehand and taken in turn."""
+
+
+def step_timer() -> StepTimer:
+    """Stamped by the device where there is one."""
+    if not torch.cuda.is_available():
+        return StepTimer(HostClock())
+    from cctrain.timing.device_clock import DeviceClock
+
+    return StepTimer(DeviceClock())
+
+
+def rows(options: argparse.Namespace, vocab_size: int) -> Iterator[torch.Tensor]:
+    """Token ids of shape (micro-batch, sequence + 1), for ever."""
+    generator = torch.Generator().manual_seed(1111)
+    shape = (NUM_BATCHES, options.micro_batch, options.seq_len + 1)
+    return itertools.cycle(torch.randint(3, vocab_size, shape, generator=generator))
+
+
+def torchtitan(options: argparse.Namespace, timer: StepTimer) -> None:
+    """torchtitan's Trainer, which replays forward and backward as a CUDA graph by default."""
+    from torchtitan.tools import utils
+
+    if not torch.cuda.is_available():
+        utils.device_type, utils.device_module = "cpu", _NoGpu()
+
+    from torchtitan.components.checkpoint import CheckpointManager
+    from torchtitan.components.lora import LoRAConverter
+    from torchtitan.components.validate import Validator
+    from torchtitan.models.llama3 import model_registry
+    from torchtitan.models.llama3.config_registry import llama3_8b
+
+    is_tiny = options.size == "tiny"
+    lora = LoRAConverter.Config(rank=8, alpha=32, target_modules=["wqkv", "wo", "w1", "w2", "w3"])
+    config = llama3_8b()
+    config.model_spec = model_registry(
+        "debugmodel" if is_tiny else "8B", converters=[lora] if options.task == "lora" else None
+    )
+    config.loss.loss_fn.global_vocab_size = vocab_size = config.model_spec.model.vocab_size
+    config.training.local_batch_size, config.training.seq_len = options.micro_batch, options.seq_len
+    config.training.steps, config.training.dtype = options.warmup + options.steps, "bfloat16"
+    config.training.disable_cuda_graphs = not torch.cuda.is_available()
+    config.compile.enable = options.compile
+    config.activation_checkpoint = None
+    config.checkpoint = CheckpointManager.Config(enable=False)
+    config.validator = Validator.Config(enable=False)
+    config.profiler.enable_profiling = config.metrics.enable_tensorboard = False
+    config.debug.enable_structured_logging = False
+    config.dump_folder, config.hf_assets_path = tempfile.mkdtemp(), options.tokenizer
+    config.dataloader.dataset, config.dataloader.infinite = "", True
+
+    class Rows:
+        def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+            for ids in rows(options, vocab_size):
+                positions = torch.arange(options.seq_len).expand(options.micro_batch, -1).contiguous()
+                yield {"input": ids[:, :-1].contiguous(), "positions": positions}, ids[:, 1:].contiguous()
+
+    config.dataloader = _Ready(Rows())
+    trainer = config.build()
+    timed(trainer, "train_step", timer)
+    timer.resume()
+    trainer.train()
+
+
+class _NoGpu:
+    """In place of torch.cuda, whose memory and device torchtitan asks for without looking."""
+
+    def __getattr__(self, name: str) -> Any:
+        answers = {"get_device_name": "CPU", "memory_stats": defaultdict(int), "is_available": False}
+        answers["get_device_properties"] = SimpleNamespace(total_memory=1)
+        return lambda *_, **__: answers.get(name)
+
+
+class _Ready:
+    """Stands where a configuration is expected, and builds what it is given."""
+
+    def __init__(self, built: Any) -> None:
+        self._built = built
+
+    def build(self, **_: Any) -> Any:
+        return self._built
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+
+def torchtune(options: argparse.Namespace, timer: StepTimer) -> None:
+    """torchtune's recipe for one device."""
+    from omegaconf import OmegaConf
+    from torchtune import __file__ as place
+    from torchtune import config as tune
+    from torchtune import training
+    from torchtune.modules import peft
+
+    is_lora, is_tiny = options.task == "lora", options.size == "tiny"
+    sizes = {"vocab_size": 128256, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8, "embed_dim": 4096}
+    sizes |= {"intermediate_dim": 14336, "max_seq_len": 131072}
+    if is_tiny:
+        sizes = {"vocab_size": 1024, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 128}
+        sizes |= {"intermediate_dim": 256, "max_seq_len": 4096}
+    model = {"_component_": f"torchtune.models.llama3_1.{'lora_' * is_lora}llama3_1", **sizes}
+    if is_lora:
+        model |= {"lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"], "apply_lora_to_mlp": True}
+        model |= {"lora_rank": 8, "lora_alpha": 32}
+    sys.path.append(str(Path(place).parents[1] / "recipes"))  # scripts beside the package, no package themselves
+    script: Any = importlib.import_module(f"{'lora' if is_lora else 'full'}_finetune_single_device")
+    kind: Any = script.LoRAFinetuneRecipeSingleDevice if is_lora else script.FullFinetuneRecipeSingleDevice
+
+    class OfRows(kind):  # type: ignore[misc]
+        def load_checkpoint(self, *_: Any, **__: Any) -> dict[str, Any]:
+            return {training.MODEL_KEY: None}
+
+        def _setup_model(self, cfg_model: Any, compile_model: bool, **_: Any) -> Any:
+            self.activations_handling_ctx = contextlib.nullcontext()
+            with training.set_default_dtype(self._dtype), self._device:
+                built = tune.instantiate(cfg_model)
+            if is_lora:
+                peft.set_trainable_params(built, peft.get_adapter_params(built))
+            if compile_model:
+                training.compile_model(built, verbose=False)
+            return built
+
+        def _setup_data(self, **_: Any) -> Any:
+            batches = itertools.islice(rows(options, sizes["vocab_size"]), options.warmup + options.steps)
+            data = [{"tokens": ids[:, :-1], "labels": ids[:, :-1]} for ids in batches]
+            sampler = torch.utils.data.DistributedSampler(data, num_replicas=1, rank=0, shuffle=False)
+            return torch.utils.data.DataLoader(data, batch_size=None, sampler=sampler)
+
+        def save_checkpoint(self, *_: Any, **__: Any) -> None:
+            pass
+
+    folder = tempfile.mkdtemp()
+    settings = {
+        "model": model,
+        "tokenizer": {"_component_": "builtins.dict"},
+        "checkpointer": {},
+        "dataset": {"packed": False},
+        "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-5, "fused": torch.cuda.is_available()},
+        "lr_scheduler": {"_component_": "torchtune.training.get_cosine_schedule_with_warmup", "num_warmup_steps": 10},
+        "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},
+        "metric_logger": {"_component_": "torchtune.training.metric_logging.DiskLogger", "log_dir": folder},
+        **{"output_dir": folder, "device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": "bf16"},
+        **{"epochs": 1, "max_steps_per_epoch": None, "batch_size": options.micro_batch, "seed": 1, "shuffle": False},
+        **{"gradient_accumulation_steps": 1, "clip_grad_norm": 1.0, "compile": options.compile},
+        **{"enable_activation_checkpointing": False, "enable_activation_offloading": False},
+        **{"resume_from_checkpoint": False, "save_adapter_weights_only": True, "log_every_n_steps": 1},
+        **{"log_peak_memory_stats": False, "optimizer_in_bwd": False},
+    }
+    cfg = OmegaConf.create(settings)
+    recipe = OfRows(cfg=cfg)
+    recipe.setup(cfg=cfg)
+    timed(recipe._metric_logger, "log_dict", timer)  # noqa: SLF001 - called at the end of each step
+    timer.resume()
+    recipe.train()
+
+
+def timed(owner: Any, method: str, timer: StepTimer) -> None:
+    """Have a step end whenever that method of `owner` has run."""
+    own = getattr(owner, method)
+
+    def then_stamp(*args: Any, **kwargs: Any) -> Any:
+        result = own(*args, **kwargs)
+        timer.step_end("step")
+        return result
+
+    setattr(owner, method, then_stamp)
+
+
+def main() -> None:
+    """Train, read the stamps, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=("torchtitan", "torchtune"))
+    parser.add_argument("--task", choices=("lora", "sft"), default="lora")
+    parser.add_argument("--shape", default="4x256")
+    parser.add_argument("--size", choices=("8b", "tiny"), default="8b")
+    parser.add_argument("--steps", type=int, default=96)
+    parser.add_argument("--warmup", type=int, default=15)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--tokenizer", default="recipes/models/tokenizer-llama", help="torchtitan wants one")
+    options = parser.parse_args()
+    try:
+        options.micro_batch, options.seq_len = map(int, options.shape.split("x"))
+    except ValueError:
+        parser.error(f"--shape {options.shape}: allowed is SAMPLESxTOKENS; packed rows are not made here")
+    os.environ |= RANK_OF_ONE
+    timer = step_timer()
+    {"torchtitan": torchtitan, "torchtune": torchtune}[options.name](options, timer)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    times = [row["step_time_s"] for row in timer.finished()][options.warmup :]
+    print(json.dumps({"step_times_s": times, "tokens_per_step": options.micro_batch * options.seq_len}), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

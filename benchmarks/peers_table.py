@@ -1,0 +1,157 @@
+"""Figures and table of `peers.py`: runs to tokens/s with intervals, by cctrain's own comparison."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cctrain import ratios, stats
+from cctrain.comparison.arms import arms_of
+from cctrain.load import read_run
+
+MODES = {"off": "off", "emulated": "tolled"}
+Key = tuple[str, str, str]
+"""Task, shape, line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What a line reached once under one mode."""
+
+    tokens_per_s_per_gpu: float
+    """Padded tokens, median over the steady steps."""
+    is_steady: bool
+
+
+def results(cells: Sequence[Mapping[str, Any]], ours: str, matmul_tflops: float | None) -> dict[str, Any]:
+    """What the cells came to: a row a line, task and shape, and the cells that failed with their errors."""
+    rates: dict[Key, dict[int, dict[str, Rate]]] = {}
+    floors: dict[tuple[str, str], float | None] = {}
+    for cell in cells:
+        place = (cell["task"], cell["shape"])
+        if not cell["error"]:
+            rates.setdefault((*place, cell["line"]), {})[cell["repeat"]] = _rates(cell)
+            floors[place] = floors.get(place) or _floor(cell, matmul_tflops)
+    failed = [{name: cell[name] for name in ("task", "shape", "line", "repeat", "error")} for cell in cells]
+    return {
+        "ours": ours,
+        "matmul_tflops": matmul_tflops,
+        "rows": [_row(key, found, rates.get((*key[:2], ours), {}), floors[key[:2]]) for key, found in rates.items()],
+        "failed": [one for one in failed if one["error"]],
+    }
+
+
+def _rates(cell: Mapping[str, Any]) -> dict[str, Rate]:
+    """By mode: of both arms of a run of cctrain, or of the two processes of another library."""
+    if cell["run_dir"]:
+        arms = [arm for arm in arms_of(read_run(Path(cell["run_dir"]) / "run.json")) if arm.is_sound]
+        return {MODES[arm.mode]: Rate(arm.tokens_per_s_per_gpu, arm.why_unsteady is None) for arm in arms}
+    return {mode: _of_steps(**timed) for mode, timed in cell["timed"].items()}
+
+
+def _of_steps(step_times_s: list[float], tokens_per_step: int) -> Rate:
+    found = stats.find_steady(step_times_s)
+    is_steady = not found.shift and not found.is_settling
+    return Rate(tokens_per_step / statistics.median(step_times_s[found.cut :]), is_steady)
+
+
+def _row(
+    key: Key,
+    found: Mapping[int, Mapping[str, Rate]],
+    ours: Mapping[int, Mapping[str, Rate]],
+    floor: float | None,
+) -> dict[str, Any]:
+    row: dict[str, Any] = dict(zip(("task", "shape", "line"), key, strict=True))
+    row["floor_tokens_per_s_per_gpu"] = floor
+    for mode in MODES.values():
+        sides = [{repeat: of[mode] for repeat, of in side.items() if mode in of} for side in (found, ours)]
+        row[mode] = _figures(*sides, floor)
+    both = [of for of in found.values() if len(of) == len(MODES)]
+    if both:
+        values = [[of[mode].tokens_per_s_per_gpu for of in both] for mode in ("off", "tolled")]
+        row["keep_ratio"], row["keep_ratio_ci95"] = ratios.ratio_of_runs(*values, is_paired=True)
+    return row
+
+
+def _figures(found: Mapping[int, Rate], ours: Mapping[int, Rate], floor: float | None) -> dict[str, Any] | None:
+    """Of one line under one mode. `ours_over` compares runs of the same repeat, which lie nearest in time."""
+    if not found:
+        return None
+    logs = np.log(np.asarray([rate.tokens_per_s_per_gpu for rate in found.values()]))
+    middle, half = ratios.paired(logs) if len(logs) > 1 else (logs.mean(), None)
+    common = sorted(found.keys() & ours.keys())
+    over: tuple[float | None, Any] = (None, None)
+    if common:
+        pair = [[side[repeat].tokens_per_s_per_gpu for repeat in common] for side in (found, ours)]
+        over = ratios.ratio_of_runs(*pair, is_paired=True)
+    return {
+        "tokens_per_s_per_gpu": math.exp(middle),
+        "ci95": None if half is None else (math.exp(middle - half), math.exp(middle + half)),
+        "num_runs": len(logs),
+        "num_unsteady": sum(not rate.is_steady for rate in found.values()),
+        "share_of_floor": math.exp(middle) / floor if floor else None,
+        "ours_over": over[0],
+        "ours_over_ci95": over[1],
+    }
+
+
+def _floor(cell: Mapping[str, Any], tflops: float | None) -> float | None:
+    """Tokens/s/GPU if nothing but the model's matrix products took time, at the rate of large ones."""
+    if not cell["run_dir"] or not tflops:
+        return None
+    steps = json.loads((Path(cell["run_dir"]) / "run.json").read_text(encoding="utf-8"))["steps"]
+    flops = sum(step["model_flops"] or 0.0 for step in steps)
+    return tflops * 1e12 * sum(step["padded_tokens"] for step in steps) / flops if flops else None
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the tables and what failed."""
+    console = Console(width=180, markup=False)
+    for task, shape in dict.fromkeys((row["task"], row["shape"]) for row in found["rows"]):
+        console.print(_table(task, shape, found))
+    for one in found["failed"]:
+        console.print(
+            f"failed: {one['line']}, {one['task']} {one['shape']}, repeat {one['repeat'] + 1}: {one['error']}"
+        )
+
+
+def _table(task: str, shape: str, found: Mapping[str, Any]) -> Table:
+    ours = found["ours"]
+    made = Table(title=f"{task} {shape}, padded tokens/s/GPU with 95 % intervals over runs")
+    made.add_column("line")
+    for name in ("off", "of floor", f"{ours} over it", "tolled", "of floor", f"{ours} over it", "keep ratio", "runs"):
+        made.add_column(name, justify="right")
+    rows = [row for row in found["rows"] if (row["task"], row["shape"]) == (task, shape)]
+    for row in sorted(rows, key=lambda row: -(row["tolled"] or {}).get("tokens_per_s_per_gpu", 0)):
+        cells = [text for mode in MODES.values() for text in _texts(row[mode])]
+        keep = _with_interval(row.get("keep_ratio"), row.get("keep_ratio_ci95"), "{:.3f}")
+        off = row["off"] or {}
+        unsteady = f", {off['num_unsteady']} unsteady" if off.get("num_unsteady") else ""
+        made.add_row(row["line"], *cells, keep, f"{off.get('num_runs', 0)}{unsteady}")
+    return made
+
+
+def _texts(figures: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    if figures is None:
+        return "-", "-", "-"
+    share = figures["share_of_floor"]
+    return (
+        _with_interval(figures["tokens_per_s_per_gpu"], figures["ci95"], "{:,.0f}"),
+        f"{share:.1%}" if share else "n/a",
+        _with_interval(figures["ours_over"], figures["ours_over_ci95"], "{:.3f}"),
+    )
+
+
+def _with_interval(value: float | None, ci95: Sequence[float] | None, form: str) -> str:
+    if value is None:
+        return "n/a"
+    return form.format(value) + (f" ({form.format(ci95[0])} to {form.format(ci95[1])})" if ci95 else "")

@@ -1,0 +1,77 @@
+"""The benchmark of the peers, its flow: tiny recipes on this CPU, one line that trains and one that cannot."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def peers(folder, environment, *more):
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / "benchmarks" / "peers.py", folder, "--tasks", "lora=tiny_llama_peft"),
+            *(
+                "--shapes",
+                "2x32",
+                "--lines",
+                "Trainer + PEFT",
+                "--line",
+                "broken: engine=hf train.distributed.tp_size=2",
+            ),
+            *("--ours", "Trainer + PEFT", "--repeats", "1", "--warmup", "2", "--steps", "16", "--blocks", "2"),
+            *("--matmul-tflops", "0.1", *more),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, clean_environment):
+    folder = tmp_path_factory.mktemp("peers")
+    return folder, *peers(folder, clean_environment)
+
+
+def test_a_line_that_trains_has_its_figures_off_and_tolled_against_the_floor(first):
+    _, _, found = first
+    (row,) = found["rows"]
+    assert (row["line"], row["task"], row["shape"]) == ("Trainer + PEFT", "lora", "2x32")
+    for mode in ("off", "tolled"):
+        rate = row[mode]["tokens_per_s_per_gpu"]
+        assert rate > 0
+        assert row[mode]["share_of_floor"] == pytest.approx(rate / row["floor_tokens_per_s_per_gpu"])
+        assert (row[mode]["num_runs"], row[mode]["ci95"], row[mode]["ours_over"]) == (1, None, 1)
+    assert row["keep_ratio"] == pytest.approx(
+        row["tolled"]["tokens_per_s_per_gpu"] / row["off"]["tokens_per_s_per_gpu"]
+    )
+
+
+def test_a_line_that_cannot_run_says_why_and_stops_no_other(first):
+    _, done, found = first
+    (failed,) = found["failed"]
+    assert failed["line"] == "broken"
+    assert "train.distributed.tp_size=2" in failed["error"]
+    assert "failed: broken" in done.stdout
+
+
+def test_what_is_done_is_not_done_again_and_what_is_missing_may_wait(first, clean_environment):
+    folder, _, before = first
+    done, found = peers(folder, clean_environment, "--repeats", "2", "--budget-s", "0")
+    assert done.stderr == ""
+    assert found["num_left"] == 2  # the second repeat of both
+    assert found["rows"] == before["rows"]
+    assert len(list((folder / "runs").iterdir())) == 1
+
+
+def test_a_cell_past_its_deadline_is_ended_and_named(tmp_path, clean_environment):
+    _, found = peers(tmp_path, clean_environment, "--cell-s", "1")
+    assert {one["line"]: one["error"] for one in found["failed"]}["Trainer + PEFT"] == "not done by its deadline"
