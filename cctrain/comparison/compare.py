@@ -88,6 +88,9 @@ def compare(runs: Sequence[Run], options: Options) -> Answer:
         objections += comparable.whole_and_steady(arms)
         unlike = comparable.alike([arm.run for arm in arms])
         objections += (one for one in unlike if one.field not in plan.differing)
+        for side in (plan.base_arms, plan.other_arms):
+            within = comparable.alike([arm.run for arm in side])
+            objections += (one for one in within if one.field in plan.differing)
         if plan.is_emulation_against_on:
             objections.append(Objection("mode", "emulated runs stand against runs with CC on"))
     allowed = comparable.judge(objections, options.allow)

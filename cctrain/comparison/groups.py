@@ -19,6 +19,11 @@ from cctrain.load import Run
 
 FIELDS = ("step", "engine", "tolls", "sequence")
 """What `by` tells settings apart by; tolls (the profile of an emulated run) are told apart by anyway."""
+_DIFFERING = {
+    "step": ("step_kind",),
+    "engine": ("engine", *(f"identity.versions.{name}" for name in ("accelerate", "peft", "liger-kernel"))),
+}
+"""Fields that differ between such settings; an engine has packages that only its records name."""
 _STOCK = ("stock", "automodel")
 """What others are held against."""
 
@@ -209,7 +214,7 @@ def _by_setting(groups: Mapping[Cell, Mapping[str, Group]]) -> Iterator[Plan]:
                     other=_named(setting),
                     base_arms=base.arms,
                     other_arms=group.arms,
-                    differing=tuple({"step": "step_kind"}.get(name, name) for name in told_apart),
+                    differing=tuple(field for name in told_apart for field in _DIFFERING[name]),
                 )
 
 

@@ -233,6 +233,26 @@ def test_stock_and_graphed_steps_are_refused_together_and_compared_apart(tmp_pat
     assert found["CC off", "stock", "graphed"].verdict == "gains"
 
 
+def of_engine(engine, number, peft=None, **facts):
+    versions = identity()["versions"] | ({"peft": peft} if peft else {})
+    record = run_record("off", number, **facts)
+    return dataclasses.replace(record, engine=engine, identity={**record.identity, "versions": versions})
+
+
+def test_engines_are_compared_whose_records_name_different_packages(tmp_path):
+    records = [of_engine("automodel", 0), of_engine("hf", 1, "0.21", step_time_s=0.25), of_engine("automodel", 2)]
+    records.append(of_engine("hf", 3, "0.21", step_time_s=0.25))
+    (one,) = answered(tmp_path, *records, by=("engine",)).comparisons
+    assert (one.base, one.other) == ("automodel", "hf")
+    assert one.keep_ratio == pytest.approx(0.8, abs=0.01)
+
+
+def test_runs_of_one_engine_with_different_packages_are_not_taken_for_one(tmp_path):
+    records = [of_engine("automodel", 0), of_engine("hf", 1, "0.21"), of_engine("hf", 2, "0.20")]
+    (why,) = refused(tmp_path, *records, by=("engine",))
+    assert "identity.versions.peft differs: 0.21, 0.20" in why
+
+
 def test_sequence_lengths_stand_side_by_side(tmp_path):
     records = [*pairs(2), *pairs(2, keep=0.95, seq_len=4096, step_time_s=0.5)]
     records = [dataclasses.replace(record, run_id=f"run-{number}") for number, record in enumerate(records)]
