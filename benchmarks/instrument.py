@@ -16,6 +16,8 @@ One process builds a recipe with random weights and synthetic data and then
 
     python benchmarks/instrument.py --micro-batch 4 --seq-len 256 --rounds 20 --block 8
     python benchmarks/instrument.py --recipe tiny_llama_peft --micro-batch 2 --seq-len 128 --rounds 40    # on a CPU
+    python benchmarks/instrument.py --others lightning hf profiler      others' instruments too, one block a round each
+    traceml run benchmarks/instrument.py --args --others traceml        likewise, the only way that one runs
 
 Two tables, and as the last line one JSON object. The counts need a GPU with CC off (torch.profiler).
 """
@@ -27,13 +29,17 @@ import itertools
 import json
 import math
 import os
+import random
 import statistics
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import instruments
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -99,6 +105,10 @@ class Bench:
         bare = timed.__mro__[2]
         self.timers = Timers(log_level=2, log_option="minmax")
         self.kinds = {"bare": bare, OURS: timed, TIMERS: type("Timed", (WithTimers, bare), {"timers": self.timers})}
+        names = [instruments.SHORT[name] for name in options.others]
+        self.others = {name: instruments.ALL[name]() for name in names}
+        self.kinds |= dict.fromkeys(names, bare)
+        self.per_step = (options.micro_batch * options.accumulate * options.seq_len, options.micro_batch)
         for part in self.recipe.model_parts:
             part.train()
         self.recipe.timestamp = time.perf_counter()  # AutoModel's loop sets it
@@ -124,17 +134,25 @@ class Bench:
         object.__setattr__(self.recipe, "__class__", self.kinds[kind])
         if kind == OURS:
             self.observer.thread = SampleThread(self.finished, self.file, lambda: None)
+        other = self.others.get(kind)
         torch.cuda.synchronize()
+        if other:
+            other.start(*self.per_step)
         begin = time.perf_counter()
         (self.observer.timer.resume if kind == OURS else self.observer.timer.pause)()
         for number in range(count):
-            log = self.recipe._run_train_optim_step(next(self.batches), 1.0)  # noqa: SLF001
+            with other.around(self.recipe.model_parts[0]) if other else nullcontext():
+                log = self.recipe._run_train_optim_step(next(self.batches), 1.0)  # noqa: SLF001
+            if other:
+                other.step_end()
             if number < count - 1:  # what follows the last step's stamp is the next step's
                 self.recipe.log_train_metrics(log)
             if kind == OURS:
                 self.says["AutoModel's tps"].append(log.metrics["tps_per_gpu"])
         torch.cuda.synchronize()
         seconds = time.perf_counter() - begin
+        if other:
+            self.says[kind] += other.stop()
         if kind == OURS:
             self.observer.thread.close()
         return seconds
@@ -144,10 +162,10 @@ def cost(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """Each instrument's step time over the bare one's minus one, with its interval; and stamps against wall time."""
     tokens = options.micro_batch * options.accumulate * options.seq_len
     wall_s: dict[str, list[float]] = {kind: [] for kind in bench.kinds}
-    stamped_s, orders = 0.0, list(itertools.permutations(bench.kinds))
+    stamped_s, orders = 0.0, random.Random(0)
     bench.says = {name: [] for name in bench.says}
-    for number in range(options.rounds):
-        for kind in orders[number % len(orders)]:
+    for _ in range(options.rounds):
+        for kind in orders.sample(list(bench.kinds), len(bench.kinds)):
             wall_s[kind].append(bench.steps(options.block, kind))
             if kind == OURS:
                 times = [row["step_time_s"] for row in bench.take_rows()]
@@ -162,14 +180,16 @@ def cost(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         "num_steps_each": options.rounds * options.block,
         "stamps_over_wall": stamped_s / sum(wall_s[OURS]),
     }
-    for kind, key in ((OURS, "cost"), (TIMERS, "timers_cost")):
+    for kind, other in bench.others.items():
+        bench.says[kind] += other.at_the_end()
+    for kind, key in costs_of(bench.others).items():
         logs = [math.log(one / bare) for one, bare in zip(wall_s[kind], wall_s["bare"], strict=True)]
         half = float(stdtrit(len(logs) - 1, 0.975)) * statistics.stdev(logs) / math.sqrt(len(logs))
         mean = statistics.fmean(logs)
         result |= {key: math.expm1(mean), f"{key}_ci95": [math.expm1(mean - half), math.expm1(mean + half)]}
     by_hand = tokens * options.rounds * options.block
     true = {"AutoModel's tps": by_hand / sum(wall_s[OURS]), "bare": by_hand / sum(wall_s["bare"])}
-    true |= {kind: by_hand / sum(wall_s[kind]) for kind in (OURS, TIMERS)}
+    true |= {kind: by_hand / sum(wall_s[kind]) for kind in (OURS, TIMERS, *bench.others)}
     result["says"] = {
         name: {
             "median_tokens_per_s": statistics.median(values),
@@ -177,8 +197,14 @@ def cost(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
             "wall_tokens_per_s": true[name],
         }
         for name, values in bench.says.items()
+        if values
     }
     return result
+
+
+def costs_of(others: Iterable[str]) -> dict[str, str]:
+    """The key under which each instrument's cost stands."""
+    return {OURS: "cost", TIMERS: "timers_cost", **{name: f"{name} cost" for name in others}}
 
 
 def host_work(bench: Bench, repeats: int = 2000) -> dict[str, float]:
@@ -242,7 +268,7 @@ def table(result: dict[str, Any]) -> Table:
     made = Table(title=f"{result['recipe']} {result['micro_batch']}x{result['seq_len']} on {result['device']}")
     for name in ("instrument", "median tokens/s", "mean tokens/s", "mean over wall clock's", "its cost, 95 % interval"):
         made.add_column(name, justify="left" if name == "instrument" else "right")
-    costs = {OURS: "cost", TIMERS: "timers_cost"}
+    costs = costs_of(instruments.ALL)
     for name, says in result["says"].items():
         median, mean = says["median_tokens_per_s"], says["harmonic_mean_tokens_per_s"]
         low, high = result.get(f"{costs.get(name)}_ci95", (0.0, 0.0))
@@ -261,13 +287,15 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--block", type=int, default=8)
+    parser.add_argument("--others", nargs="+", default=[], choices=instruments.SHORT, help="further instruments")
     parser.add_argument("override", nargs="*", help="further overrides of the recipe, as of python -m cctrain")
     options = parser.parse_args()
     os.environ.update(RANK_OF_ONE)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
         bench.steps(10, OURS)
-        bench.steps(2, TIMERS)
+        for kind in (TIMERS, *bench.others):
+            bench.steps(2, kind)
         bench.take_rows()
         bench.timers("iteration").elapsed()
         is_gpu = torch.cuda.is_available()
