@@ -32,6 +32,7 @@ Fine-tune with NVIDIA NeMo AutoModel, time every step, and record what confident
   python -m cctrain predict runs/RUN --tolls b300            what CC would cost a run, from its crossings
   python -m cctrain compare runs --html report.html          what CC cost, with an interval and a verdict
   python -m cctrain campaign recipe=llama8b_peft,llama8b_sft cc=off,on    all of these by turns, over reboots and kills
+  python -m cctrain tune recipe=llama8b_peft cc=emulated tolls=b300    the fastest batch, layout and step, in 8 trials
   python -m cctrain dashboard --project P                    a W&B workspace and Report over a project's runs
 
 settings
@@ -56,6 +57,7 @@ settings
   train.KEY=        any key of the AutoModel recipe; +train.KEY= adds one, ~train.KEY drops one
   track=            wandb (live with a login, else offline in the run directory)  trackio (no account)  both  none
                     track.project= (cctrain)  track.group= (runs alike in all but the mode)
+  tune.KEY=         the verb tune: what it may change and within which limits, see `tune --help`
   run_root=         where run directories go (runs/)
   dry_run=true      print the torchrun command and the recipe, start nothing
   Every key with its meaning: cctrain/config.py
@@ -64,7 +66,7 @@ output  a table, and as the last line one JSON object; run.json in the run direc
 exit    0 done   2 the request is wrong   3 the machine is not as asked for   4 the run failed, its record is partial
 """
 
-VERBS = ("train", "compare", "explain", "predict", "emulate", "tolls", "campaign", "dashboard", "doctor")
+VERBS = ("train", "compare", "explain", "predict", "emulate", "tolls", "tune", "campaign", "dashboard", "doctor")
 
 
 def main(arguments: list[str] | None = None) -> int:

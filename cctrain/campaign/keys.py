@@ -21,7 +21,7 @@ from cctrain.request.checks import check_layout, smallest_world
 from cctrain.request.compose import compose_config
 from cctrain.request.recipe import build_recipe, check_shape
 
-_NOT_OF_THE_RUN = ("track", "run_root", "dry_run")
+_NOT_OF_THE_RUN = ("track", "tune", "run_root", "dry_run")
 
 
 def platform_identity(gpus: Gpus) -> dict[str, Any]:

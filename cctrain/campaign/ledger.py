@@ -59,12 +59,12 @@ class Standing:
         return self.run is not None or self.is_failed
 
 
-def read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+def read(path: Path, verb: str = "campaign") -> tuple[list[dict[str, Any]], list[int]]:
     """The events, and the numbers of the lines that are none: a crash may leave half a line."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
-        raise RequestError(f"campaign.ledger={path} cannot be read ({error})") from error
+        raise RequestError(f"{verb}.ledger={path} cannot be read ({error})") from error
     events, damaged = [], []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -113,17 +113,19 @@ def standings(events: Iterable[dict[str, Any]]) -> dict[str, Standing]:
 class Ledger:
     """The file, open for its one writer; a context manager."""
 
-    def __init__(self, path: Path, lock_wait_s: float = _LOCK_WAIT_S) -> None:
-        """Raises RequestError where it cannot be written, or another campaign writes it."""
-        self.path = path
+    def __init__(self, path: Path, lock_wait_s: float = _LOCK_WAIT_S, *, verb: str = "campaign") -> None:
+        """`verb` names its setting in errors. Raises RequestError where it cannot be written, or another campaign
+        writes it."""
+        self.path, self._verb = path, verb
+        self._name = f"{verb}.ledger={path}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise RequestError(f"campaign.ledger={path} cannot be written ({error})") from error
+            raise RequestError(f"{self._name} cannot be written ({error})") from error
         try:
             self._lock(lock_wait_s)
-            self.events, self.damaged = read(path)
+            self.events, self.damaged = read(path, verb)
             self._end_last_line()
         except BaseException:
             os.close(self._file)
@@ -150,7 +152,7 @@ class Ledger:
                 data = data[os.write(self._file, data) :]
             os.fsync(self._file)
         except OSError as error:
-            raise RequestError(f"campaign.ledger={self.path} cannot be written ({error})") from error
+            raise RequestError(f"{self._name} cannot be written ({error})") from error
         self.events.append(line)
 
     def opened(self, mode: str) -> str:
@@ -170,11 +172,11 @@ class Ledger:
                 time.sleep(0.1)
 
     def _taken(self) -> str:
-        writers = [event for event in read(self.path)[0] if event["event"] == "opened"]
+        writers = [event for event in read(self.path, self._verb)[0] if event["event"] == "opened"]
         who = f", process {writers[-1].get('pid')} on {writers[-1].get('host')}" if writers else ""
         return (
-            f"campaign.ledger={self.path}: another campaign is at it{who}. Wait for its end, or give this one a ledger "
-            "of its own with campaign.ledger=FILE"
+            f"{self._name}: another {self._verb} is at it{who}. Wait for its end, or give this one a ledger of its own "
+            f"with {self._verb}.ledger=FILE"
         )
 
     def _end_last_line(self) -> None:

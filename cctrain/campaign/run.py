@@ -7,6 +7,7 @@ which moment this process is killed. What dies with it is the trial under way, w
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
@@ -114,6 +115,8 @@ class Campaign:
     run_root: Path
     command: Callable[[Trial], Sequence[str]]
     watcher: Watcher
+    deadline_s: float | None = None
+    """The longest an attempt may take; it is then ended, and has failed."""
 
     def run(self, mode: str) -> str | None:
         """Run all that a machine in this `mode` can. Returns the mode that the rest waits for, None where none does.
@@ -127,7 +130,7 @@ class Campaign:
                 if trial.machine not in (None, mode):
                     return trial.machine
                 while not self.standing[key].is_settled:
-                    self._attempt(key, trial)
+                    self.attempt(key)
         return None
 
     @property
@@ -147,25 +150,37 @@ class Campaign:
         left = [trial.settings for key, trial in self.trials.items() if not self.standing[key].is_settled]
         return sum(sum(own[each]) / len(own[each]) if each in own else mean for each in left)
 
-    def _attempt(self, key: str, trial: Trial) -> None:
-        standing, token = self.standing[key], secrets.token_hex(4)
+    def attempt(self, key: str) -> None:
+        """Run the trial of this key once, whatever becomes of it, which its standing then says.
+
+        Raises KeyboardInterrupt and PlatformError like `run`.
+        """
+        trial, standing, token = self.trials[key], self.standing[key], secrets.token_hex(4)
         attempt = len(standing.failures) + 1
         what = {"settings": redacted(trial.settings), "repeat": trial.repeat, "attempt": attempt}
         self.ledger.append("begin", key=key, token=token, **what)
         self.watcher.begins(trial, attempt)
-        begin, is_stopped, code = time.monotonic(), False, None
+        begin, is_stopped, is_late, code = time.monotonic(), False, False, None
         with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
             process = self._start(trial, token, said, complained)
             try:
-                code = process.wait()
+                code = process.wait(self.deadline_s)
+            except subprocess.TimeoutExpired:
+                is_late = True
+                is_stopped = _stop(process)
             except KeyboardInterrupt:
                 is_stopped = True
+                _ignore_stops()
                 _stop(process)
             error = _error(said, complained, code)
         found = next(self.run_root.glob(f"*-{token}"), None)
         ending = _ending(
             found, error, time.monotonic() - begin, is_excused=is_stopped or code == PlatformError.exit_code
         )
+        if is_late and ending.outcome == "failed":
+            ending = dataclasses.replace(
+                ending, why=f"ended after its deadline of {self.deadline_s:g} s ({ending.why})"
+            )
         self.ledger.append(
             "end",
             key=key,
@@ -199,16 +214,27 @@ class Campaign:
         )
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Have the trial write its partial record; another Ctrl-C must not leave it behind."""
+def _ignore_stops() -> None:
+    """The campaign is ending; another Ctrl-C must not leave its trial behind."""
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.SIG_IGN)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> bool:
+    """Have the trial write its partial record. Returns whether a Ctrl-C came meanwhile."""
     process.terminate()  # and no SIGINT, which a campaign started in the background hands down as ignored
+    is_stopped = False
     try:
         process.wait(_STOP_S)
     except subprocess.TimeoutExpired:
+        pass
+    except KeyboardInterrupt:
+        is_stopped = True
+        _ignore_stops()
+    if process.poll() is None:
         process.kill()
         process.wait()
+    return is_stopped
 
 
 def _ending(run_dir: Path | None, error: str, seconds: float, *, is_excused: bool) -> Ending:

@@ -43,7 +43,7 @@ def judge(config: Config, machine: Machine, environment: Mapping[str, str]) -> F
     if is_cpu_recipe(recipe):
         return Finding(name, seq_len, not_hf=not_hf)
     num_ranks = config.launch.nproc_per_node or machine.num_gpus or fewest
-    model = _model_config(config)
+    model = model_config(config)
 
     def holds(new: Mapping[str, Any], layout: Layout) -> bool:
         needed = estimate(model, new, layout, seq_len)
@@ -55,7 +55,7 @@ def judge(config: Config, machine: Machine, environment: Mapping[str, str]) -> F
     return Finding(name, seq_len, found, hurt, not_hf)
 
 
-def _model_config(config: Config) -> dict[str, Any]:
+def model_config(config: Config) -> dict[str, Any]:
     """The model's config.json; empty for one that would have to be downloaded."""
     name = config.recipe.model or config.train["model"].get("pretrained_model_name_or_path")
     try:

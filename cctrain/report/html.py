@@ -1,11 +1,10 @@
 """The comparison as one HTML file that needs nothing else: no network, no script; light, dark, phone, paper.
 
-Whatever comes from a record is escaped where it is put in, and nowhere else: `_text`, `_table` and matplotlib's own.
+Whatever comes from a record is escaped where it is put in, and nowhere else: by markup.py and by matplotlib itself.
 """
 
 from __future__ import annotations
 
-import html
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,12 @@ from cctrain.emulation.profile import ASSUMED, NOT_EMULATED
 from cctrain.load import Run
 from cctrain.report import tolls_beside, words
 from cctrain.report.explained import explained
+from cctrain.report.markup import figure as _figure
+from cctrain.report.markup import table as _table
+from cctrain.report.markup import text as _text
 from cctrain.report.panels import by_title, sides
 from cctrain.report.platforms import platforms
-from cctrain.report.plots import NARROW, WIDE, Picture, pictures
+from cctrain.report.plots import Picture, pictures
 from cctrain.report.plots.canvas import LIGHT
 from cctrain.report.plots.shares import phase_means
 from cctrain.report.ratios_table import COLUMNS, rows_by_title
@@ -48,10 +50,6 @@ def page(answer: Answer) -> str:
         margin=_text(words.percent(answer.options.margin)),
         version=_text(__version__),
     )
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
 
 
 def _about(answer: Answer) -> str:
@@ -92,28 +90,6 @@ def _allowed(answer: Answer) -> str:
 def _ratios(answer: Answer) -> str:
     rows = [[name, *row] for name, group in rows_by_title(answer) for row in group]
     return _table(["recipe", *COLUMNS], rows)
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "figures") -> str:
-    """Cells carry their column's name, which a phone shows instead of the head."""
-    head = "".join(f"<th scope=col>{_text(column)}</th>" for column in columns)
-    body = []
-    for row in rows:
-        cells = "".join(
-            f'<td data-name="{_text(column)}">{_text(cell)}</td>' for column, cell in zip(columns, row, strict=True)
-        )
-        body.append(f"<tr>{cells}</tr>")
-    return f"<table class={kind}><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def _figure(picture: Picture) -> str:
-    drawn = "".join(
-        f'<div class="{name}">{picture.svg(canvas)}</div>' for name, canvas in (("wide", WIDE), ("narrow", NARROW))
-    )
-    return (
-        f'<figure id="{_text(picture.name)}" aria-label="{_text(picture.title)}"><h3>{_text(picture.title)}</h3>'
-        f"{drawn}<figcaption>{_text(picture.caption)}</figcaption></figure>"
-    )
 
 
 def _recipes(answer: Answer, drawn: Mapping[str, list[Picture]]) -> str:

@@ -35,10 +35,11 @@ OWN_FILE = "own_file"
 BuildRecipe = Callable[[Config], dict[str, Any]]
 
 
-def compose_config(arguments: list[str], build_recipe: BuildRecipe) -> Config:
+def compose_config(arguments: list[str], build_recipe: BuildRecipe, *, is_tuned: bool = False) -> Config:
     """Compose `arguments` (`key=value`); `build_recipe` makes the AutoModel recipe of the first pass's config.
 
-    Raises RequestError for anything that is not a valid request.
+    `is_tuned`: for the verb tune, which alone reads tune.*. Raises RequestError for anything that is not a valid
+    request.
     """
     refuse_secret_interpolations(arguments)
     arguments, tolls = take_tolls(arguments)
@@ -49,6 +50,7 @@ def compose_config(arguments: list[str], build_recipe: BuildRecipe) -> Config:
         if override.key_or_group == "train":
             raise RequestError(f"{override.input_line}: name a key of the recipe, as in train.optimizer.lr=1e-4")
     for override in own:
+        _check_verb(override, is_tuned=is_tuned)
         _check_key(override)
     recipes = [o for o in own if o.key_or_group == "recipe"]
     if len(recipes) > 1:
@@ -126,13 +128,18 @@ def _listed(group: str) -> str:
     return ", ".join(_options(group))
 
 
+def _check_verb(override: Override, *, is_tuned: bool) -> None:
+    """Refuse what another verb reads."""
+    verb = str(override.key_or_group).partition(".")[0]
+    if verb == "campaign" or (verb == "tune" and not is_tuned):
+        raise RequestError(f"{override.input_line} is read by the verb: python -m cctrain {verb} ...")
+
+
 def _check_key(override: Override) -> None:
     """Refuse a group choice or key that does not exist, naming the nearest that does."""
     key = override.key_or_group
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     value = override.value()
-    if str(key).partition(".")[0] == "campaign":
-        raise RequestError(f"{override.input_line} is read by the verb: python -m cctrain campaign ...")
     if key in groups:
         if isinstance(value, (dict, list)):
             raise RequestError(f"{override.input_line}: allowed is {key}=NAME, one of {_listed(key)}")

@@ -36,6 +36,9 @@ _SETTINGS = {
 }
 VERDICTS, EMULATED_VERDICTS, TOLLS = "verdicts", "verdicts_emulated", "tolls"
 """Names of the tables. Emulated figures never stand in one chart with measured ones."""
+TRIALS = "trials"
+TRIAL_COLUMNS = ("outcome", "rate", "keep_ratio", "step_time_s", "real_tokens", "peak_gib", "is_steady", "run", "why")
+"""What the table of a search holds beside the settings of each trial."""
 _NOT_SENT = re.compile(r"wandb: (?:WARNING|ERROR) (Fatal error while uploading data|.*\b[Ff]ailed to upload\b.*)")
 VERDICT_COLUMNS = (
     "compared",
@@ -144,6 +147,36 @@ def log_comparison(
     low, high = clean["ci95"] or (None, None)
     results = {**worst, "ci95_low": low, "ci95_high": high, "loss": 1 - clean["keep_ratio"]}
     run.summary.update({f"compare/{key}": value for key, value in results.items() if value is not None})
+    _finish(run, exit_code=0)
+
+
+def log_search(
+    facts: Mapping[str, Any], figures: Sequence[Path], out: Path, say: Say, *, project: str | None = None
+) -> None:
+    """A W&B run of job type `tune`: `facts`, as `tune` prints them, as a table of trials, and figures.
+
+    An offline run is written under `out`. Raises whatever W&B does.
+    """
+    import wandb
+
+    clean: dict[str, Any] = redacted(dict(facts))
+    trials = clean.pop("trials")
+    run = _opened(
+        say,
+        out,
+        project=project,
+        name=f"tune {clean['recipe']} ({clean['mode']})",
+        group="tune",
+        job_type="tune",
+        tags=["tune", clean["recipe"][:64], clean["mode"]],
+        config={key: clean[key] for key in ("recipe", "mode", "chosen", "command", "why")},
+    )
+    rows = [[*one["point"].values(), *(one[name] for name in TRIAL_COLUMNS)] for one in trials]
+    run.log({TRIALS: _table((*trials[0]["point"], *TRIAL_COLUMNS), rows)})
+    if figures:
+        run.log({f"figures/{figure.stem}": wandb.Image(str(figure)) for figure in figures})
+    names = ("real_tokens_per_s_per_gpu", "keep_ratio", "gain", "num_trials")
+    run.summary.update({f"tune/{name}": clean[name] for name in names if clean[name] is not None})
     _finish(run, exit_code=0)
 
 

@@ -22,7 +22,7 @@ from cctrain.tune.memory import fit_memory
 from cctrain.tune.point import FAILED, Observation, Point, Work
 from cctrain.tune.step_time import Asked, Prior, asked, fit_step_time
 
-GAIN, CHANCE = 0.01, 0.05
+GAIN, CHANCE = 0.01, 0.02
 """A search ends when no untried point has this chance of being faster by this share."""
 _HOPELESS = 0.02
 """A point with less than this chance of running, and running as wanted, is not tried."""

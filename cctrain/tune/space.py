@@ -7,7 +7,7 @@ length of samples and packing unless `tune.seq_len` and `tune.packing` name some
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cctrain.config import Config, StepKind, TuneConfig
@@ -128,6 +128,12 @@ def settings(recipe: Mapping[str, Any], base: Point, point: Point) -> tuple[str,
     if point.step != base.step:
         lines += (f"step={point.step}",)
     return lines
+
+
+def joined(arguments: Sequence[str], lines: Sequence[str]) -> tuple[str, ...]:
+    """The arguments with a point's settings behind them; of a group, as step=, only the last choice may be there."""
+    is_step = any(line.startswith("step=") for line in lines)
+    return (*(one for one in arguments if not (is_step and one.startswith("step="))), *lines)
 
 
 def recipe_of(recipe: Mapping[str, Any], base: Point, point: Point) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How long a step of a point takes: a model of host and GPU, fitted to the trials as they come.
 
     host   = crossings x cost
-    device = kernels x floor + FLOPs / rate + link bytes / bandwidth
+    device = kernels x floor + FLOPs / rate x (1 + tokens / crowd) + link bytes / bandwidth
     step   = micro-batches x the slower of host and device + fixed
 
 The slower of two that vary is a little more than either: it is their p-norm, with p fitted. All constants are fitted as
@@ -57,6 +57,7 @@ def prior_of(peak_flops: float | None, *, is_cpu: bool) -> Prior:
         "fixed_s": (0.01, 1.2),
         "bandwidth": (1.5e11, 1.0),
         "graphed": (0.95, 0.2),
+        "crowd": (1e5, 1.5),
         "norm": (6.0, 0.4),
     }
     values = np.array(list(constants.values()))
@@ -71,6 +72,8 @@ class Asked:
     crossings: Floats
     kernels: Floats
     flops: Floats
+    tokens: Floats
+    """Of a micro-batch, padded."""
     link_bytes: Floats
     is_graphed: Floats
     places: Floats
@@ -96,6 +99,7 @@ def asked(points: Sequence[Point], works: Mapping[Point, Work], crossings: Float
         crossings=crossings,
         kernels=np.array([work.kernels for work in chosen]),
         flops=np.array([work.flops for work in chosen]) * padding,
+        tokens=micro * rows,
         link_bytes=np.array([work.link_bytes for work in chosen]),
         is_graphed=np.array(columns["step"], dtype=float),
         places=np.array([np.asarray(columns[name], dtype=float) / length for name, length in _LENGTHS.items()]).T,
@@ -104,9 +108,10 @@ def asked(points: Sequence[Point], works: Mapping[Point, Work], crossings: Float
 
 def log_step_time(constants: Floats, what: Asked) -> Floats:
     """The model, in logarithms of seconds."""
-    cost, rate, floor, fixed, bandwidth, graphed, norm = np.exp(constants)
+    cost, rate, floor, fixed, bandwidth, graphed, crowd, norm = np.exp(constants)
     host = what.crossings * cost
-    device = (what.kernels * floor + what.flops / rate) * graphed**what.is_graphed + what.link_bytes / bandwidth
+    computing = what.kernels * floor + what.flops / rate * (1 + what.tokens / crowd)
+    device = computing * graphed**what.is_graphed + what.link_bytes / bandwidth
     slower = np.maximum(host, device)
     slower = slower * (1 + (np.minimum(host, device) / slower) ** norm) ** (1 / norm)
     return np.asarray(np.log(what.accumulation * slower + fixed))

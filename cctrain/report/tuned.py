@@ -1,0 +1,217 @@
+"""A search for people and for scripts: its plan, its progress, its trials as a table, what to copy, and the facts."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cctrain.campaign.plan import Trial
+from cctrain.campaign.run import Ending
+from cctrain.ratios import ratio_of_runs
+from cctrain.report.campaign import duration
+from cctrain.report.words import percent
+from cctrain.tune.point import Observation
+from cctrain.tune.search import Problem, Result, is_allowed
+from cctrain.tune.space import joined
+
+_NOT_A_TERMINAL = 140
+_MOST_PLANNED = 60
+COLUMNS = ("trial", "setting", "real tokens/s/GPU", "kept", "tokens a step", "peak GiB", "")
+EMULATED = "Emulated: tolls injected into this machine without CC. It is an estimate, never a measurement of CC"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a search came to, with what it is told by."""
+
+    recipe: str
+    mode: str
+    arguments: tuple[str, ...]
+    """Of the recipe as it stands."""
+    problem: Problem
+    result: Result
+    pairs: tuple[tuple[Observation, Observation], ...]
+    """Runs of the recipe as it stands and of the best; none where these are the same."""
+    chosen: tuple[str, ...] | None
+    """Settings to add; empty where the recipe is best as it stands, None where nothing meets the limits."""
+
+    @property
+    def gain(self) -> tuple[float, tuple[float, float] | None] | None:
+        """Rate of the best over that of the recipe as it stands, with its 95 % interval over runs; None where unknown,
+        because the recipe as it stands did not run or nothing was found."""
+        if self.result.best and self.result.best.point == self.problem.base:
+            return 1.0, None
+        rates = [[one.rate or 0.0 for one in side] for side in zip(*self.pairs, strict=True)]
+        return ratio_of_runs(rates[0], rates[1], is_paired=True) if rates else None
+
+    @property
+    def command(self) -> str:
+        """The whole command of what was found."""
+        return shlex.join(["python", "-m", "cctrain", *joined(self.arguments, self.chosen or ())])
+
+
+class Progress:
+    """Two lines a trial, on stderr: what starts, and what became of it with what is left of the whole at most."""
+
+    def __init__(self, max_trials: int, num_repeats: int) -> None:
+        self._max_trials, self._num_repeats = max_trials, num_repeats
+        self._num_seen = 0
+        self._seconds: list[float] = []
+        self._console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+    def begins(self, trial: Trial, attempt: int) -> None:
+        """A trial starts."""
+        of = f"trial {self._num_seen + 1} of at most {self._max_trials}" if trial.repeat == 1 else "once more"
+        self._console.print(f"{of}: {trial.label}", soft_wrap=True)
+
+    def ended(self, ending: Ending, num_left: int, seconds_left: float | None) -> None:
+        """It ended; what a campaign would have left says nothing of a search."""
+        self._seconds += [ending.seconds] if ending.seconds else []
+        why = f" ({ending.why})" if ending.why else ""
+        took = f" after {duration(ending.seconds)}" if ending.seconds else ""
+        self._console.print(f"    {ending.outcome}{took}{why}", soft_wrap=True)
+
+    def saw(self, one: Observation) -> None:
+        """What a trial came to, whether it ran now or stood in the ledger."""
+        self._num_seen += 1
+        left = self._max_trials - self._num_seen + self._num_repeats
+        mean = sum(self._seconds) / len(self._seconds) if self._seconds else None
+        time_left = f", about {duration(mean * left)}" if mean and left else ""
+        rate = f"{one.rate:,.0f} real tokens/s/GPU" if one.rate else one.outcome
+        self._console.print(f"    {one.point.label}: {rate}; at most {left} left{time_left}", soft_wrap=True)
+
+
+def print_plan(problem: Problem) -> None:
+    """What may be tried, to stdout."""
+    table = Table(title=f"{len(problem.points)} settings; the first trial is {problem.base.label}")
+    for column in ("micro-batches x rows x tokens", "memory by the estimate, GiB"):
+        table.add_column(column, justify="left" if column.startswith("micro") else "right")
+    for point in problem.points[:_MOST_PLANNED]:
+        memory = problem.works[point].memory_gib
+        table.add_row(point.label, f"{sum(memory):.1f}" if memory else "unknown")
+    more = len(problem.points) - _MOST_PLANNED
+    table.caption = f"and {more} more" if more > 0 else None
+    _console().print(table)
+
+
+def rows(problem: Problem, seen: Sequence[Observation], best: Observation | None) -> list[tuple[str, ...]]:
+    """A row a trial, for the terminal and the page."""
+    return [
+        (
+            str(number),
+            one.point.label,
+            f"{one.rate:,.0f}" if one.rate else "",
+            f"{one.keep_ratio:.3f}" if one.keep_ratio else "",
+            f"{one.real_tokens:,.0f}" if one.real_tokens else "",
+            f"{one.peak_gib:.1f}" if one.peak_gib else "",
+            _remark(problem, one, best),
+        )
+        for number, one in enumerate(seen, 1)
+    ]
+
+
+def _remark(problem: Problem, one: Observation, best: Observation | None) -> str:
+    words = ["the recipe as it stands"] if one.point == problem.base else []
+    words += ["best"] if one is best else []
+    if not one.is_complete:
+        words += [one.outcome] + ([one.why or ""] if one.outcome == "failed" else [])
+    elif not is_allowed(problem, one):
+        words.append("beyond the limits")
+    if one.is_steady is False:
+        words.append("not steady")
+    return ", ".join(words)
+
+
+def print_trials(problem: Problem, seen: Sequence[Observation], best: Observation | None = None) -> None:
+    """The trials, to stdout."""
+    if not seen:
+        return
+    is_emulated = any(one.keep_ratio is not None for one in seen)
+    table = Table(title="Trials", caption=EMULATED if is_emulated else None)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("setting", "") else "right")
+    for row in rows(problem, seen, best):
+        table.add_row(*(Text(cell) for cell in row), style="bold" if best and "best" in row[-1].split(", ") else None)
+    _console().print(table)
+
+
+def print_answer(answer: Answer) -> None:
+    """The trials, why the search stopped, what to copy and what it gains."""
+    print_trials(answer.problem, answer.result.seen, answer.result.best)
+    console = _console()
+    for line in (f"stopped: {answer.result.why}", *sentences(answer)):
+        console.print(line, soft_wrap=True)
+
+
+def sentences(answer: Answer) -> list[str]:
+    """What was found, in words."""
+    best = answer.result.best
+    if best is None:
+        return [why_none(answer)]
+    if not answer.chosen:
+        return ["the recipe is fastest as it stands: there is nothing to add"]
+    lines = [f"add: {shlex.join(answer.chosen)}", _gain(answer)]
+    base = next((one for one in answer.result.seen if one.point == answer.problem.base), None)
+    if base and base.real_tokens and best.real_tokens and abs(best.real_tokens / base.real_tokens - 1) > 0.02:
+        lines.append(
+            f"note: a step then has {best.real_tokens:,.0f} real tokens, and has {base.real_tokens:,.0f} as the recipe "
+            "stands: that is another training"
+        )
+    return lines
+
+
+def _gain(answer: Answer) -> str:
+    if answer.gain is None:
+        return "gain: unknown, because the recipe as it stands did not run"
+    ratio, ci95 = answer.gain
+    times = f"gain: {ratio:.3f} times the real tokens/s/GPU of the recipe as it stands"
+    if ci95 is None:
+        return f"{times}, from one run each and so without an interval (tune.repeats=3 gives one)"
+    return f"{times}, 95 % interval {ci95[0]:.3f} to {ci95[1]:.3f} over {len(answer.pairs)} pairs of runs"
+
+
+def why_none(answer: Answer) -> str:
+    """Why nothing can be recommended, and which setting to change."""
+    complete = [one for one in answer.result.seen if one.is_complete]
+    if not complete:
+        last = answer.result.seen[-1]
+        return f"no trial completed; the last one: {last.why or last.outcome}"
+    limits = [f"tune.memory_margin={answer.problem.memory_margin:g}"]
+    if answer.problem.min_keep:
+        kept = max(one.keep_ratio or 0.0 for one in complete)
+        limits.append(f"tune.min_keep={answer.problem.min_keep:g} (the most that was kept is {percent(kept)})")
+    return f"none of the {len(complete)} settings that ran meets the limits: {', '.join(limits)}"
+
+
+def facts(answer: Answer) -> dict[str, Any]:
+    """For scripts."""
+    best, gain = answer.result.best, answer.gain
+    return {
+        "recipe": answer.recipe,
+        "mode": answer.mode,
+        "chosen": None if answer.chosen is None else list(answer.chosen),
+        "command": answer.command if answer.chosen is not None else None,
+        "real_tokens_per_s_per_gpu": best and best.rate,
+        "keep_ratio": best and best.keep_ratio,
+        "gain": gain and gain[0],
+        "gain_ci95": gain and gain[1],
+        "num_pairs": len(answer.pairs),
+        "num_trials": len(answer.result.seen),
+        "num_settings": len(answer.problem.points),
+        "why": answer.result.why,
+        "trials": [dataclasses.asdict(one) for one in answer.result.seen],
+    }
+
+
+def _console() -> Console:
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _NOT_A_TERMINAL
+    return console

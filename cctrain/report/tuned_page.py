@@ -1,0 +1,59 @@
+"""What a search leaves on disk: one HTML file that needs nothing else, and its curves as PNG."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from string import Template
+
+from cctrain import __version__, rundir
+from cctrain.report import tuned
+from cctrain.report.markup import figure, table, text
+from cctrain.report.plots.canvas import LIGHT, Picture
+from cctrain.report.plots.tuned import curves
+from cctrain.report.tuned import Answer
+
+_HERE = Path(__file__).parent
+
+
+def write(answer: Answer, folder: Path) -> tuple[Path, list[Path]]:
+    """`tune-RECIPE.html` and a PNG a curve, in `folder`; where they went. Raises OSError where they cannot."""
+    name = "tune-" + re.sub(r"[^\w.-]+", "_", answer.recipe)[:64]
+    problem, result = answer.problem, answer.result
+    pictures = curves(result.seen, problem.base, result.best, problem.num_ranks, answer.recipe)
+    pngs = [folder / f"{name}-{picture.name}.png" for picture in pictures]
+    for picture, path in zip(pictures, pngs, strict=True):
+        picture.write_png(path)
+    html = folder / f"{name}.html"
+    rundir.write_text(html, page(answer, pictures))
+    return html, pngs
+
+
+def page(answer: Answer, pictures: list[Picture]) -> str:
+    """The whole file."""
+    colours = ";".join(f"--{name}:{colour}" for name, colour in LIGHT.items())
+    is_emulated = any(one.keep_ratio is not None for one in answer.result.seen)
+    return Template((_HERE / "tuned.html").read_text(encoding="utf-8")).substitute(
+        title=text(f"{answer.recipe}: {_headline(answer)}"),
+        style=Template((_HERE / "page.css").read_text(encoding="utf-8")).substitute(light=colours),
+        about=text(f"{len(answer.result.seen)} trials of {len(answer.problem.points)} settings, CC {answer.mode}"),
+        emulated=f"<aside class=warning><p>{text(tuned.EMULATED)}.</p></aside>" if is_emulated else "",
+        found="".join(f"<p>{text(line)}</p>" for line in tuned.sentences(answer)),
+        command=f"<pre>{text(answer.command)}</pre>" if answer.chosen is not None else "",
+        figures="".join(map(figure, pictures)),
+        trials=table(tuned.COLUMNS, tuned.rows(answer.problem, answer.result.seen, answer.result.best), "facts"),
+        why=text(answer.result.why),
+        base=text(shlex.join(answer.arguments)),
+        version=text(__version__),
+    )
+
+
+def _headline(answer: Answer) -> str:
+    best, gain = answer.result.best, answer.gain
+    if best is None:
+        return "no setting meets the limits"
+    if not answer.chosen:
+        return "fastest as it stands"
+    rate = f"{best.rate:,.0f} real tokens/s/GPU"
+    return f"{rate}, {gain[0]:.2f} times as many" if gain else rate

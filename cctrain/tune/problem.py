@@ -1,0 +1,94 @@
+"""From a checked request to the search it asks for: what may be tried, what is known of it, within which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cctrain.config import CcMode, Config
+from cctrain.doctor.judge import model_config
+from cctrain.errors import RequestError
+from cctrain.flops import peak_flops
+from cctrain.request.checks import Layout
+from cctrain.request.recipe import is_cpu_recipe
+from cctrain.tune import space
+from cctrain.tune.point import Point
+from cctrain.tune.search import Problem
+from cctrain.tune.step_time import prior_of
+from cctrain.tune.work import Model, work_of
+
+Check = Callable[[tuple[str, ...]], object]
+"""Raises RequestError where a run with these further settings could not be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What the search wants to know of the GPUs."""
+
+    name: str | None
+    """None where they differ, or there is none."""
+    memory_gib: float | None
+    """Of the smallest."""
+
+
+def problem_of(config: Config, layout: Layout, gpu: Gpu, check: Check) -> Problem:
+    """The search that `config` asks for. Raises RequestError for constraints that leave nothing to choose."""
+    _check_limits(config)
+    base = space.base_point(config, layout)
+    model = Model(model_config(config), layout.pipeline, layout.context)
+    points = _startable(config, base, space.points(config, base, layout, model.config), check)
+    if not points:
+        raise RequestError(
+            f"tune.global_batch={config.tune.global_batch or [base.global_batch]} leaves no setting for "
+            f"{layout.data} data-parallel ranks: name a range that holds a multiple of them, or add layout to tune.over"
+        )
+    works = {}
+    for point in dict.fromkeys([base, *points]):
+        recipe = space.recipe_of(config.train, base, point)
+        works[point] = work_of(point, recipe, model, space.row_tokens(recipe, point))
+    is_cpu = is_cpu_recipe(config.train)
+    return Problem(
+        base=base,
+        points=points,
+        works=works,
+        num_ranks=layout.world,
+        prior=prior_of(peak_flops(gpu.name) if gpu.name else None, is_cpu=is_cpu),
+        memory_gib=None if is_cpu else gpu.memory_gib,
+        memory_margin=config.tune.memory_margin,
+        min_keep=config.tune.min_keep,
+    )
+
+
+def _check_limits(config: Config) -> None:
+    if config.tune.min_keep is not None and config.cc.mode is not CcMode.emulated:
+        raise RequestError(
+            f"tune.min_keep={config.tune.min_keep} is read with cc=emulated only, whose runs give a keep ratio; got "
+            f"cc={config.cc.mode.value}"
+        )
+
+
+def _startable(config: Config, base: Point, points: Sequence[Point], check: Check) -> list[Point]:
+    """Points without the values that a run would be refused with: each is composed once, beside the recipe as it
+    stands. One that the user named is an error; of those that the search thought of, it is left out."""
+    named = {"seq_len": config.tune.seq_len, "packing": config.tune.packing}
+    kept = list(points)
+    for kind in ("seq_len", "packing", "step", "tensor", "is_checkpointing"):
+        for value in dict.fromkeys(getattr(point, kind) for point in points):
+            if value == getattr(base, kind):
+                continue
+            try:
+                check(space.settings(config.train, base, _with(base, kind, value)))
+            except RequestError:
+                if named.get(kind):
+                    raise
+                kept = [point for point in kept if getattr(point, kind) != value]
+    return kept
+
+
+def _with(base: Point, kind: str, value: Any) -> Point:
+    """The recipe as it stands with one thing changed; ranks that share a layer see the same rows."""
+    if kind == "tensor":
+        ranks = base.data_ranks * base.tensor // value
+        return replace(base, tensor=value, data_ranks=ranks)
+    return replace(base, **{kind: value})

@@ -1,0 +1,114 @@
+"""Trials of points as real runs: each a `python -m cctrain` of its own, begun and ended in a campaign's ledger.
+
+What the ledger holds already is read and not run again, so the same search after a kill takes the same path to where it
+was. Running out of memory is told from other failures by what the ranks said last, whichever rank it was: the others
+are ended with it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cctrain.campaign.keys import Keys
+from cctrain.campaign.ledger import Standing
+from cctrain.campaign.plan import Trial
+from cctrain.campaign.run import Campaign, standing_of
+from cctrain.reduce import read_samples
+from cctrain.tune import space
+from cctrain.tune.point import COMPLETE, FAILED, OUT_OF_MEMORY, Observation, Point
+
+_RAN_OUT = re.compile(r"out of (?:GPU |host )?memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
+_KIND = "out_of_memory"
+"""What a rank's own error line calls it (worker.py)."""
+
+
+class Trials:
+    """Runs the trial of a point, or finds it in the ledger."""
+
+    def __init__(
+        self, arguments: Sequence[str], recipe: dict[str, Any], base: Point, keys: Keys, campaign: Campaign
+    ) -> None:
+        """`arguments` of the recipe as it stands, whose AutoModel recipe is `recipe`; `campaign` has no trials yet."""
+        self._arguments, self._recipe, self._base = tuple(arguments), recipe, base
+        self._keys, self._campaign = keys, campaign
+
+    def run(self, point: Point, repeat: int = 1) -> Observation:
+        """One trial. Raises KeyboardInterrupt and PlatformError as a campaign does."""
+        lines = space.settings(self._recipe, self._base, point)
+        trial = Trial(
+            settings=space.joined(self._arguments, lines),
+            mode=_mode(self._arguments),
+            repeat=repeat,
+            phase=0,
+            label=point.label + (f", repeat {repeat}" if repeat > 1 else ""),
+        )
+        key, campaign = self._keys.key(trial), self._campaign
+        if key not in campaign.trials:
+            found = standing_of({key: trial}, campaign.ledger.events, campaign.run_root)
+            campaign.trials = {**campaign.trials, key: trial}
+            campaign.standing[key] = found[key]
+        standing = campaign.standing[key]
+        if not _is_settled(standing):
+            campaign.attempt(key)
+        return self._observed(point, key, standing)
+
+    def _observed(self, point: Point, key: str, standing: Standing) -> Observation:
+        run_root = self._campaign.run_root
+        if standing.run:
+            return observation(point, run_root / standing.run)
+        ended = [event for event in self._campaign.ledger.events if event["event"] == "end" and event["key"] == key]
+        run = next((event["run"] for event in reversed(ended) if event.get("outcome") == "failed"), None)
+        why = standing.failures[-1]
+        is_memory = bool(_RAN_OUT.search(why)) or bool(run and _any_rank_ran_out(run_root / run))
+        return Observation(point=point, outcome=OUT_OF_MEMORY if is_memory else FAILED, run=run, why=why)
+
+
+def observation(point: Point, run_dir: Path) -> Observation:
+    """What a whole record says of a trial."""
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    summary, plain, kept = record["summary"], record.get("summary_off"), record.get("keep_ratio")
+    if not summary or not summary["real_tokens_per_s_per_gpu"]:
+        return Observation(point=point, outcome=FAILED, run=run_dir.name, why="no step was measured")
+    seconds = summary["step_time_s"]["mean"]
+    rank_seconds = seconds * record["identity"]["num_gpus"]
+    return Observation(
+        point=point,
+        outcome=COMPLETE,
+        rate=summary["real_tokens_per_s_per_gpu"],
+        step_time_s=seconds,
+        plain_step_time_s=plain and plain["step_time_s"]["mean"],
+        keep_ratio=kept and kept["value"],
+        real_tokens=summary["real_tokens_per_s_per_gpu"] * rank_seconds,
+        padded_tokens=summary["tokens_per_s_per_gpu"]["mean"] * rank_seconds,
+        crossings=_crossings(record.get("crossings")),
+        peak_gib=summary["peak_memory_gib"],
+        is_steady=summary["steady_state"]["is_steady"],
+        run=run_dir.name,
+    )
+
+
+def _crossings(counted: dict[str, Any] | None) -> float | None:
+    """All that the host pays for, of a plain step; on a CPU the operators that stand in for it."""
+    if not counted:
+        return None
+    if counted["counted_by"] == "operators":
+        return float(counted["operators"])
+    return float(sum(counted.get(name) or 0.0 for name in ("launches", "graph_launches", "waits")))
+
+
+def _any_rank_ran_out(run_dir: Path) -> bool:
+    ranks = read_samples(run_dir).values() if (run_dir / "samples").is_dir() else ()
+    return any((rank.end or {}).get("kind") == _KIND for rank in ranks)
+
+
+def _is_settled(standing: Standing) -> bool:
+    """A trial is not repeated: what failed once has cost one."""
+    return standing.run is not None or bool(standing.failures)
+
+
+def _mode(arguments: Sequence[str]) -> str:
+    return next((one.partition("=")[2] for one in arguments if one.startswith("cc=")), "auto")
