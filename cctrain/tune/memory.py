@@ -82,11 +82,12 @@ def fit_memory(
         return np.array([*off, *short, *(factors / spreads)])
 
     found = least_squares(residuals, np.zeros(3))
+    known = np.delete(found.jac, slice(len(peaks), len(peaks) + len(too_large)), axis=0)  # a bound makes nothing surer
     return MemoryModel(
         works=works,
         limit_gib=memory_gib and memory_gib * (1 - margin),
         factors=found.x,
-        covariance=np.linalg.inv(found.jac.T @ found.jac),
+        covariance=np.linalg.inv(known.T @ known),
         ran_out=ran_out,
     )
 

@@ -131,9 +131,9 @@ def settings(recipe: Mapping[str, Any], base: Point, point: Point) -> tuple[str,
 
 
 def joined(arguments: Sequence[str], lines: Sequence[str]) -> tuple[str, ...]:
-    """The arguments with a point's settings behind them; of a group, as step=, only the last choice may be there."""
-    is_step = any(line.startswith("step=") for line in lines)
-    return (*(one for one in arguments if not (is_step and one.startswith("step="))), *lines)
+    """The arguments with a point's settings in place of their own of the same key."""
+    keys = {line.partition("=")[0] for line in lines}
+    return (*(one for one in arguments if one.partition("=")[0] not in keys), *lines)
 
 
 def recipe_of(recipe: Mapping[str, Any], base: Point, point: Point) -> dict[str, Any]:

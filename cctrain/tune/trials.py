@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cctrain.campaign.keys import Keys
-from cctrain.campaign.ledger import Standing
+from cctrain.campaign.keys import Keys, platform_identity
+from cctrain.campaign.ledger import Ledger, Standing
 from cctrain.campaign.plan import Trial
-from cctrain.campaign.run import Campaign, standing_of
+from cctrain.campaign.run import Campaign, Watcher, settle_killed, standing_of
 from cctrain.reduce import read_samples
 from cctrain.tune import space
 from cctrain.tune.point import COMPLETE, FAILED, OUT_OF_MEMORY, Observation, Point
+from cctrain.tune.request import Request
 
 _RAN_OUT = re.compile(r"out of (?:GPU |host )?memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
 _KIND = "out_of_memory"
@@ -29,12 +31,21 @@ _KIND = "out_of_memory"
 class Trials:
     """Runs the trial of a point, or finds it in the ledger."""
 
-    def __init__(
-        self, arguments: Sequence[str], recipe: dict[str, Any], base: Point, keys: Keys, campaign: Campaign
-    ) -> None:
-        """`arguments` of the recipe as it stands, whose AutoModel recipe is `recipe`; `campaign` has no trials yet."""
-        self._arguments, self._recipe, self._base = tuple(arguments), recipe, base
-        self._keys, self._campaign = keys, campaign
+    def __init__(self, request: Request, ledger: Ledger, watcher: Watcher) -> None:
+        """Raises RequestError where the ledger cannot be written. What a killed search left in it is settled."""
+        self._arguments, self._recipe = request.arguments, request.config.train
+        self._base, self._keys = request.problem.base, Keys(platform_identity(request.gpus))
+        ledger.opened(request.mode)
+        settle_killed(ledger, request.run_root)
+        self._campaign = Campaign(
+            trials={},
+            standing={},
+            ledger=ledger,
+            run_root=request.run_root,
+            command=lambda trial: [sys.executable, "-m", "cctrain", *trial.settings, f"run_root={request.run_root}"],
+            watcher=watcher,
+            deadline_s=request.config.tune.trial_timeout_s,
+        )
 
     def run(self, point: Point, repeat: int = 1) -> Observation:
         """One trial. Raises KeyboardInterrupt and PlatformError as a campaign does."""
