@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cctrain.config import CcMode, Config, LaunchKind
+from cctrain.config import DEFAULT_BLOCKS, Config, LaunchKind
 from cctrain.emulation.blocks import fewest_steps
 from cctrain.errors import RequestError
 from cctrain.platform import cc, gpu
@@ -21,6 +21,8 @@ from cctrain.tune.search import Problem
 
 _STEPS = 40
 """Measured in a trial, where nothing else is asked for; emulated ones measure what their blocks need."""
+_ARMS = 2
+"""Of an emulated run: plain and tolled."""
 _OWN = ("tune", "run_root", "dry_run")
 """Settings of the search, which its trials do not get."""
 
@@ -50,6 +52,7 @@ class Request:
 
 def checked(arguments: list[str]) -> Request:
     """Raises RequestError and PlatformError for what can be known to fail."""
+    arguments = [*arguments, *_steps(arguments)]
     config = compose_config(arguments, build_recipe, is_tuned=True)
     check_shape(config.train, "the recipe with its overrides")
     check_jsonl(config.data)
@@ -79,11 +82,18 @@ def checked(arguments: list[str]) -> Request:
     return Request(tuple(own), config, problem_of(config, layout, seen, layout_of), gpus, mode)
 
 
+def _steps(arguments: list[str]) -> list[str]:
+    """How many a trial measures, where nothing is said."""
+    given = dict(one.partition("=")[::2] for one in arguments)
+    if "measure.steps" in given or given.get("measure") == "seed":
+        return []
+    blocks = given.get("cc.blocks", "")
+    emulated = fewest_steps(_ARMS, int(blocks) if blocks.isdecimal() else DEFAULT_BLOCKS)
+    return [f"measure.steps={emulated if given.get('cc') == 'emulated' else _STEPS}"]
+
+
 def _of_a_trial(arguments: list[str], config: Config) -> list[str]:
     own = [one for one in arguments if one.lstrip("+~").partition("=")[0].partition(".")[0] not in _OWN]
-    if not any(one.startswith("measure.steps=") for one in own):
-        is_emulated = config.cc.mode is CcMode.emulated
-        own.append(f"measure.steps={fewest_steps(2, config.cc.blocks) if is_emulated else _STEPS}")
     if config.track.sinks and not any(one.startswith("track.group=") for one in own):
         own.append("track.group=tune-" + re.sub(r"[^\w.-]+", "_", config.recipe.name)[:64])
     return own

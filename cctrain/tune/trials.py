@@ -23,7 +23,9 @@ from cctrain.tune import space
 from cctrain.tune.point import COMPLETE, FAILED, OUT_OF_MEMORY, Observation, Point
 from cctrain.tune.request import Request
 
-_RAN_OUT = re.compile(r"out of (?:GPU |host )?memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
+_RAN_OUT = re.compile(
+    r"out of (?:GPU |host )?memory|STATUS_ALLOC_FAILED|bad_alloc|Cannot allocate memory", re.IGNORECASE
+)
 _KIND = "out_of_memory"
 """What a rank's own error line calls it (worker.py)."""
 
@@ -47,17 +49,21 @@ class Trials:
             deadline_s=request.config.tune.trial_timeout_s,
         )
 
-    def run(self, point: Point, repeat: int = 1) -> Observation:
-        """One trial. Raises KeyboardInterrupt and PlatformError as a campaign does."""
-        lines = space.settings(self._recipe, self._base, point)
+    def named(self, point: Point, repeat: int = 1) -> tuple[str, Trial]:
+        """The trial of a point, and its key in the ledger."""
         trial = Trial(
-            settings=space.joined(self._arguments, lines),
+            settings=space.joined(self._arguments, space.settings(self._recipe, self._base, point)),
             mode=_mode(self._arguments),
             repeat=repeat,
             phase=0,
             label=point.label + (f", repeat {repeat}" if repeat > 1 else ""),
         )
-        key, campaign = self._keys.key(trial), self._campaign
+        return self._keys.key(trial), trial
+
+    def run(self, point: Point, repeat: int = 1) -> Observation:
+        """One trial. Raises KeyboardInterrupt and PlatformError as a campaign does."""
+        campaign = self._campaign
+        key, trial = self.named(point, repeat)
         if key not in campaign.trials:
             found = standing_of({key: trial}, campaign.ledger.events, campaign.run_root)
             campaign.trials = {**campaign.trials, key: trial}

@@ -1,0 +1,214 @@
+"""The verb tune from the command line, every trial being in the ledger: what it finds, says, writes and refuses."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from make_records import emulated_record, run_record, write
+
+from cctrain.__main__ import main
+from cctrain.campaign.ledger import Ledger
+from cctrain.records import KeepRatio
+from cctrain.reduce import summarize
+from cctrain.report.tuned import Progress
+from cctrain.tune.request import checked
+from cctrain.tune.trials import Trials
+
+TINY = (
+    *("recipe=tiny_llama_peft", "data=synthetic", "data.seq_len=256", "launch.nproc_per_node=1", "track=none"),
+    *("train.step_scheduler.global_batch_size=4", "train.step_scheduler.local_batch_size=2"),
+    "tune.over=[micro_batch]",
+)
+EMULATED = (*TINY, "cc=emulated", "tolls=b300")
+SECONDS = {1: 0.4, 2: 0.3, 4: 0.2}
+"""Of a step, by micro-batch."""
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """The verb takes SIGTERM and SIGHUP for a Ctrl-C; this process goes on after it."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def complete(number, point, seconds=SECONDS, keep=None):
+    """A record of the run of a point."""
+    if keep is None:
+        record = run_record("off", number, recipe="tiny_llama_peft", step_time_s=seconds[point.micro_batch])
+        return replace(record, summary=summarize(record.steps, 1, None))
+    record = emulated_record(number, keep=keep[point.micro_batch], step_time_s=seconds[point.micro_batch])
+    tolled, plain = ([step for step in record.steps if step.arm == arm] for arm in ("all", "off"))
+    return replace(
+        record,
+        summary=summarize(tolled, 1, None),
+        summary_off=summarize(plain, 1, None),
+        keep_ratio=KeepRatio(value=keep[point.micro_batch], ci95=None, num_pairs=5),
+    )
+
+
+def done(root, arguments, record_of=complete, repeats=1):
+    """A ledger in which every point has been tried; `record_of` gives its record, or why it failed."""
+    request = checked([*arguments, f"run_root={root}"])
+    with Ledger(request.ledger, verb="tune") as ledger:
+        trials = Trials(request, ledger, Progress(8, 0))
+        for number, point in enumerate(point for point in request.problem.points for _ in range(repeats)):
+            key, _ = trials.named(point, number % repeats + 1)
+            record, token = record_of(number, point), f"{number:08d}"
+            ledger.append("begin", key=key, token=token)
+            is_why = isinstance(record, str)
+            outcome = {"outcome": "failed", "run": None, "why": record} if is_why else {"outcome": "complete"}
+            run = {} if is_why else {"run": write(root, record).name, "why": None}
+            ledger.append("end", key=key, token=token, seconds=20.0, **{**outcome, **run})
+
+
+def said(capsys, *arguments):
+    code = main(["tune", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return code, out, err, json.loads(out.splitlines()[-1])
+
+
+def test_the_fastest_is_found_with_the_settings_to_copy_and_its_gain(capsys, tmp_path):
+    done(tmp_path, TINY)
+    code, out, err, facts = said(capsys, *TINY, f"run_root={tmp_path}")
+    assert (code, facts["exit_code"]) == (0, 0), err
+    assert facts["chosen"] == ["train.step_scheduler.local_batch_size=4"]
+    assert "add: train.step_scheduler.local_batch_size=4" in out
+    assert facts["command"].endswith("train.step_scheduler.local_batch_size=4")
+    assert "local_batch_size=2" not in facts["command"]
+    assert facts["gain"] == pytest.approx(1.5, rel=0.02)
+    assert facts["gain_ci95"] is None
+    assert "without an interval" in out
+    assert facts["real_tokens_per_s_per_gpu"] == pytest.approx(4 * 256 / 0.2, rel=0.05)
+    assert (facts["num_settings"], facts["why"]) == (3, facts["why"])
+    assert 2 <= facts["num_trials"] <= 3
+    assert "real tokens/s/GPU; at most" in err
+
+
+def test_repeats_give_the_gain_an_interval(capsys, tmp_path):
+    arguments = (*TINY, "tune.repeats=4")
+    done(tmp_path, arguments, repeats=4)
+    code, out, _, facts = said(capsys, *arguments, f"run_root={tmp_path}")
+    assert (code, facts["num_pairs"]) == (0, 4)
+    low, high = facts["gain_ci95"]
+    assert 1.4 < low < facts["gain"] < high < 1.6
+    assert "over 4 pairs of runs" in out
+
+
+def test_the_same_command_again_says_the_same(capsys, tmp_path):
+    done(tmp_path, TINY)
+    first = said(capsys, *TINY, f"run_root={tmp_path}")
+    again = said(capsys, *TINY, "tune.max_trials=5", f"run_root={tmp_path}")
+    assert first[-1] == again[-1]
+
+
+def test_a_recipe_that_is_best_as_it_stands_is_left_alone(capsys, tmp_path):
+    done(tmp_path, TINY, lambda number, point: complete(number, point, {1: 0.4, 2: 0.2, 4: 0.3}))
+    code, out, _, facts = said(capsys, *TINY, f"run_root={tmp_path}")
+    assert (code, facts["chosen"], facts["gain"]) == (0, [], 1.0)
+    assert "fastest as it stands" in out
+
+
+def test_out_of_memory_and_failures_are_recorded_and_the_rest_goes_on(capsys, tmp_path):
+    why = {4: "rank 1: out of GPU memory: lower ...", 1: "rank 0 was killed"}
+    done(tmp_path, TINY, lambda number, point: why.get(point.micro_batch) or complete(number, point))
+    code, out, _, facts = said(capsys, *TINY, f"run_root={tmp_path}")
+    outcomes = {one["point"]["micro_batch"]: one["outcome"] for one in facts["trials"]}
+    assert code == 0
+    assert outcomes[2] == "complete"
+    assert outcomes[4] == "out of memory"
+    assert outcomes.get(1, "failed") == "failed"
+    assert facts["chosen"] == []
+    assert "out of memory" in out
+
+
+def test_when_every_trial_fails_that_is_the_answer(capsys, tmp_path):
+    done(tmp_path, TINY, lambda number, point: "ended after its deadline of 60 s (hangs)")
+    code, out, _, facts = said(capsys, *TINY, f"run_root={tmp_path}")
+    assert (code, facts["chosen"], facts["gain"]) == (4, None, None)
+    assert facts["num_trials"] == 3
+    assert "no trial completed; the last one: ended after its deadline" in out
+
+
+def test_emulated_trials_are_judged_by_their_tolled_steps_and_marked(capsys, tmp_path):
+    keep = {1: 0.5, 2: 0.7, 4: 0.9}
+    done(tmp_path, EMULATED, lambda number, point: complete(number, point, keep=keep))
+    code, out, _, facts = said(capsys, *EMULATED, "tune.min_keep=0.8", f"run_root={tmp_path}")
+    assert (code, facts["mode"], facts["keep_ratio"]) == (0, "emulated", 0.9)
+    assert facts["real_tokens_per_s_per_gpu"] == pytest.approx(0.9 * 4 * 256 / 0.2, rel=0.05)
+    assert "never a measurement of CC" in out.replace("\n", " ")
+    assert "never a measurement of CC" in (tmp_path / "tune-tiny_llama_peft.html").read_text()
+
+
+def test_where_nothing_keeps_enough_nothing_is_recommended(capsys, tmp_path):
+    keep = {1: 0.5, 2: 0.7, 4: 0.9}
+    done(tmp_path, EMULATED, lambda number, point: complete(number, point, keep=keep))
+    code, out, _, facts = said(capsys, *EMULATED, "tune.min_keep=0.95", f"run_root={tmp_path}")
+    assert (code, facts["chosen"], facts["command"]) == (1, None, None)
+    assert "tune.min_keep=0.95 (the most that was kept is 90.0 %)" in out
+
+
+def test_the_report_needs_nothing_else_and_the_curve_is_there(capsys, tmp_path):
+    keep = {1: 0.5, 2: 0.7, 4: 0.9}
+    done(tmp_path, EMULATED, lambda number, point: complete(number, point, keep=keep))
+    _, _, _, facts = said(capsys, *EMULATED, f"run_root={tmp_path}")
+    page = (tmp_path / "tune-tiny_llama_peft.html").read_text()
+    assert facts["html"] == str(tmp_path / "tune-tiny_llama_peft.html")
+    assert "<script" not in page
+    assert "https://" not in page.replace("http://www.w3.org", "")
+    assert "loss of throughput, %" in page
+    assert "real tokens/s/GPU" in page
+    (png,) = facts["png"]
+    assert Path(png).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_dry_run_names_the_settings_and_makes_nothing(capsys, tmp_path):
+    code, _, _, plan = said(capsys, *TINY, "dry_run=true", f"run_root={tmp_path / 'new'}")
+    sizes = ([f"train.step_scheduler.local_batch_size={size}"] for size in (1, 4))
+    assert (code, plan["settings"]) == (0, [next(sizes), [], next(sizes)])
+    assert plan["first"][:2] == ["recipe=tiny_llama_peft", "data=synthetic"]
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("tune.max_trails=3", "Did you mean tune.max_trials?"),
+        ("tune.max_trials=many", "tune.max_trials=many: allowed is a whole number"),
+        ("tune.over=[micro_bach]", "Did you mean micro_batch?"),
+        ("tune.global_batch=8", "a list is written in brackets"),
+        ("tune.global_batch=[8]", "tune.global_batch=[8]: allowed is [LOW,HIGH]"),
+        ("tune.min_keep=0.9", "tune.min_keep=0.9 is read with cc=emulated only"),
+        ("launch.num_nodes=2", "launch.rdzv_endpoint"),
+        ("launch=slurm", "launch=slurm launch.num_nodes=1: tune runs its trials on this machine"),
+        ("recipe=tiny_lama", "allowed is"),
+        ("train.step_scheduler.local_batch_size=3", "train.step_scheduler.global_batch_size=4 does not divide"),
+    ],
+)
+def test_a_wrong_request_is_refused_by_its_key_before_anything_is_made(capsys, tmp_path, wrong, says):
+    kept = [one for one in TINY if one.partition("=")[0] != wrong.partition("=")[0]]
+    code, _, err, _ = said(capsys, *kept, wrong, f"run_root={tmp_path / 'new'}")
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_length_that_the_data_do_not_read_is_refused(capsys, tmp_path):
+    arguments = ("recipe=tiny_llama_peft", "data=recipe", "launch.nproc_per_node=1", "tune.seq_len=[64,128]")
+    code, _, err, _ = said(capsys, *arguments, f"run_root={tmp_path}")
+    assert code == 2
+    assert "data.seq_len=64 is read with data=" in err
+
+
+@pytest.mark.parametrize("verb", [[], ["train"], ["campaign"]])
+def test_other_verbs_refuse_its_keys_and_name_it(capsys, verb):
+    assert main([*verb, "recipe=tiny_llama_peft", "tune.max_trials=3"]) == 2
+    assert "python -m cctrain tune" in capsys.readouterr().err
+
+
+def test_help_is_the_verbs_own(capsys):
+    assert main(["tune", "--help"]) == 0
+    assert "tune.global_batch=" in capsys.readouterr().out
