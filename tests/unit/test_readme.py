@@ -15,6 +15,7 @@ from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import check_layout, smallest_world
 from cctrain.request.compose import compose_config
 from cctrain.request.recipe import build_recipe
+from cctrain.tune.request import checked
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 TEXT = re.sub(r"\\\n\s*", "", README + HELP)
@@ -31,6 +32,9 @@ def test_a_command_composes_and_its_layout_divides(command):
     arguments = shlex.split(re.split(r" {3,}", command)[0])[3:]
     if arguments[0] == "campaign":
         assert planned(parse(arguments[1:]))
+        return
+    if arguments[0] == "tune":
+        assert checked([*arguments[1:], "dry_run=true", "launch.nproc_per_node=1"]).problem.points
         return
     if arguments[0] == "explain":
         arguments = explain.settings(arguments[1:])
