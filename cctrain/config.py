@@ -349,6 +349,8 @@ class TuneConfig:
     repeats: int = 1
     """Runs of the recipe as it stands and of what was found, by turns after the search; from 2 on the gain has an
     interval. They come on top of max_trials."""
+    retry_failed: bool = False
+    """Try those again that failed before, but for those that ran out of memory."""
     ledger: str | None = None
     """What has become of every trial; null: tune.jsonl under run_root."""
 

@@ -16,6 +16,7 @@ batch, the length of samples and packing are part of the training and stay, unle
   tune.min_keep=           cc=emulated: the smallest keep ratio that is recommended
   tune.trial_timeout_s=    the longest a trial may take (1800)
   tune.repeats=            runs of the recipe and of what was found, for an interval of the gain (1: none)
+  tune.retry_failed=true   try those again that failed, but for those that ran out of memory
   tune.ledger=             what has become of every trial (RUN_ROOT/tune.jsonl)
 
 Each trial is a run of its own. One that runs out of memory, hangs or fails costs one trial, and the search goes on. A
@@ -40,6 +41,7 @@ from cctrain.campaign.ledger import Ledger
 from cctrain.errors import CctrainError, RequestError, RunError
 from cctrain.records import finite
 from cctrain.report import tuned
+from cctrain.sinks import wandb
 from cctrain.sinks.tracking import check_sinks
 from cctrain.tune import space
 from cctrain.tune.point import Observation, Point
@@ -136,7 +138,7 @@ def _say(request: Request, result: Result, pairs: list[tuple[Observation, Observ
     code = 0 if result.best else 1 if has_run else RunError.exit_code
     written = {"html": str(html), "png": [str(figure) for figure in figures], "ledger": str(request.ledger)}
     facts = finite({**tuned.facts(answer), **written, "exit_code": code})
-    if "wandb" in config.track.sinks and has_run:
+    if "wandb" in config.track.sinks and wandb.is_wanted(os.environ) and has_run:
         from cctrain.sinks.compared import track_search
 
         track_search(facts, figures, config.track.project, lambda text: print(text, file=sys.stderr))

@@ -182,7 +182,7 @@ def why_none(answer: Answer) -> str:
     complete = [one for one in answer.result.seen if one.is_complete]
     if not complete:
         last = answer.result.seen[-1]
-        return f"no trial completed; the last one: {last.why or last.outcome}"
+        return f"no trial completed (tune.retry_failed=true tries them again); the last one: {last.why or last.outcome}"
     limits = [f"tune.memory_margin={answer.problem.memory_margin:g}"]
     if answer.problem.min_keep:
         kept = max(one.keep_ratio or 0.0 for one in complete)

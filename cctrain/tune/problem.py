@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields
 
 from cctrain.config import CcMode, Config
 from cctrain.doctor.judge import model_config
@@ -18,6 +17,7 @@ from cctrain.tune.search import Problem
 from cctrain.tune.step_time import prior_of
 from cctrain.tune.work import Model, work_of
 
+_NAMES = tuple(spec.name for spec in fields(Point))
 Check = Callable[[tuple[str, ...]], object]
 """Raises RequestError where a run with these further settings could not be started."""
 
@@ -69,26 +69,20 @@ def _check_limits(config: Config) -> None:
 
 
 def _startable(config: Config, base: Point, points: Sequence[Point], check: Check) -> list[Point]:
-    """Points without the values that a run would be refused with: each is composed once, beside the recipe as it
-    stands. One that the user named is an error; of those that the search thought of, it is left out."""
+    """Points without the values that a run would be refused with: each is composed once, in the point nearest to the
+    recipe as it stands. One that the user named is an error; of those that the search thought of, it is left out."""
     named = {"seq_len": config.tune.seq_len, "packing": config.tune.packing}
     kept = list(points)
     for kind in ("seq_len", "packing", "step", "tensor", "is_checkpointing"):
         for value in dict.fromkeys(getattr(point, kind) for point in points):
             if value == getattr(base, kind):
                 continue
+            alike = [point for point in points if getattr(point, kind) == value]
+            nearest = min(alike, key=lambda point: sum(getattr(point, name) != getattr(base, name) for name in _NAMES))
             try:
-                check(space.settings(config.train, base, _with(base, kind, value)))
+                check(space.settings(config.train, base, nearest))
             except RequestError:
                 if named.get(kind):
                     raise
                 kept = [point for point in kept if getattr(point, kind) != value]
     return kept
-
-
-def _with(base: Point, kind: str, value: Any) -> Point:
-    """The recipe as it stands with one thing changed; ranks that share a layer see the same rows."""
-    if kind == "tensor":
-        ranks = base.data_ranks * base.tensor // value
-        return replace(base, tensor=value, data_ranks=ranks)
-    return replace(base, **{kind: value})

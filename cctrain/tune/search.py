@@ -28,6 +28,12 @@ _HOPELESS = 0.02
 """A point with less than this chance of running, and running as wanted, is not tried."""
 _MOST_FAILURES = 3
 """Trials that fail before any succeeds, until it is not worth trying more."""
+_KINDS = (
+    *(("step",), ("tensor",), ("is_checkpointing",), ("packing",), ("seq_len",)),
+    *(("step", "is_checkpointing"), ("step", "tensor"), ("step", "packing")),
+)
+"""What makes points of a kind, of which one failure says something of the others: a step that cannot be captured under
+tensor parallelism may be so without."""
 _AFTER_FAILURE = 0.3
 """Chance left to a point of a kind that has failed and never run, by failure."""
 
@@ -179,8 +185,8 @@ def _runs(point: Point, seen: Sequence[Observation]) -> float:
     """Chance that a point runs at all: less for a kind of which trials failed and none succeeded, where others did."""
     chance = 1.0
     if any(one.is_complete for one in seen):
-        for kind in ("step", "tensor", "is_checkpointing", "packing", "seq_len"):
-            alike = [one for one in seen if getattr(one.point, kind) == getattr(point, kind)]
+        for names in _KINDS:
+            alike = [one for one in seen if all(getattr(one.point, name) == getattr(point, name) for name in names)]
             if not any(one.is_complete for one in alike):
-                chance *= _AFTER_FAILURE ** sum(one.outcome == FAILED for one in alike)
+                chance = min(chance, _AFTER_FAILURE ** sum(one.outcome == FAILED for one in alike))
     return chance

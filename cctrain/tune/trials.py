@@ -18,6 +18,7 @@ from cctrain.campaign.keys import Keys, platform_identity
 from cctrain.campaign.ledger import Ledger, Standing
 from cctrain.campaign.plan import Trial
 from cctrain.campaign.run import Campaign, Watcher, settle_killed, standing_of
+from cctrain.errors import RequestError
 from cctrain.reduce import read_samples
 from cctrain.tune import space
 from cctrain.tune.point import COMPLETE, FAILED, OUT_OF_MEMORY, Observation, Point
@@ -36,6 +37,7 @@ class Trials:
     def __init__(self, request: Request, ledger: Ledger, watcher: Watcher) -> None:
         """Raises RequestError where the ledger cannot be written. What a killed search left in it is settled."""
         self._arguments, self._recipe = request.arguments, request.config.train
+        self._retries = request.config.tune.retry_failed
         self._base, self._keys = request.problem.base, Keys(platform_identity(request.gpus))
         ledger.opened(request.mode)
         settle_killed(ledger, request.run_root)
@@ -62,14 +64,18 @@ class Trials:
 
     def run(self, point: Point, repeat: int = 1) -> Observation:
         """One trial. Raises KeyboardInterrupt and PlatformError as a campaign does."""
+        try:
+            key, trial = self.named(point, repeat)
+        except RequestError as error:
+            return Observation(point=point, outcome=FAILED, why=str(error))
         campaign = self._campaign
-        key, trial = self.named(point, repeat)
         if key not in campaign.trials:
-            found = standing_of({key: trial}, campaign.ledger.events, campaign.run_root)
             campaign.trials = {**campaign.trials, key: trial}
-            campaign.standing[key] = found[key]
+            campaign.standing |= standing_of({key: trial}, campaign.ledger.events, campaign.run_root)
         standing = campaign.standing[key]
-        if not _is_settled(standing):
+        if standing.failures and self._retries and self._observed(point, key, standing).outcome == FAILED:
+            standing.failures.clear()
+        if not standing.run and not standing.failures:  # what failed once has cost one trial, and is not repeated
             campaign.attempt(key)
         return self._observed(point, key, standing)
 
@@ -120,11 +126,6 @@ def _crossings(counted: dict[str, Any] | None) -> float | None:
 def _any_rank_ran_out(run_dir: Path) -> bool:
     ranks = read_samples(run_dir).values() if (run_dir / "samples").is_dir() else ()
     return any((rank.end or {}).get("kind") == _KIND for rank in ranks)
-
-
-def _is_settled(standing: Standing) -> bool:
-    """A trial is not repeated: what failed once has cost one."""
-    return standing.run is not None or bool(standing.failures)
 
 
 def _mode(arguments: Sequence[str]) -> str:

@@ -5,6 +5,9 @@ hangs. What is fastest on these cores says nothing of any GPU; that it is found,
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -81,9 +84,26 @@ def test_it_says_how_far_it_is_and_leaves_its_report(search):
     assert (root / "tune-tiny_llama_peft.html").exists()
 
 
+def test_the_same_command_again_runs_nothing_and_with_wandb_the_search_is_a_run_there(search, start_cctrain, tmp_path):
+    root, run = search
+    begun = len(events(root, "begin"))
+    tracked = tuple(one.replace("track=none", "track=wandb") for one in SEARCH)
+    there = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+    again = start_cctrain(*tracked, run_root=root, **there).finish()
+    assert again.code == 0, again.stderr
+    assert len(events(root, "begin")) == begun
+    assert again.last_line["trials"] == run.last_line["trials"]
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    inspect = [Path(sys.executable).parent / "wandb", "leet", "inspect", "--summary", "--json", folder]
+    found = json.loads(subprocess.check_output(inspect))
+    assert found["name"] == "tune tiny_llama_peft (emulated)"
+    assert found["summary"]["tune/gain"] == pytest.approx(run.last_line["gain"])
+    assert {"trials", "figures/tune-tiny_llama_peft-by_micro_batch"} <= found["summary"].keys()
+
+
 def test_a_trial_that_runs_out_of_memory_costs_one_trial_and_no_more(start_cctrain, tmp_path):
-    """A real limit: 512 rows of 256 tokens at once want several times what the processes may have."""
-    settings = ("data.seq_len=256", "train.step_scheduler.global_batch_size=512", "measure.steps=2")
+    """A real limit: 256 rows of 256 tokens at once want several times what the processes may have."""
+    settings = ("data.seq_len=256", "train.step_scheduler.global_batch_size=256", "measure.steps=2")
     first = tuple(one.replace("local_batch_size=2", "local_batch_size=8") for one in TINY)
     inside = ("bash", "-c", f'ulimit -v {LIMIT_KIB}; exec "$@"', "bash")
     run = start_cctrain("tune", *first, *settings, "tune.max_trials=3", run_root=tmp_path, inside=inside).finish(400)

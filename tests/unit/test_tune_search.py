@@ -128,6 +128,25 @@ def test_a_trial_that_fails_does_not_end_the_search():
     assert result.best.point.step == "stock"
 
 
+def test_what_fails_together_is_left_and_what_runs_apart_is_not():
+    """A step that cannot be graphed with activation checkpointing: without, it is tried."""
+    whole = problem()
+    machine = Machine(whole, "family", 4)
+
+    def trial(point):
+        is_refused = point.step == "graphed" and point.is_checkpointing
+        return Observation(point=point, outcome=FAILED, why="refused") if is_refused else machine.trial(point)
+
+    checkpointed = replace(whole, base=of_kind(whole, "stock"))
+    result = search(checkpointed, trial, 8)
+    assert sum(one.outcome == FAILED for one in result.seen) <= 3
+    assert result.best.point.step == "graphed"
+
+
+def of_kind(whole, step):
+    return next(point for point in whole.points if point.step == step and point.is_checkpointing)
+
+
 def test_when_nothing_runs_it_gives_up_after_three():
     whole = problem()
     result = search(whole, lambda point: Observation(point=point, outcome=FAILED, why="no data"), 8)

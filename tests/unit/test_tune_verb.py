@@ -130,7 +130,8 @@ def test_when_every_trial_fails_that_is_the_answer(capsys, tmp_path):
     code, out, _, facts = said(capsys, *TINY, f"run_root={tmp_path}")
     assert (code, facts["chosen"], facts["gain"]) == (4, None, None)
     assert facts["num_trials"] == 3
-    assert "no trial completed; the last one: ended after its deadline" in out
+    assert "the last one: ended after its deadline" in out
+    assert "tune.retry_failed=true" in out
 
 
 def test_emulated_trials_are_judged_by_their_tolled_steps_and_marked(capsys, tmp_path):

@@ -22,14 +22,15 @@ def curves(
 ) -> list[Picture]:
     """A picture for each number of tokens of which two were tried; none where only one setting completed."""
     complete = [one for one in seen if one.is_complete]
-    shown = []
+    shown, same = [], ""
     for name, what, ranks in (("step", "a step and GPU", num_ranks), ("micro_batch", "a micro-batch", None)):
         line = partial(tokens, num_ranks=ranks)
         if len({round(line(one)) for one in complete}) < 2:
+            same = f" All have {line(complete[0]):,.0f} real tokens {what}." if complete else ""
             continue
         has_loss = any(one.keep_ratio is not None for one in complete)
         title = f"{'Loss and tokens' if has_loss else 'Tokens'}/s against real tokens {what}"
-        caption = "A point a trial, one run each. A ring is what was found, a square the recipe as it stands."
+        caption = "A point a trial, one run each. A ring is what was found, a square the recipe as it stands." + same
         caption += " Loss is that of throughput under emulated tolls, not measured under CC." * has_loss
         draw = partial(_curves, complete, [base, best.point if best else None], line, what)
         shown.append(Picture(f"by_{name}", title, caption, draw, f"{recipe}: {title[0].lower()}{title[1:]}"))
