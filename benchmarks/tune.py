@@ -2,7 +2,7 @@
 
     python benchmarks/tune.py record grid.jsonl recipe=llama8b_peft weights=random data=synthetic data.seq_len=512 \\
         cc=emulated tolls=b300 cc.blocks=4 measure.warmup=5 tune.global_batch=[4,16] track=none [--for-s 400]
-    python benchmarks/tune.py replay grid.jsonl [--max-trials 8] [--starts 12]
+    python benchmarks/tune.py replay grid.jsonl [--max-trials 8] [--starts 12] [--plain]
 
 `record` takes the settings of tune and runs every point of its search as a trial of its own, each with the deadline
 tune.trial_timeout_s; what runs out of memory or fails is recorded as that, and what is larger than a point of its kind
@@ -10,8 +10,8 @@ that ran out is not run. A trial's line is on the disk before the next one, so t
 was, on another machine too if the file is carried there; with --for-s no trial is begun after so many seconds.
 
 `replay` needs no GPU: it searches the recorded points, each of several as the recipe as it stands, and says how far
-what was found is from the best of the grid. A line a start, and as the last line of stdout one JSON object; promised
-are 8 trials to within 2 %.
+what was found is from the best of the grid. With --plain an emulated grid is searched for the fastest plain steps. A
+line a start, and as the last line of stdout one JSON object; promised are 8 trials to within 2 %.
 """
 
 from __future__ import annotations
@@ -119,24 +119,34 @@ def _lines(grid: Path) -> list[tuple[Observation, Work]]:
     return found
 
 
-def problem_of(grid: Path) -> tuple[Problem, dict[Point, Observation]]:
+def problem_of(grid: Path, *, is_plain: bool = False) -> tuple[Problem, dict[Point, Observation]]:
     """The search over a recorded grid, and what every trial of it comes to."""
     header, lines = _header(grid), _lines(grid)
-    seen = {one.point: one for one, _ in lines}
+    seen = {one.point: _plain(one, header["num_ranks"]) if is_plain else one for one, _ in lines}
     prior = Prior(*(np.array(header["prior"][name]) for name in ("middle", "spread")))
     problem = Problem(
         base=lines[0][0].point,
         points=list(seen),
         works={one.point: work for one, work in lines},
         prior=prior,
-        **{key: header[key] for key in ("num_ranks", "memory_gib", "memory_margin", "min_keep")},
+        min_keep=None if is_plain else header["min_keep"],
+        **{key: header[key] for key in ("num_ranks", "memory_gib", "memory_margin")},
     )
     return problem, seen
 
 
-def replay(grid: Path, max_trials: int, num_starts: int | None) -> None:
+def _plain(one: Observation, num_ranks: int) -> Observation:
+    """As if the run had not been emulated."""
+    seconds = one.plain_step_time_s
+    if not one.is_complete or not seconds or not one.real_tokens:
+        return one
+    rate = one.real_tokens / seconds / num_ranks
+    return dataclasses.replace(one, rate=rate, step_time_s=seconds, plain_step_time_s=None, keep_ratio=None)
+
+
+def replay(grid: Path, max_trials: int, num_starts: int | None, *, is_plain: bool) -> None:
     """Search the grid from several starts and print how near each came."""
-    problem, seen = problem_of(grid)
+    problem, seen = problem_of(grid, is_plain=is_plain)
     allowed = [one for one in seen.values() if is_allowed(problem, one)]
     top = max(allowed, key=lambda one: one.rate or 0.0)
     starts = [one.point for one in seen.values() if one.is_complete]
@@ -147,6 +157,7 @@ def replay(grid: Path, max_trials: int, num_starts: int | None) -> None:
     distances, trials = [one["distance"] for one in found], [one["num_trials"] for one in found]
     facts = {
         "grid": str(grid),
+        "is_plain": is_plain,
         "num_points": len(seen),
         "best": as_json(top.point),
         "best_rate": top.rate,
@@ -193,10 +204,11 @@ def main() -> int:
     replaying.add_argument("grid", type=Path)
     replaying.add_argument("--max-trials", type=int, default=8)
     replaying.add_argument("--starts", type=int, help="so many, spread over the grid; all of it without")
+    replaying.add_argument("--plain", action="store_true", help="the plain steps of an emulated grid")
     flags = parser.parse_args()
     if flags.verb == "record":
         return record(flags.grid, flags.settings, flags.for_s)
-    replay(flags.grid, flags.max_trials, flags.starts)
+    replay(flags.grid, flags.max_trials, flags.starts, is_plain=flags.plain)
     return 0
 
 

@@ -1,8 +1,8 @@
 """Machines that never were, for tests of the search: step times and memory of every point, by formula and a seed.
 
 `family` is the search's own model with other constants; the rest are machines that it does not know: a GPU whose rate
-saturates, a host and a GPU that never overlap, one that gets slower with large micro-batches, and one where every
-point is off by some percent of its own.
+saturates, a host and a GPU that never overlap, one that gets slower with large micro-batches, one whose host is shared
+with others and so moves by 8 % where it is the bottleneck, and one where every point is off by some percent of its own.
 """
 
 from __future__ import annotations
@@ -108,12 +108,18 @@ class Machine:
         both = host + device if self.family == "no overlap" else max(host, device)
         return point.accumulation * both + draws["fixed"]
 
+    def spread(self, point: Point) -> float:
+        """Standard deviation of the logarithm of a run's step time."""
+        work = self.problem.works[point]
+        is_host_bound = work.crossings * self.draws["cost"] * self.tolled > work.flops / self.draws["rate"]
+        return {"rugged": 0.04, "shared host": 0.08 if is_host_bound else 0.005}.get(self.family, self.noise)
+
     def trial(self, point: Point) -> Observation:
         stays, grows = self.problem.works[point].memory_gib
         peak = stays * self.draws["memory"][0] + grows * self.draws["memory"][1]
         if self.problem.memory_gib and peak > 0.97 * self.problem.memory_gib:
             return Observation(point=point, outcome=OUT_OF_MEMORY, why="rank 0: out of GPU memory")
-        own = math.exp((0.04 if self.family == "rugged" else self.noise) * self.off_by[point])
+        own = math.exp(self.spread(point) * self.off_by[point])
         seconds = self.step_time_s(point, self.tolled) * own
         plain = self.step_time_s(point, 1.0) * own
         tokens = point.global_batch * self.problem.works[point].row_tokens

@@ -39,7 +39,7 @@ def test_on_machines_of_its_own_model_eight_trials_come_within_two_percent(grid)
     assert max(num for _, num in found) <= 8
 
 
-@pytest.mark.parametrize("family", ["saturating", "no overlap", "slower"])
+@pytest.mark.parametrize("family", ["saturating", "no overlap", "slower", "shared host"])
 def test_on_machines_that_it_does_not_know_most_searches_come_within_two_percent(family):
     found = [distance for grid in ({}, {"steps": ("stock",)}) for distance, _ in distances(family, **grid)]
     assert np.mean([distance <= 0.02 for distance in found]) >= 0.85
