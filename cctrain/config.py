@@ -346,9 +346,9 @@ class TuneConfig:
     """cc=emulated: the smallest keep ratio of a setting that is recommended."""
     trial_timeout_s: float = 1800.0
     """The longest a trial may take, loading included; then it is ended and counts as failed."""
-    repeats: int = 1
-    """Runs of the recipe as it stands and of what was found, by turns after the search; from 2 on the gain has an
-    interval. They come on top of max_trials."""
+    repeats: int = 0
+    """Pairs of further runs after the search, of the recipe as it stands and of what was found, by turns: the gain is
+    then theirs alone, as the best of several trials was picked for being fast, and from 2 on has an interval."""
     retry_failed: bool = False
     """Try those again that failed before, but for those that ran out of memory."""
     ledger: str | None = None
@@ -359,7 +359,7 @@ class TuneConfig:
         low, high = self.global_batch if len(self.global_batch) == 2 else (0, 0)
         for key, is_right, allowed in (
             ("max_trials", self.max_trials >= 1, "a whole number from 1"),
-            ("repeats", self.repeats >= 1, "a whole number from 1"),
+            ("repeats", self.repeats >= 0, "a whole number from 0"),
             ("global_batch", not self.global_batch or 1 <= low <= high, "[LOW,HIGH], as [8,64]"),
             ("seq_len", all(length >= 8 for length in self.seq_len), "a list of lengths of 8 or more tokens"),
             ("packing", all(size >= 0 for size in self.packing), "a list of tokens of a row, 0 for no packing"),

@@ -15,7 +15,7 @@ batch, the length of samples and packing are part of the training and stay, unle
   tune.memory_margin=      fraction of a GPU's memory that stays free (0.1)
   tune.min_keep=           cc=emulated: the smallest keep ratio that is recommended
   tune.trial_timeout_s=    the longest a trial may take (1800)
-  tune.repeats=            runs of the recipe and of what was found, for an interval of the gain (1: none)
+  tune.repeats=            pairs of further runs, of the recipe and of what was found: the gain's interval, from 2 (0)
   tune.retry_failed=true   try those again that failed, but for those that ran out of memory
   tune.ledger=             what has become of every trial (RUN_ROOT/tune.jsonl)
 
@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
         if signal.getsignal(stop) is not signal.SIG_IGN:
             signal.signal(stop, signal.default_int_handler)
     tune = request.config.tune
-    watcher = tuned.Progress(tune.max_trials, 2 * (tune.repeats - 1))
+    watcher = tuned.Progress(tune.max_trials, 2 * tune.repeats)
     seen: list[Observation] = []
     with Ledger(request.ledger, verb="tune") as ledger:
         trials = Trials(request, ledger, watcher)
@@ -88,17 +88,17 @@ def run(arguments: list[str]) -> int:
 
 
 def _repeated(trials: Trials, result: Result, problem: Problem, repeats: int) -> list[tuple[Observation, Observation]]:
-    """Runs of the recipe as it stands and of the best, by turns; the search's own are the first pair."""
+    """Pairs of runs of the recipe as it stands and of the best: further ones, by turns, else the search's own."""
     first = next((one for one in result.seen if one.point == problem.base), None)
     if not result.best or not first or not first.is_complete or result.best.point == problem.base:
         return []
-    pairs = [(first, result.best)]
-    for repeat in range(2, repeats + 1):
+    pairs = []
+    for repeat in range(2, repeats + 2):
         order = (problem.base, result.best.point)
         runs = {point: trials.run(point, repeat) for point in (order if repeat % 2 else order[::-1])}
         if all(one.is_complete for one in runs.values()):
             pairs.append((runs[problem.base], runs[result.best.point]))
-    return pairs
+    return pairs or [(first, result.best)]
 
 
 def _dry_run(request: Request) -> int:

@@ -174,7 +174,7 @@ def _gain(answer: Answer) -> str:
     times = f"gain: {ratio:.3f} times the real tokens/s/GPU of the recipe as it stands"
     if ci95 is None:
         return f"{times}, from one run each and so without an interval (tune.repeats=3 gives one)"
-    return f"{times}, 95 % interval {ci95[0]:.3f} to {ci95[1]:.3f} over {len(answer.pairs)} pairs of runs"
+    return f"{times}, 95 % interval {ci95[0]:.3f} to {ci95[1]:.3f} over {len(answer.pairs)} further pairs of runs"
 
 
 def why_none(answer: Answer) -> str:

@@ -20,6 +20,7 @@ _HERE = Path(__file__).parent
 def write(answer: Answer, folder: Path) -> tuple[Path, list[Path]]:
     """`tune-RECIPE.html` and a PNG a curve, in `folder`; where they went. Raises OSError where they cannot."""
     name = "tune-" + re.sub(r"[^\w.-]+", "_", answer.recipe)[:64]
+    folder.mkdir(parents=True, exist_ok=True)
     problem, result = answer.problem, answer.result
     pictures = curves(result.seen, problem.base, result.best, problem.num_ranks, answer.recipe)
     pngs = [folder / f"{name}-{picture.name}.png" for picture in pictures]

@@ -39,13 +39,9 @@ def padding(works: Works, seen: Sequence[Observation], point: Point) -> float:
     """Padded tokens of a row over its nominal length. Where samples differ in length a larger micro-batch pads them to
     a longer one: a straight line in its doublings, level until trials of two sizes say otherwise."""
     found = [
-        (
-            math.log2(one.point.micro_batch),
-            one.padded_tokens / one.point.global_batch / works[one.point].row_tokens,
-        )
+        (math.log2(one.point.micro_batch), one.padded_tokens / (one.point.global_batch * works[one.point].row_tokens))
         for one in seen
         if one.padded_tokens and bool(one.point.packing) == bool(point.packing)
-        for padded in (one.padded_tokens / one.point.global_batch,)
     ]
     if not found:
         return 1.0

@@ -38,10 +38,9 @@ class Point:
 
     @property
     def label(self) -> str:
-        """In a few words."""
-        length = f"{self.packing} packed" if self.packing else f"{self.seq_len or 'recipe'}"
-        parts = [f"{self.accumulation}x{self.micro_batch}x{length}"]
-        parts += [f"global {self.global_batch}"]
+        """In a few words: micro-batches x rows x tokens of a row where that is known, global batch..."""
+        length = f"x{self.packing} packed" if self.packing else f"x{self.seq_len}" if self.seq_len else ""
+        parts = [f"{self.accumulation}x{self.micro_batch}{length}", f"global {self.global_batch}"]
         parts += [f"tp {self.tensor}"] if self.tensor > 1 else []
         parts += ["checkpointing"] if self.is_checkpointing else []
         return ", ".join([*parts, self.step])

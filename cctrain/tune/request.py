@@ -11,7 +11,7 @@ from cctrain.emulation.blocks import fewest_steps
 from cctrain.errors import RequestError
 from cctrain.platform import cc, gpu
 from cctrain.request.allowed import check_recipe
-from cctrain.request.checks import Layout, check_gpus, check_layout
+from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import check_jsonl
 from cctrain.request.recipe import build_recipe, check_shape, is_cpu_recipe
@@ -74,8 +74,10 @@ def checked(arguments: list[str]) -> Request:
         return check_layout(composed.train, composed.measure, num_ranks)
 
     layout = layout_of(())
-    if not is_cpu and not config.dry_run:
-        check_gpus(num_ranks, len(gpus.names), config.recipe.name)
+    if not config.dry_run:
+        if not is_cpu:
+            check_gpus(num_ranks, len(gpus.names), config.recipe.name)
+        check_hub(config.train)
     mode = cc.observed_mode(config.cc.mode, gpus.cc)
     names = set(gpus.names)
     seen = Gpu(name=names.pop() if len(names) == 1 else None, memory_gib=min(gpus.memory_gib, default=None))

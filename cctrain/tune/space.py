@@ -133,6 +133,7 @@ def settings(recipe: Mapping[str, Any], base: Point, point: Point) -> tuple[str,
 def joined(arguments: Sequence[str], lines: Sequence[str]) -> tuple[str, ...]:
     """The arguments with a point's settings in place of their own of the same key."""
     keys = {line.partition("=")[0] for line in lines}
+    keys |= {"step.kind"} if "step" in keys else set()  # what the group's choice stands for
     return (*(one for one in arguments if one.partition("=")[0] not in keys), *lines)
 
 

@@ -4,7 +4,8 @@
     device = kernels x floor + FLOPs / rate x (1 + tokens / crowd) + link bytes / bandwidth
     step   = micro-batches x the slower of host and device + fixed
 
-The slower of two that vary is a little more than either: it is their p-norm, with p fitted. All constants are fitted as
+A graph changes the device's time by a factor of its own; past so many tokens (crowd) a micro-batch gets slower. The
+slower of two that vary is a little more than either: it is their p-norm, with p fitted. All constants are fitted as
 logarithms by least squares (`scipy`), each with a prior: where it lies, and how far off that may be. What the model
 does not know (other kernels for other shapes, caches, clocks) is a second layer: a Gaussian process over the logarithm
 of the step time, in which points that are alike are off alike, and which is as large as the trials make likely. So a
@@ -50,7 +51,7 @@ def prior_of(peak_flops: float | None, *, is_cpu: bool) -> Prior:
     """
     rate = 5e10 if is_cpu else 0.4 * (peak_flops or 5e14)
     how_sure = 2.0 if is_cpu or peak_flops is None else 0.5
-    constants = {
+    constants = {  # in the order of log_step_time
         "cost_s": (1e-5 if is_cpu else 4.5e-5, 0.6),
         "rate": (rate, how_sure),
         "floor_s": (3e-6, 0.8),

@@ -228,7 +228,7 @@ def test_an_observation_survives_json():
         ({"packing": [-1]}, "tune.packing"),
         ({"memory_margin": 1.0}, "tune.memory_margin=1.0: allowed is a fraction"),
         ({"min_keep": 0.0}, "tune.min_keep"),
-        ({"repeats": 0}, "tune.repeats"),
+        ({"repeats": -1}, "tune.repeats"),
         ({"trial_timeout_s": 0.0}, "tune.trial_timeout_s"),
     ],
 )

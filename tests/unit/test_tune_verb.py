@@ -90,12 +90,12 @@ def test_the_fastest_is_found_with_the_settings_to_copy_and_its_gain(capsys, tmp
 
 def test_repeats_give_the_gain_an_interval(capsys, tmp_path):
     arguments = (*TINY, "tune.repeats=4")
-    done(tmp_path, arguments, repeats=4)
+    done(tmp_path, arguments, repeats=5)
     code, out, _, facts = said(capsys, *arguments, f"run_root={tmp_path}")
     assert (code, facts["num_pairs"]) == (0, 4)
     low, high = facts["gain_ci95"]
     assert 1.4 < low < facts["gain"] < high < 1.6
-    assert "over 4 pairs of runs" in out
+    assert "over 4 further pairs of runs" in out
 
 
 def test_the_same_command_again_says_the_same(capsys, tmp_path):
