@@ -32,6 +32,7 @@ from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout, smallest_world
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import check_jsonl, prepare_data
+from cctrain.request.graphed import check_step, recipe_run, step_chosen
 from cctrain.request.hf import check_engine
 from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located, recipe_hash
 from cctrain.sinks.tracking import Tracking, check_sinks
@@ -155,7 +156,9 @@ def _check(config: Config, world: int | None) -> _Request:
 def _check_request(config: Config, num_ranks: int) -> Layout:
     check_recipe(config.train, config.allow_targets)
     check_engine(config)
-    return check_layout(config.train, config.measure, num_ranks)
+    layout = check_layout(config.train, config.measure, num_ranks)
+    check_step(config, layout)
+    return layout
 
 
 def _submit(config: Config, arguments: list[str]) -> int:
@@ -171,7 +174,7 @@ def _dry_run(config: Config) -> int:
     nproc_per_node = config.launch.nproc_per_node or num_gpus or max(1, smallest_world(config.train) // num_nodes)
     layout = _check_request(config, nproc_per_node * num_nodes)
     run_dir = Path(config.run_root).expanduser() / "RUN_DIR"
-    recipe = located(config.train, run_dir)
+    recipe = located(recipe_run(config, layout), run_dir)
     command = launcher.worker_command(nproc_per_node, run_dir, nodes.rendezvous(config.launch))
     print(f"# {shlex.join(command)}", yaml.safe_dump(recipe, sort_keys=False), sep="\n")
     print(json.dumps({"dry_run": True, "command": command, "layout": dataclasses.asdict(layout), "recipe": recipe}))
@@ -182,12 +185,13 @@ def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> No
     """Everything the ranks and a reader of the record need, before anything starts."""
     config = request.config
     identity = _identity(request)
-    recipe = located(config.train, run_dir)
+    recipe = located(recipe_run(config, request.layout), run_dir)
+    step, why = step_chosen(config, request.layout)
     record = RunRecord(
         run_id=run_dir.name,
         recipe=config.recipe.name,
         engine=config.engine.name.value,
-        step_kind=config.step.kind.value,
+        step_kind=step.value,
         mode=request.mode,
         status="partial",
         failure="still running",
@@ -200,12 +204,15 @@ def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> No
         steps=(),
         summary=None,
         tolls=_tolls(config.tolls),
+        graphs={"why": why} if why else None,
     )
     rundir.begin_record(run_dir, record)
     prepare_data(config.data, run_dir, is_vlm=config.train["recipe"] == VLM)
     rundir.write_text(run_dir / "automodel.yaml", yaml.safe_dump(recipe, sort_keys=False))
     # Last, because ranks started by somebody else wait for it.
-    rundir.write_json(run_dir / "config.json", {**_plain(dataclasses.asdict(config)), "train": recipe})
+    plain = _plain(dataclasses.asdict(config))
+    plain["step"]["kind"] = step.value
+    rundir.write_json(run_dir / "config.json", {**plain, "train": recipe})
 
 
 def _tolls(content: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -13,18 +13,23 @@ _PAYABLE: Mapping[str, tuple[str, ...]] = {CUPTI: tuple(CLASSES), OPERATORS: ("l
 _ONLY, _WITHOUT = "only ", "without "
 
 
-def arms(profile: Profile, *, is_explained: bool, num_ranks: int, counted_by: str = CUPTI) -> tuple[str, ...]:
+def arms(
+    profile: Profile, *, is_explained: bool, num_ranks: int, counted_by: str = CUPTI, has_graphs: bool = False
+) -> tuple[str, ...]:
     """Plain and tolled; to explain the loss, each class of tolls alone and left out besides."""
     if not is_explained:
         return (OFF, ALL)
-    classes = explained_classes(profile, num_ranks, counted_by)
+    classes = explained_classes(profile, num_ranks, counted_by, has_graphs=has_graphs)
     return (OFF, ALL, *(_ONLY + name for name in classes), *(_WITHOUT + name for name in classes))
 
 
-def explained_classes(profile: Profile, num_ranks: int, counted_by: str = CUPTI) -> tuple[str, ...]:
-    """Those with something to pay, where it can be paid. One rank has no collectives, and step=stock launches no graph:
-    an arm that pays nothing would add its noise to what is unexplained."""
-    payable = set(_PAYABLE[counted_by]) - {"graph_launch"} - ({"collective"} if num_ranks == 1 else set())
+def explained_classes(
+    profile: Profile, num_ranks: int, counted_by: str = CUPTI, *, has_graphs: bool = False
+) -> tuple[str, ...]:
+    """Those with something to pay, where it can be paid. One rank has no collectives, and a stock step launches no
+    graph: an arm that pays nothing would add its noise to what is unexplained."""
+    payable = set(_PAYABLE[counted_by]) - ({"collective"} if num_ranks == 1 else set())
+    payable -= set() if has_graphs else {"graph_launch"}
     return tuple(name for name in profile.classes() if name in payable)
 
 

@@ -34,7 +34,13 @@ def toll_switch(config: dict[str, Any], world: int) -> TollSwitch | None:
     profile, measure = parse_profile(config["tolls"]), config["measure"]
     slots = schedule(
         int(measure["steps"]),
-        arms(profile, is_explained=config["cc"]["explain"], num_ranks=world, counted_by=tolls.counted_by),
+        arms(
+            profile,
+            is_explained=config["cc"]["explain"],
+            num_ranks=world,
+            counted_by=tolls.counted_by,
+            has_graphs=config["step"]["kind"] != "stock",
+        ),
         config["cc"]["blocks"],
     )
     return TollSwitch(tolls, profile, slots, measure["warmup"])

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cctrain.emulation.arms import CUPTI, arms, explained_classes
+from cctrain.emulation.arms import CUPTI, arms, explained_classes, only
 from cctrain.emulation.blocks import ALL, OFF
 from cctrain.emulation.crossings import mean_crossings
 from cctrain.emulation.explain import explain
@@ -43,10 +43,13 @@ def outcome(
     first_steps = {ALL: tolled.steady_state.first_step, OFF: plain.steady_state.first_step}
     paid = mean_crossings(crossings, steady_numbers(of_arm(steps, ALL), tolled))
     counted_by = paid["counted_by"] if paid else CUPTI
-    every_arm = arms(profile, is_explained=is_explained, num_ranks=len(crossings), counted_by=counted_by)
+    has_graphs = any(step.arm == only("graph_launch") for step in steps)
+    every_arm = arms(
+        profile, is_explained=is_explained, num_ranks=len(crossings), counted_by=counted_by, has_graphs=has_graphs
+    )
     rounds = whole_rounds(steps, every_arm, first_steps)
     kept = keep_ratio(rounds)
-    classes = explained_classes(profile, len(crossings), counted_by)
+    classes = explained_classes(profile, len(crossings), counted_by, has_graphs=has_graphs)
     return {
         "summary_off": dataclasses.asdict(plain),
         "keep_ratio": dataclasses.asdict(kept) if kept else None,

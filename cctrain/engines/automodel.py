@@ -18,7 +18,7 @@ import torch
 from cctrain.emulation.in_rank import toll_switch
 from cctrain.emulation.switch import TollSwitch
 from cctrain.engines import images
-from cctrain.engines.automodel_graphed import GraphedTraining, graphable
+from cctrain.engines.automodel_graphed import GraphedTraining
 from cctrain.engines.observer import Observer
 from cctrain.metrics import count_tokens
 from cctrain.samples import SampleFile
@@ -67,12 +67,9 @@ def build(
         module.build_model = _on_this_gpu(module.build_model)
     # AutoModel takes every attribute of a recipe with a state for something to checkpoint: ours is the class's.
     observer = Observer(samples, make_switch)
-    held: dict[str, Any] = {"observer": observer}
-    if step["kind"] == "stock":
-        timed: Any = type(name, (TimedRecipe, getattr(module, name)), held)
-        return timed(ConfigNode(train)), observer
-    timed = type(name, (GraphedRecipe, getattr(module, name)), held | {"step_config": step})
-    return timed(ConfigNode(graphable(train, is_compiled=step["compile"]))), observer
+    mixin = TimedRecipe if step["kind"] == "stock" else GraphedRecipe
+    timed: Any = type(name, (mixin, getattr(module, name)), {"observer": observer, "step_config": step})
+    return timed(ConfigNode(train)), observer
 
 
 def _is_built_on_cpu(model: dict[str, Any]) -> bool:

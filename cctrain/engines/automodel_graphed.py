@@ -8,7 +8,6 @@ it is known); a poll for SIGTERM by a collective (part of the same all-reduce).
 
 from __future__ import annotations
 
-import copy
 import importlib
 import time
 from collections.abc import Iterator, Sequence
@@ -27,17 +26,6 @@ from cctrain.steps.readback import MOST_AHEAD
 
 _SAMPLED = 512
 """Samples of the data whose lengths decide the buckets."""
-
-
-def graphable(train: dict[str, Any], *, is_compiled: bool) -> dict[str, Any]:
-    """The recipe `train` with what a graphed step has otherwise: no pinned loader, whose copies are made anew anyway,
-    and where layers are compiled no kernels for LoRA that the compiler cannot fuse."""
-    train = copy.deepcopy(train)
-    if "dataloader" in train:
-        train["dataloader"].pop("pin_memory", None)
-    if is_compiled and "peft" in train:
-        train["peft"]["use_triton"] = False
-    return train
 
 
 class GraphedTraining:
@@ -200,16 +188,13 @@ class GraphedTraining:
         self._step, self._why = None, f"step=auto: {error}"
 
     def _refuse(self, recipe: Any) -> None:
-        """Raise NotCapturableError for what can be known not to work."""
+        """Raise NotCapturableError for what the model says; what the recipe says is refused before the launch."""
         model = recipe.model_parts[0]
         config = getattr(model, "config", None)
         text = getattr(config, "text_config", config)
         experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
         for is_so, what in (
-            (recipe.pp_enabled, "a pipeline (train.distributed.pp_size) sends each stage's work by the host"),
             (experts, f"a model with {experts} experts routes its tokens by their values"),
-            (recipe.cfg.get("fp8.enabled", False), "FP8 scales (train.fp8) are computed between the steps"),
-            (getattr(recipe, "domain_mixture", None), "a domain mixture counts its labels on the host"),
             (getattr(recipe, "te_fp8", None), "Transformer Engine's FP8 keeps its scales' history on the host"),
         ):
             if is_so:

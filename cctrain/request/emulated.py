@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from cctrain.config import CcMode, Config, MeasureKind
+from cctrain.config import CcMode, Config, MeasureKind, StepKind
 from cctrain.emulation.arms import arms
 from cctrain.emulation.blocks import fewest_steps
 from cctrain.emulation.profile import load_profile, parse_profile
@@ -41,7 +41,8 @@ def check_emulated(config: Config) -> None:
         raise RequestError("measure.steps=auto does not go with cc=emulated, whose blocks are laid out before the run")
     if measure.kind is MeasureKind.seed:
         raise RequestError("measure=seed does not go with cc=emulated: its figure is one over tolled and plain steps")
-    num_arms = len(arms(parse_profile(config.tolls), is_explained=config.cc.explain, num_ranks=_SEVERAL))
+    profile, has_graphs = parse_profile(config.tolls), config.step.kind is not StepKind.stock
+    num_arms = len(arms(profile, is_explained=config.cc.explain, num_ranks=_SEVERAL, has_graphs=has_graphs))
     fewest = fewest_steps(num_arms, blocks)
     if measure.most_steps < fewest:
         most = measure.most_steps // fewest_steps(num_arms, 1)

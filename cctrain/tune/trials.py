@@ -19,7 +19,7 @@ from cctrain.campaign.ledger import Ledger, Standing
 from cctrain.campaign.plan import Trial
 from cctrain.campaign.run import Campaign, Watcher, settle_killed, standing_of
 from cctrain.errors import RequestError
-from cctrain.reduce import read_samples
+from cctrain.samples import lines_of_ranks, parse_line
 from cctrain.tune import space
 from cctrain.tune.point import COMPLETE, FAILED, OUT_OF_MEMORY, Observation, Point
 from cctrain.tune.request import Request
@@ -124,8 +124,8 @@ def _crossings(counted: dict[str, Any] | None) -> float | None:
 
 
 def _any_rank_ran_out(run_dir: Path) -> bool:
-    ranks = read_samples(run_dir).values() if (run_dir / "samples").is_dir() else ()
-    return any((rank.end or {}).get("kind") == _KIND for rank in ranks)
+    lines = (line for rank in lines_of_ranks(run_dir).values() for line in rank)
+    return any(_KIND.encode() in line and (parse_line(line) or {}).get("kind") == _KIND for line in lines)
 
 
 def _mode(arguments: Sequence[str]) -> str:

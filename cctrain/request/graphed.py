@@ -1,0 +1,55 @@
+"""What `step=graphed` and `step=auto` ask of a recipe, before anything starts, and change in it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cctrain.config import Config, MeasureKind, StepKind
+from cctrain.errors import RequestError
+from cctrain.request.checks import Layout
+
+
+def check_step(config: Config, layout: Layout) -> None:
+    """Raises RequestError where the step asked for does not go with the rest of the request."""
+    kind = config.step.kind
+    if kind is StepKind.stock:
+        return
+    if config.measure.kind is MeasureKind.seed:
+        raise RequestError(
+            f"measure=seed is of what AutoModel prints by its own step: allowed is step=stock, got step={kind.value}"
+        )
+    for reason in reasons(config.train, layout) if kind is StepKind.graphed else ():
+        raise RequestError(f"step=graphed: {reason}, which no graph can hold; allowed is step=stock, or step=auto")
+
+
+def reasons(recipe: Mapping[str, Any], layout: Layout) -> Iterator[str]:
+    """Why a recipe's step cannot be recorded into CUDA graphs, as far as the recipe tells."""
+    if layout.pipeline > 1:
+        yield f"a pipeline (train.distributed.pp_size={layout.pipeline}) sends each stage's work by the host"
+    if (recipe.get("fp8") or {}).get("enabled"):
+        yield "FP8 scales (train.fp8.enabled=true) are computed between the steps"
+    if recipe.get("domain_mixture"):
+        yield "a domain mixture (train.domain_mixture) counts its labels on the host"
+
+
+def step_chosen(config: Config, layout: Layout) -> tuple[StepKind, str]:
+    """The step that the ranks are to run and, where the recipe tells already what `auto` comes to, why."""
+    kind = config.step.kind
+    for reason in reasons(config.train, layout) if kind is StepKind.auto else ():
+        return StepKind.stock, f"step=auto: {reason}, which no graph can hold"
+    return kind, ""
+
+
+def recipe_run(config: Config, layout: Layout) -> dict[str, Any]:
+    """The AutoModel recipe that is run: with a graphed step, no pinned loader, because a batch goes to the GPU in one
+    pageable copy, which CC slows less, and where layers are compiled no LoRA kernels that the compiler cannot fuse."""
+    recipe = copy.deepcopy(config.train)
+    if step_chosen(config, layout)[0] is StepKind.stock:
+        return recipe
+    if recipe.get("dataloader"):
+        recipe["dataloader"].pop("pin_memory", None)
+    if config.step.compile and recipe.get("peft"):
+        recipe["peft"]["use_triton"] = False
+    return recipe
