@@ -45,6 +45,7 @@ class Steps:
     rank_step_time_s: Floats
     """A row a step, a column a rank."""
     padded_tokens: Floats
+    real_tokens: Floats
     is_warmup: Flags
     arm: Ints
     """1 where an emulated run paid all tolls, 0 where none, -1 where a part, and in other runs."""
@@ -178,6 +179,7 @@ def _steps(rows: list[Any], *, is_emulated: bool) -> Steps:
         step_time_s=_numbers(rows, "step_time_s"),
         rank_step_time_s=_rank_times(rows),
         padded_tokens=_numbers(rows, "padded_tokens"),
+        real_tokens=_numbers(rows, "real_tokens"),
         is_warmup=np.array(_column(rows, "is_warmup", (bool,)), dtype=bool),
         arm=arm,
         block=block,

@@ -39,6 +39,8 @@ class Arm:
     """Median of the steps' rates: the run's figure."""
     mean_tokens_per_s_per_gpu: float
     """Total tokens over the time of the rank that took longest for all steps."""
+    useful: float
+    """Real tokens over padded ones, of all steady steps."""
     half_width: float | None
     """Of the 95 % interval of the mean step time from the noise within this run, relative to it."""
     tokens_per_step: float
@@ -85,6 +87,7 @@ def _arm(run: Run, mode: str, label: str, measured: Ints) -> Arm:
         step_time_s=float(np.median(steps.step_time_s[steady])) if is_sound else math.nan,
         tokens_per_s_per_gpu=float(np.median(tokens / steps.step_time_s[steady])) if is_sound else math.nan,
         mean_tokens_per_s_per_gpu=float(tokens.sum() / seconds) if is_sound else math.nan,
+        useful=float(steps.real_tokens[steady].sum() / steps.padded_tokens[steady].sum()) if is_sound else math.nan,
         half_width=half,
         tokens_per_step=float(np.median(steps.padded_tokens[steady])) if is_sound else math.nan,
         phases_s=_phases(steps.phases_s, steady),

@@ -38,7 +38,7 @@ class Comparison:
     pairing: str
     """same run, interleaved, or none: how replicates were paired."""
     keep_ratio: float
-    """Other over base, of the runs' medians of padded tokens/s/GPU."""
+    """Other over base, of the runs' medians of padded tokens/s/GPU; of real ones between steps or engines."""
     ci95: tuple[float, float] | None
     """None below two runs of each."""
     within_run_ci95: tuple[float, float] | None
@@ -122,8 +122,10 @@ def _compared(plan: Plan, margin: float) -> Comparison:
     if pairs:
         base, other = (tuple(side) for side in zip(*pairs, strict=True))
     is_paired = plan.is_same_run or pairs is not None
-    rates = [[arm.tokens_per_s_per_gpu for arm in arms] for arms in (base, other)]
-    means = [[arm.mean_tokens_per_s_per_gpu for arm in arms] for arms in (base, other)]
+    # Steps and engines pad to lengths of their own: where those are told apart, what counts is real tokens.
+    shares = [[arm.useful if plan.differing else 1.0 for arm in arms] for arms in (base, other)]
+    rates = _times([[arm.tokens_per_s_per_gpu for arm in arms] for arms in (base, other)], shares)
+    means = _times([[arm.mean_tokens_per_s_per_gpu for arm in arms] for arms in (base, other)], shares)
     ratio, ci95 = ratios.ratio_of_runs(*rates, is_paired=is_paired)
     verdict = ratios.verdict(ci95, margin)
     error = _within_run_error(base, other, is_same_run=plan.is_same_run)
@@ -147,6 +149,10 @@ def _compared(plan: Plan, margin: float) -> Comparison:
         verdict=verdict,
         more=more,
     )
+
+
+def _times(rates: Sequence[Sequence[float]], shares: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[rate * share for rate, share in zip(*side, strict=True)] for side in zip(rates, shares, strict=True)]
 
 
 def _within_run_error(base: Sequence[Arm], other: Sequence[Arm], *, is_same_run: bool) -> float | None:

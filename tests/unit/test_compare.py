@@ -239,6 +239,19 @@ def of_engine(engine, number, peft=None, **facts):
     return dataclasses.replace(record, engine=engine, identity={**record.identity, "versions": versions})
 
 
+def test_a_step_that_pads_more_gains_nothing_by_it(tmp_path):
+    records = []
+    for number in range(4):
+        record = run_record("off", number)
+        if number % 2:  # in the same time, a quarter more padding around the same tokens
+            steps = [dataclasses.replace(step, padded_tokens=step.padded_tokens * 5 // 4) for step in record.steps]
+            record = dataclasses.replace(record, step_kind="graphed", steps=tuple(steps))
+        records.append(record)
+    (one,) = answered(tmp_path, *records, by=("step",)).comparisons
+    assert (one.base, one.other) == ("stock", "graphed")
+    assert one.keep_ratio == pytest.approx(1.0, abs=0.01)
+
+
 def test_engines_are_compared_whose_records_name_different_packages(tmp_path):
     records = [of_engine("automodel", 0), of_engine("hf", 1, "0.21", step_time_s=0.25), of_engine("automodel", 2)]
     records.append(of_engine("hf", 3, "0.21", step_time_s=0.25))
