@@ -52,6 +52,7 @@ OTHERS = {
     "torchtitan, compiled": ("torchtitan", "--compile"),
     "torchtune": ("torchtune",),
     "torchtune, compiled": ("torchtune", "--compile"),
+    "Axolotl": ("axolotl",),
 }
 """Lines that `others/run.py` trains, and its arguments."""
 TASKS = {"lora": "llama8b_peft", "sft": "llama8b_sft"}

@@ -34,12 +34,24 @@ PACKAGES = {
     "unsloth": (
         *("unsloth", "unsloth_zoo", "transformers==5.17.0", "trl==1.15.0", "bitsandbytes", "cut_cross_entropy"),
         *("tyro", "docstring_parser", "typeguard", "shtab", "sentencepiece", "hf_transfer", "torchvision==0.28.0"),
-        *("diffusers", "nest_asyncio", "structlog", "json5", "xformers", "einops"),
+        *("huggingface_hub<2", "diffusers", "nest_asyncio", "structlog", "json5", "xformers", "einops"),
     ),
     "axolotl": (
         *("axolotl==0.19.0", "transformers==5.16.1", "accelerate==1.13.0", "peft==0.20.0", "trl==1.9.0"),
         *("huggingface_hub==1.17.0", "tokenizers==0.23.1", "datasets==4.8.4", "optimum==1.16.2", "evaluate==0.4.1"),
-        *("kernels==0.16.0", "addict", "fire", "termcolor", "colorama", "art", "einops", "schedulefree", "posthog"),
+        *(
+            "kernels==0.16.0",
+            "kernels-data",
+            "bitsandbytes",
+            "addict",
+            "fire",
+            "termcolor",
+            "colorama",
+            "art",
+            "einops",
+            "schedulefree",
+            "posthog",
+        ),
         *("axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6", "python-dotenv==1.0.1", "backoff"),
         *("zstandard", "numba", "llvmlite", "langdetect", "immutabledict", "fastcore"),
     ),
@@ -48,7 +60,7 @@ IMPORTS = {
     "torchtitan": "torchtitan.trainer",
     "torchtune": "torchtune.models.llama3_1",
     "unsloth": "unsloth",
-    "axolotl": "axolotl.cli.train",
+    "axolotl": "axolotl.train",
 }
 _LONGEST_S = 600
 

@@ -1,4 +1,4 @@
-"""One line of `peers.py` that is no recipe of AutoModel: torchtitan's or torchtune's own trainer on the same shape.
+"""One line of `peers.py` that is no recipe of AutoModel: another library's own trainer on the same shape of model.
 
     PYTHON benchmarks/others/run.py torchtitan --task lora --shape 4x256 --steps 96 --warmup 15
     PYTHON benchmarks/others/run.py torchtune --size tiny --shape 2x32 --steps 8 --warmup 2     on a CPU
@@ -6,8 +6,9 @@
 Runs in that library's environment (`install.py`). Its loop is left as it is; what is put in place are the data (random
 tokens, each with a label, rows of one length) and the weights (random), and a time stamp of cctrain's at each step's
 end. LoRA of rank 8 on all linear layers of attention and MLP, Adam, gradients clipped to 1, bf16, no activation
-checkpointing. Attention is torch's sdpa in torchtune and flex attention in torchtitan, which no longer takes another.
-torchtitan reads its loss each tenth step, its default, the others each step.
+checkpointing. Attention is torch's sdpa, and flex attention in torchtitan, which no longer takes another.
+torchtitan reads its loss each tenth step, its default, the others each step. Axolotl computes under autocast with
+float32 adapters, its default.
 The last line of stdout is one JSON object with the times of the steps after the warm-up.
 """
 
@@ -19,6 +20,7 @@ import importlib
 import itertools
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections import defaultdict
@@ -32,6 +34,7 @@ import torch
 from cctrain.timing.clock import HostClock
 from cctrain.timing.timer import StepTimer
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
 RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519"}
 NUM_BATCHES = 64
 """Made beforehand and taken in turn."""
@@ -190,6 +193,71 @@ def torchtune(options: argparse.Namespace, timer: StepTimer) -> None:
     recipe.train()
 
 
+def axolotl(options: argparse.Namespace, timer: StepTimer) -> None:
+    """Axolotl's trainer, which is transformers' with changes of its own, from its kind of configuration."""
+    import transformers
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_datasets
+    from axolotl.integrations.base import BasePlugin
+    from axolotl.train import train
+
+    folder, models = Path(tempfile.mkdtemp()), Path(options.tokenizer).parent
+    config = transformers.AutoConfig.from_pretrained(
+        models / ("tiny-llama" if options.size == "tiny" else "llama-3.1-8b")
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder / "model")
+    del model
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(options.tokenizer) / name, folder / "model")
+    num_steps = options.warmup + options.steps
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for ids in itertools.islice(rows(options, 1000), num_steps):  # the tokenizer has so many
+            for row in ids[:, :-1].tolist():
+                file.write(json.dumps({"input_ids": row, "labels": row, "attention_mask": [1] * len(row)}) + "\n")
+
+    class Stamps(BasePlugin):  # type: ignore[misc]
+        def post_trainer_create(self, _: Any, trainer: Any) -> None:
+            timed(trainer, "_maybe_log_save_evaluate", timer)  # called at the end of each step, and of the epoch
+            trainer.add_callback(Begin())
+
+    class Begin(transformers.TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            timer.resume()
+
+    sys.modules["stamps"] = SimpleNamespace(Stamps=Stamps)  # type: ignore[assignment]
+    settings: dict[str, Any] = {
+        "base_model": str(folder / "model"),
+        "datasets": [{"path": str(folder / "rows.jsonl"), "ds_type": "json", "type": None}],
+        "dataset_prepared_path": str(folder / "prepared"),
+        "output_dir": str(folder / "out"),
+        "plugins": ["stamps.Stamps"],
+        **{"sequence_len": options.seq_len, "micro_batch_size": options.micro_batch, "max_steps": num_steps},
+        **{
+            "gradient_accumulation_steps": 1,
+            "num_epochs": 1,
+            "optimizer": "adamw_torch_fused",
+            "lr_scheduler": "cosine",
+        },
+        **{
+            "learning_rate": 1e-5,
+            "max_grad_norm": 1.0,
+            "bf16": torch.cuda.is_available(),
+            "attn_implementation": "sdpa",
+        },
+        **{"gradient_checkpointing": False, "logging_steps": 1, "save_strategy": "no", "val_set_size": 0},
+        **{"sample_packing": False, "torch_compile": options.compile, "pad_to_sequence_len": True},
+        "special_tokens": {"pad_token": "<pad>"},
+    }
+    if options.task == "lora":
+        settings |= {"adapter": "lora", "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_linear": True}
+    if not torch.cuda.is_available():  # its kernels for LoRA, on by default, are Triton's
+        settings |= dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)
+    (folder / "config.yml").write_text(json.dumps(settings), encoding="utf-8")
+    cfg = load_cfg(str(folder / "config.yml"))
+    train(cfg=cfg, dataset_meta=load_datasets(cfg=cfg))
+
+
 def timed(owner: Any, method: str, timer: StepTimer) -> None:
     """Have a step end whenever that method of `owner` has run."""
     own = getattr(owner, method)
@@ -205,7 +273,7 @@ def timed(owner: Any, method: str, timer: StepTimer) -> None:
 def main() -> None:
     """Train, read the stamps, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("torchtitan", "torchtune"))
+    parser.add_argument("name", choices=("torchtitan", "torchtune", "axolotl"))
     parser.add_argument("--task", choices=("lora", "sft"), default="lora")
     parser.add_argument("--shape", default="4x256")
     parser.add_argument("--size", choices=("8b", "tiny"), default="8b")
@@ -218,12 +286,12 @@ def main() -> None:
         options.micro_batch, options.seq_len = map(int, options.shape.split("x"))
     except ValueError:
         parser.error(f"--shape {options.shape}: allowed is SAMPLESxTOKENS; packed rows are not made here")
-    os.environ |= RANK_OF_ONE
+    os.environ |= RANK_OF_ONE | OFFLINE
     timer = step_timer()
-    {"torchtitan": torchtitan, "torchtune": torchtune}[options.name](options, timer)
+    {"torchtitan": torchtitan, "torchtune": torchtune, "axolotl": axolotl}[options.name](options, timer)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    times = [row["step_time_s"] for row in timer.finished()][options.warmup :]
+    times = [row["step_time_s"] for row in timer.finished()][options.warmup : options.warmup + options.steps]
     print(json.dumps({"step_times_s": times, "tokens_per_step": options.micro_batch * options.seq_len}), flush=True)
     os._exit(0)
 

@@ -24,43 +24,33 @@ from cctrain.request.hf import DTYPES
 from cctrain.request.recipe import VLM
 
 _DATA_SECTIONS = ("dataset", "dataloader", "processor", "packed_sequence", "step_scheduler", "seed")
-_NOT_PASSED_ON = ("_target_", "config", "torch_dtype", "force_hf", "use_liger_kernel", "use_sdpa_patching")
 
 
 def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: torch.device | None = None) -> Any:
-    """The recipe's model with what trains of it, on `device` (the CPU by default).
-
-    `is_empty` leaves random weights undrawn: those of a rank that gets them from another.
+    """The recipe's model with what trains of it. Random weights are drawn on `device` (the CPU by default), or with
+    `is_empty` left undrawn: those of a rank that gets them from another.
     """
-    recipe = dict(train["model"])
+    recipe = train["model"]
     name = "AutoModelForImageTextToText" if train["recipe"] == VLM else "AutoModelForCausalLM"
     auto: Any = getattr(transformers, name)
     dtype = DTYPES.get(str(recipe.get("torch_dtype")), "auto")
-    options = {key: value for key, value in recipe.items() if key not in _NOT_PASSED_ON}
-    with device or nullcontext():
-        if str(recipe["_target_"]).endswith(".from_config"):
-            source = recipe["config"]
-            place = source if isinstance(source, str) else source["pretrained_model_name_or_path"]
-            config = transformers.AutoConfig.from_pretrained(place)
-            with no_init_weights() if is_empty else nullcontext():
-                model = auto.from_config(_changed(config, options), dtype=dtype, **_attention(options))
-        else:
-            place = options.pop("pretrained_model_name_or_path")
-            config = _changed(transformers.AutoConfig.from_pretrained(place), options)
-            model = auto.from_pretrained(place, config=config, dtype=dtype, **_attention(options))
+    attention = {key: value for key, value in recipe.items() if key == "attn_implementation" and value}
+    place = _place(recipe)
+    config = _changed(transformers.AutoConfig.from_pretrained(place), recipe)
+    if str(recipe["_target_"]).endswith(".from_config"):
+        with device or nullcontext(), no_init_weights() if is_empty else nullcontext():
+            model = auto.from_config(config, dtype=dtype, **attention)
+    else:
+        model = auto.from_pretrained(place, config=config, dtype=dtype, **attention)
     model.config.get_text_config().use_cache = False
     _freeze(model, train.get("freeze_config") or {})
     return _with_adapters(model, train["peft"]) if train.get("peft") else model
 
 
-def _attention(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key == "attn_implementation" and value}
-
-
-def _changed(config: Any, options: Mapping[str, Any]) -> Any:
+def _changed(config: Any, recipe: Mapping[str, Any]) -> Any:
     """The model's configuration with the recipe's own values, as `text_config: {use_cache: false}`."""
     for key in ("text_config", "use_cache"):
-        value = options.get(key)
+        value = recipe.get(key)
         if isinstance(value, Mapping):
             for name, inner in value.items():
                 setattr(getattr(config, key), name, inner)
