@@ -23,6 +23,7 @@ from cctrain.engines import images
 from cctrain.request.hf import DTYPES
 from cctrain.request.recipe import VLM
 
+_OF_CONFIG = ("_target_", "pretrained_model_name_or_path")
 _DATA_SECTIONS = ("dataset", "dataloader", "processor", "packed_sequence", "step_scheduler", "seed")
 
 
@@ -35,8 +36,11 @@ def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: tor
     auto: Any = getattr(transformers, name)
     dtype = DTYPES.get(str(recipe.get("torch_dtype")), "auto")
     attention = {key: value for key, value in recipe.items() if key == "attn_implementation" and value}
-    place = _place(recipe)
-    config = _changed(transformers.AutoConfig.from_pretrained(place), recipe)
+    place, changes = _place(recipe), recipe.get("config")
+    changes = (
+        {key: value for key, value in changes.items() if key not in _OF_CONFIG} if isinstance(changes, dict) else {}
+    )
+    config = _changed(transformers.AutoConfig.from_pretrained(place, **changes), recipe)
     if str(recipe["_target_"]).endswith(".from_config"):
         with device or nullcontext(), no_init_weights() if is_empty else nullcontext():
             model = auto.from_config(config, dtype=dtype, **attention)

@@ -21,6 +21,7 @@ DTYPES |= {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _DEFAULT_PARAM_DTYPE = "bfloat16"
 """What AutoModel computes in where a recipe has no distributed.mp_policy."""
 
+_CONFIG = "transformers.AutoConfig.from_pretrained"
 _ANY = ("anything",)
 _NONE: tuple[Any, ...] = (None, "none", "None")
 _OFF: tuple[Any, ...] = (*_NONE, False, 0, "0")
@@ -38,6 +39,12 @@ _VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
         **dict.fromkeys(("force_hf", "use_sdpa_patching", "use_liger_kernel"), _ANY),
         "torch_dtype": (*DTYPES, "auto", *_NONE),
         "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flash_attention_3", *_NONE),
+    },
+    "step_scheduler": {
+        **dict.fromkeys(("global_batch_size", "local_batch_size", "max_steps", "preemption_signal"), _ANY),
+        **dict.fromkeys(("ckpt_every_steps", "val_every_steps", "save_checkpoint_every_epoch"), _ANY),
+        **dict.fromkeys(("validate_on_checkpoint", "log_remote_every_steps", "loss_average_window_steps"), _ANY),
+        "num_epochs": _NONE,
     },
     "peft": {
         "_target_": ("PeftConfig",),
@@ -103,6 +110,11 @@ def reasons(recipe: Mapping[str, Any]) -> Iterator[str]:
                     if is_new
                     else f"={value}; allowed is {words}"
                 )
+    if (recipe.get("checkpoint") or {}).get("enabled", False):
+        yield "train.checkpoint.enabled=true; allowed is false"
+    config = (recipe.get("model") or {}).get("config")
+    if isinstance(config, Mapping) and config.get("_target_") != _CONFIG:
+        yield f"train.model.config._target_={config.get('_target_')}; allowed is {_CONFIG}"
     yield from _packing(recipe)
     yield from _precision(recipe)
     if (recipe.get("model") or {}).get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
@@ -134,12 +146,16 @@ def _precision(recipe: Mapping[str, Any]) -> Iterator[str]:
     if (recipe.get("distributed") or {}).get("strategy", "fsdp2") != "fsdp2":
         return
     stored = DTYPES.get(str((recipe.get("model") or {}).get("torch_dtype")))
-    computed = param_dtype(recipe)
-    if stored and computed != stored:
-        yield (
-            f"train.model.torch_dtype={stored} with train.distributed.mp_policy.param_dtype={computed}; allowed is the "
-            "same for both, weights are computed with as they are stored"
-        )
+    policy = (recipe.get("distributed") or {}).get("mp_policy") or {}
+    for key, computed in (
+        ("param_dtype", param_dtype(recipe)),
+        ("output_dtype", DTYPES.get(str(policy.get("output_dtype")), stored)),
+    ):
+        if stored and computed != stored:
+            yield (
+                f"train.model.torch_dtype={stored} with train.distributed.mp_policy.{key}={computed}; allowed is the "
+                "same for both, weights are computed with as they are stored"
+            )
 
 
 def param_dtype(recipe: Mapping[str, Any]) -> str | None:

@@ -163,3 +163,18 @@ def test_tolls_are_injected_between_its_steps_as_between_automodels(run_cctrain)
     assert 0 < run.record["keep_ratio"]["value"] < 1
     assert all(step["num_images"] for step in run.record["steps"])
     assert run.record["crossings"]["operators"] > 100
+
+
+def test_what_a_recipe_changes_of_the_models_configuration_is_changed(weights):
+    from cctrain.engines.hf_model import build_model
+
+    source = {"_target_": "transformers.AutoConfig.from_pretrained", "pretrained_model_name_or_path": str(weights)}
+    recipe = {
+        "_target_": "nemo_automodel.NeMoAutoModelForCausalLM.from_config",
+        "use_cache": True,
+        "torch_dtype": "bf16",
+    }
+    model = build_model({"recipe": "", "model": {**recipe, "config": {**source, "num_hidden_layers": 1}}})
+    assert len(model.model.layers) == 1
+    assert str(model.dtype) == "torch.bfloat16"
+    assert model.config.use_cache is False
