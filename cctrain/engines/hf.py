@@ -91,7 +91,9 @@ def training_arguments(train: Mapping[str, Any], output: Path) -> TrainingArgume
     world = int(os.environ["WORLD_SIZE"])
     is_compiled = bool(compiled.get("enabled"))
     is_cpu = is_cpu_recipe(dict(train))
-    return TrainingArguments(
+    if world == 1:  # no process group, and no gathering of the loss: as where a program with a Trainer is just started
+        os.environ.pop("LOCAL_RANK", None)
+    arguments = TrainingArguments(
         output_dir=str(output),
         max_steps=scheduler["max_steps"],
         per_device_train_batch_size=micro_batch,
@@ -105,7 +107,7 @@ def training_arguments(train: Mapping[str, Any], output: Path) -> TrainingArgume
         torch_compile_mode=compiled.get("mode") if is_compiled else None,
         use_liger_kernel=bool(train["model"].get("use_liger_kernel")),
         use_cpu=is_cpu,
-        ddp_backend="gloo" if is_cpu else "nccl",
+        ddp_backend=None if world == 1 else "gloo" if is_cpu else "nccl",
         ddp_timeout=60 * (train.get("dist_env") or {}).get("timeout_minutes", 1),
         ddp_find_unused_parameters=False,
         bf16=False,  # weights are of the type that is computed with: no autocast
@@ -115,6 +117,9 @@ def training_arguments(train: Mapping[str, Any], output: Path) -> TrainingArgume
         report_to=[],
         disable_tqdm=True,
     )
+    assert arguments.device  # looks at the machine, and would take all of its GPUs
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _sharding(train: Mapping[str, Any], arguments: TrainingArguments) -> FullyShardedDataParallelPlugin | None:
@@ -124,10 +129,9 @@ def _sharding(train: Mapping[str, Any], arguments: TrainingArguments) -> FullySh
         return None
     if not arguments.use_cpu:  # transformers reads it where it loads: on the first rank, and sends the weights around
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-    reduced = (distributed.get("mp_policy") or {}).get("reduce_dtype", "float32")
-    policy = MixedPrecisionPolicy(
-        param_dtype=getattr(torch, str(param_dtype(train))), reduce_dtype=getattr(torch, DTYPES[str(reduced)])
-    )
+    reduced = DTYPES.get(str((distributed.get("mp_policy") or {}).get("reduce_dtype", "float32")))
+    types = [name and getattr(torch, name) for name in (param_dtype(train), reduced)]
+    policy = MixedPrecisionPolicy(param_dtype=types[0], reduce_dtype=types[1])
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         mixed_precision_policy=policy,

@@ -151,7 +151,7 @@ def _precision(recipe: Mapping[str, Any]) -> Iterator[str]:
         ("param_dtype", param_dtype(recipe)),
         ("output_dtype", DTYPES.get(str(policy.get("output_dtype")), stored)),
     ):
-        if stored and computed != stored:
+        if stored and computed and computed != stored:
             yield (
                 f"train.model.torch_dtype={stored} with train.distributed.mp_policy.{key}={computed}; allowed is the "
                 "same for both, weights are computed with as they are stored"
@@ -159,6 +159,6 @@ def _precision(recipe: Mapping[str, Any]) -> Iterator[str]:
 
 
 def param_dtype(recipe: Mapping[str, Any]) -> str | None:
-    """What AutoModel's FSDP2 computes in."""
+    """What AutoModel's FSDP2 computes in; None: as stored."""
     policy = (recipe.get("distributed") or {}).get("mp_policy") or {}
     return DTYPES.get(str(policy.get("param_dtype", _DEFAULT_PARAM_DTYPE)))
