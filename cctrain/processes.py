@@ -50,9 +50,12 @@ def kill_session(identity: Mapping[str, Any]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def die_with_parent() -> None:
-    """Have the kernel SIGKILL this process when the one that started it ends, however it ends. Survives exec."""
-    parent = os.getppid()
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel SIGKILL this process when the one that started it ends, however it ends. Survives exec.
+
+    `parent` is the pid of that one where it is known: it may have ended before this is called.
+    """
+    parent = parent or os.getppid()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
         os.kill(os.getpid(), signal.SIGKILL)

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -210,7 +211,7 @@ class Campaign:
             env={**os.environ, TRIAL_VARIABLE: token},
             pass_fds=(self.ledger.descriptor,),
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread when it starts a trial
+            preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - this process has one thread when it starts a trial
         )
 
 

@@ -66,6 +66,7 @@ def _curves(
     _panel(panels[-1], canvas, lines, tokens_of, marked, is_loss=False)
     panels[-1].set_ylabel("real tokens/s/GPU")
     panels[-1].set_xlabel(f"real tokens {what}")
+    figure.align_ylabels(panels)
     canvas.legend(panels[0], 1 if canvas.is_narrow else 3)
     return figure
 
@@ -95,7 +96,10 @@ def _panel(
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [f"{each:,.0f}" for each in every])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    low, high = axes.dataLim.intervaly
+    space = 0.05 * (high - min(low, 0.0))  # a keep ratio may come out above 1, by noise
+    axes.set_ylim(min(low, 0.0) - space, high + space)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
 def _value(one: Observation, *, is_loss: bool) -> float | None:
