@@ -8,7 +8,7 @@ A graph changes the device's time by a factor of its own; past so many tokens (c
 slower of two that vary is a little more than either: it is their p-norm, with p fitted. All constants are fitted as
 logarithms by least squares (`scipy`), each with a prior: where it lies, and how far off that may be. What the model
 does not know (other kernels for other shapes, caches, clocks) is a second layer: a Gaussian process over the logarithm
-of the step time, in which points that are alike are off alike, and which is as large as the trials make likely. So a
+of the step time, in which points that are alike are off alike, of several sizes by how likely trials make each. So a
 wrong model becomes interpolation between trials, with an error that says so. Rasmussen and Williams, "Gaussian
 Processes for Machine Learning" (2006), section 2.7, is this construction with a linear model.
 """
@@ -30,7 +30,7 @@ Floats = np.typing.NDArray[np.float64]
 _NOISE = 0.02
 """Of the logarithm of a step time, from one run of a point to the next."""
 _MISFITS = (0.03, 0.1, 0.3)
-"""Sizes of the second layer that are compared."""
+"""Sizes of the second layer."""
 _LENGTHS = {"tokens": 4.0, "batch": 6.0, "row": 4.0, "tensor": 2.0, "checkpointing": 2.0, "step": 1.0, "packing": 2.0}
 """How far points may differ until they are off independently: numbers as doublings, the rest as changes."""
 
@@ -58,7 +58,7 @@ def prior_of(peak_flops: float | None, *, is_cpu: bool) -> Prior:
         "fixed_s": (0.01, 1.2),
         "bandwidth": (1.5e11, 1.0),
         "graphed": (0.95, 0.2),
-        "crowd": (1e5, 1.5),
+        "crowd": (3e5, 1.5),
         "norm": (6.0, 0.4),
     }
     values = np.array(list(constants.values()))
@@ -120,7 +120,7 @@ def log_step_time(constants: Floats, what: Asked) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class StepTimeModel:
-    """The model after some trials."""
+    """The model after some trials, with one size of the second layer."""
 
     constants: Floats
     _covariance: Floats
@@ -144,9 +144,25 @@ class StepTimeModel:
         return model + near @ self._weights, np.sqrt(variance)
 
 
-def fit_step_time(prior: Prior, seen: Asked, log_times: Floats) -> StepTimeModel:
-    """To the trials `seen`, with that size of the second layer that makes them likeliest (Laplace's approximation)."""
-    return max((_fit(prior, seen, log_times, misfit) for misfit in _MISFITS), key=lambda fitted: fitted[0])[1]
+@dataclass(frozen=True, slots=True)
+class StepTimeModels:
+    """One for each size of the second layer, with the weight that the trials give it."""
+
+    weights: Floats
+    models: tuple[StepTimeModel, ...]
+
+    def predict(self, what: Asked) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the logarithms of the step times over all of them."""
+        means, errors = (np.array(each) for each in zip(*(one.predict(what) for one in self.models), strict=True))
+        mean = self.weights @ means
+        return mean, np.sqrt(self.weights @ (errors**2 + (means - mean) ** 2))
+
+
+def fit_step_time(prior: Prior, seen: Asked, log_times: Floats) -> StepTimeModels:
+    """To the trials `seen`; the weights are the likelihoods of these (Laplace's approximation)."""
+    logs, models = zip(*(_fit(prior, seen, log_times, misfit) for misfit in _MISFITS), strict=True)
+    weights = np.exp(np.array(logs) - max(logs))
+    return StepTimeModels(weights / weights.sum(), models)
 
 
 def _fit(prior: Prior, seen: Asked, log_times: Floats, misfit: float) -> tuple[float, StepTimeModel]:
