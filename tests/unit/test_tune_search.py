@@ -46,6 +46,19 @@ def test_on_machines_that_it_does_not_know_most_searches_come_within_two_percent
     assert max(found) <= 0.10
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_with_every_prior_off_by_its_own_spread_most_searches_still_come_within_two_percent(sign):
+    whole = problem()
+    off = sign * np.resize([1.0, -1.0], len(whole.prior.middle)) * whole.prior.spread
+    believed = replace(whole, prior=replace(whole.prior, middle=whole.prior.middle + off))
+    found = []
+    for seed in SEEDS:
+        machine = Machine(whole, "family", seed)
+        found.append(1 - search(believed, machine.trial, 8).best.rate / machine.best_rate())
+    assert np.mean([distance <= 0.02 for distance in found]) >= 0.75
+    assert max(found) <= 0.15
+
+
 def test_where_every_point_is_off_by_its_own_four_percent_it_stays_within_ten():
     """No search of 8 of 72 points can find the luckiest one; it must not be led astray by the others."""
     assert max(distance for distance, _ in distances("rugged")) <= 0.10
