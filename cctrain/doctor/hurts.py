@@ -10,6 +10,7 @@ from cctrain.doctor.fit import batch_change, layout_of
 from cctrain.doctor.overrides import changed, overrides
 from cctrain.launcher import NO_MULTICAST
 from cctrain.request.checks import Layout
+from cctrain.request.graphed import reasons as graphed_reasons
 
 _PYTORCH_OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW")
 
@@ -30,7 +31,12 @@ class Hurt:
 
 def hurts(recipe: Mapping[str, Any], layout: Layout, environment: Mapping[str, str], holds: Holds) -> list[Hurt]:
     """What will hurt under CC, of a recipe that trains on GPUs, in `layout`."""
-    found = [_pinned_loader(recipe), *_eager(recipe), _optimizer(recipe, layout), _tensor_width(recipe, layout, holds)]
+    found = [
+        _pinned_loader(recipe),
+        *_eager(recipe, layout),
+        _optimizer(recipe, layout),
+        _tensor_width(recipe, layout, holds),
+    ]
     return [hurt for hurt in (*found, _multicast(recipe, layout, environment)) if hurt]
 
 
@@ -41,11 +47,14 @@ def _pinned_loader(recipe: Mapping[str, Any]) -> Hurt | None:
     return Hurt("pinned loader", why, overrides(recipe, {"dataloader.pin_memory": False}))
 
 
-def _eager(recipe: Mapping[str, Any]) -> Iterator[Hurt]:
+def _eager(recipe: Mapping[str, Any], layout: Layout) -> Iterator[Hurt]:
     is_compiled = (recipe.get("compile") or {}).get("enabled") or _distributed(recipe, "enable_compile")
-    if not is_compiled:
-        why = "a launch costs 2 (Hopper) to 3.5 times (Blackwell) as much: compiled layers make fewer"
-        yield Hurt("eager mode", why, overrides(recipe, {"distributed.enable_compile": True}))
+    costs = "a launch costs 2 (Hopper) to 3.5 times (Blackwell) as much"
+    if not is_compiled and any(graphed_reasons(recipe, layout)):
+        changes = overrides(recipe, {"distributed.enable_compile": True})
+        yield Hurt("eager mode", f"{costs}: compiled layers make fewer", changes)
+    elif not is_compiled:
+        yield Hurt("eager mode", f"{costs}: a step replayed from CUDA graphs makes hardly any", ("step=graphed",))
     if recipe["model"].get("attn_implementation") == "eager":
         why = "attention in single operations launches several kernels for each that sdpa does"
         yield Hurt("eager attention", why, overrides(recipe, {"model.attn_implementation": "sdpa"}))

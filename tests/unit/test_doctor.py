@@ -201,8 +201,13 @@ def test_nothing_hurts_a_recipe_that_is_made_for_cc():
     ("recipe", "ranks", "what", "mended"),
     [
         (plain(dataloader={"pin_memory": True}), {}, "pinned loader", ("train.dataloader.pin_memory=false",)),
-        (plain(distributed={"tp_size": 1}), {}, "eager mode", ("+train.distributed.enable_compile=true",)),
-        (plain(distributed={"enable_compile": False}), {}, "eager mode", ("train.distributed.enable_compile=true",)),
+        (plain(distributed={"tp_size": 1}), {}, "eager mode", ("step=graphed",)),
+        (
+            plain(distributed={"enable_compile": False}, fp8={"enabled": True}),
+            {},
+            "eager mode",
+            ("train.distributed.enable_compile=true",),
+        ),
         (
             plain(model={"attn_implementation": "eager"}),
             {},
@@ -330,7 +335,7 @@ def test_a_machine_not_fit_to_measure_is_said_first():
 def test_recipes_that_the_same_thing_hurts_share_a_row():
     findings = [finding(ONE_H200, f"recipe={name}") for name in ("llama8b_peft", "llama8b_sft")]
     text = printed(seen_machine(), "off", None, findings)
-    assert text.count("enable_compile") == 1
+    assert text.count("step=graphed") == 1
     assert "in llama8b_peft, llama8b_sft" in text
 
 
