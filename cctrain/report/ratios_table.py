@@ -16,8 +16,8 @@ from cctrain.report.panels import by_title
 COLUMNS = ("held against each other", "kept", "95 % interval", "loss", "tokens/s/GPU", "runs", "verdict")
 _STYLES = {"costs": "bold red", "free": "bold green", "gains": "bold green", "unclear": "bold yellow"}
 _CAPTION = (
-    "kept: throughput of the left over that of the right, of the runs' median padded tokens/s/GPU; 1 is free. "
-    "The 95 % interval is over runs"
+    "kept: throughput of the left over that of the right, of the runs' median padded tokens/s/GPU (between steps or "
+    "engines: real ones); 1 is free. The 95 % interval is over runs"
 )
 _EMULATED = "Emulated: tolls injected into this machine without CC. It is an estimate, never a measurement of CC"
 _NOT_A_TERMINAL = 120
