@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from cctrain.engines.compiled import compile_layers, compiler_facts
 from cctrain.engines.observer import check_loss
 from cctrain.metrics import IGNORED_LABEL
 from cctrain.steps.batches import padded, unmasked
@@ -57,7 +58,7 @@ class GraphedTraining:
         _free_rotary_of_waits(model)
         _sum_squares_on_the_device()
         if self._compiled and torch.cuda.is_available():
-            _compile_layers(model)
+            compile_layers(model)
         self._engine = _Engine(recipe)
         self._step = GraphedStep(
             self._engine,
@@ -327,25 +328,6 @@ def _sum_squares_on_the_device() -> None:
         return torch.stack(norms).double().square().sum()
 
     utils.multi_tensor_sumsq = sum_of_squares
-
-
-def _compile_layers(model: torch.nn.Module) -> None:
-    """Have torch fuse the operations within each decoder layer, which are compiled once for all layers alike.
-
-    AutoModel's norm is an operator of its own, which the compiler would call and not fuse: spell it out.
-    """
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    for module in model.modules():
-        layer: Any = module
-        if type(module).__name__ in names:
-            module.compile()
-        elif type(module).__name__ == "Float32RMSNorm":
-
-            def norm(x: torch.Tensor, layer: Any = layer) -> torch.Tensor:
-                wide = torch.nn.functional.rms_norm(x.float(), (x.shape[-1],), layer.weight.float(), layer.eps)
-                return wide.to(x.dtype)
-
-            layer.forward = norm
 
 
 def _lengths(recipe: Any) -> tuple[int, ...]:
