@@ -36,6 +36,7 @@ class GraphedTraining:
         self._recipe = recipe
         self._may_fall_back = may_fall_back
         self._compiled = is_compiled
+        self._num_compiled = 0
         self._known: dict[int, tuple[float, float]] = {}
         self._labels: dict[int, int] = {}
         self._unlogged: list[Any] = []
@@ -58,7 +59,7 @@ class GraphedTraining:
         _free_rotary_of_waits(model)
         _sum_squares_on_the_device()
         if self._compiled and torch.cuda.is_available():
-            compile_layers(model)
+            self._num_compiled = compile_layers(model)
         self._engine = _Engine(recipe)
         self._step = GraphedStep(
             self._engine,
@@ -87,8 +88,9 @@ class GraphedTraining:
         """For the record: which step it was, why, and what was recorded into graphs."""
         facts: dict[str, Any] = {"kind": "graphed" if self._step else "stock", "why": self._why}
         if self._step:
-            is_cuda = torch.cuda.is_available()
-            facts |= {"lengths": list(self._lengths), "compiled": self._compiled and is_cuda, **self._step.facts}
+            facts |= {"lengths": list(self._lengths), "compiled": self._num_compiled > 0, **self._step.facts}
+            if self._num_compiled:
+                facts |= compiler_facts()
         return facts
 
     def prepared(self, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

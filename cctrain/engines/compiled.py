@@ -7,47 +7,54 @@ than a warning. What differs between AutoModel's layers without reason is made a
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
+import torch._dynamo
 
 _MOST_COMPILATIONS = 32
 """Of one layer class: kinds of attention, the first layer, whose input needs no gradient under LoRA, lengths that
 differ, and evaluation multiply; torch's own limit is 8."""
 
 
-def compile_layers(model: torch.nn.Module) -> None:
-    """Have torch fuse the operations within each decoder layer, in place."""
-    _keep_no_state(model)
+def compile_layers(model: torch.nn.Module) -> int:
+    """Have torch fuse the operations within each decoder layer, in place. Returns how many layers that are."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    # FSDP derives classes of its own.
+    layers = [one for one in model.modules() if names & {base.__name__ for base in type(one).__mro__}]
+    _leave_nothing_to_later_layers(model, layers)
     _share_classes(model)
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_COMPILATIONS)
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    for module in model.modules():
-        if names & {one.__name__ for one in type(module).__mro__}:  # FSDP derives a class of its own
-            module.compile()
+    for layer in layers:
+        layer.compile()
+    return len(layers)
 
 
 def compiler_facts() -> dict[str, int]:
-    """For the record, of this process: layers compiled, and how often the compiler gave up and left Python to run."""
+    """For the record, of this process: what was compiled, and how often the compiler left it to Python instead."""
     counters = torch._dynamo.utils.counters
-    return {
-        "compilations": counters["stats"]["unique_graphs"],
-        "graph_breaks": sum(counters["graph_break"].values()),
-    }
+    given_up = (*counters["graph_break"].values(), *counters["unimplemented"].values())
+    return {"compilations": counters["stats"]["unique_graphs"], "left_uncompiled": sum(given_up)}
 
 
-def _keep_no_state(model: torch.nn.Module) -> None:
-    """Have no layer leave keys and values for later ones, where none reads them: generating text needs the cache, and
-    training copies all keys and values into it in vain. AutoModel turns it off itself for activation checkpointing."""
-    checkpointing: Any = importlib.import_module("nemo_automodel.components.distributed.activation_checkpointing")
-    if checkpointing.detect_kv_sharing_and_maybe_disable_cache(model):
+def _leave_nothing_to_later_layers(model: torch.nn.Module, layers: list[Any]) -> None:
+    """Have no layer keep keys and values for later ones where none reads them: the cache for generating text, which a
+    recipe may leave on. The model itself still has its cache, empty, by which it chooses the mask."""
+    config = getattr(model, "config", None)
+    if getattr(getattr(config, "text_config", config), "num_kv_shared_layers", 0):
         return
-    for module in model.modules():
-        layer: Any = module
-        if getattr(layer, "store_full_length_kv", False):
-            layer.store_full_length_kv = False
+    for layer in layers:
+        layer.register_forward_pre_hook(_without_cache, with_kwargs=True)
+        for module in layer.modules():
+            if getattr(module, "store_full_length_kv", False):  # transformers' Gemma 4
+                module.store_full_length_kv = False
+
+
+def _without_cache(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    if "past_key_values" in kwargs:
+        kwargs["past_key_values"] = None
+    return args, kwargs
 
 
 def _share_classes(model: torch.nn.Module) -> None:

@@ -1,0 +1,53 @@
+"""A recipe trained twice in one process, uncompiled and with its layers compiled: `compiled_training.py OVERRIDES`.
+
+What `step=graphed` compiles on a GPU is compiled here for a CPU, up to the code generation: prints the losses of both
+and, of the second, what the record says of the compiler.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from cctrain.engines import automodel
+from cctrain.engines.compiled import compile_layers, compiler_facts
+from cctrain.packaged import RECIPES
+from cctrain.request.compose import compose_config
+from cctrain.request.recipe import build_recipe
+from cctrain.samples import SampleFile
+
+
+def train(recipe: dict, *, is_compiled: bool) -> list[float]:
+    """The losses of its steps."""
+    path = Path(tempfile.mkdtemp()) / "samples" / "rank0.jsonl"
+    path.parent.mkdir()
+    training, _ = automodel.build(recipe, SampleFile(path), step={"kind": "graphed", "compile": True})
+    training.setup()
+    if is_compiled:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        assert compile_layers(training.model_parts[0]) > 0
+    training.run_train_validation_loop()
+    samples = [json.loads(line) for line in path.read_text().splitlines()]
+    return [sample["loss"] for sample in samples if "loss" in sample]
+
+
+def main(overrides: list[str]) -> None:
+    """Train and print."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    config = compose_config([*overrides, "data=recipe", "measure.warmup=1", "measure.steps=2"], build_recipe)
+    recipe = json.loads(
+        json.dumps(config.train).replace("{recipes}", str(RECIPES)).replace("{run_dir}", tempfile.mkdtemp())
+    )
+    compile_in_place = torch.nn.Module.compile
+    torch.nn.Module.compile = lambda self: compile_in_place(self, backend="aot_eager")
+    uncompiled = train(recipe, is_compiled=False)
+    compiled = train(recipe, is_compiled=True)
+    print(json.dumps({"uncompiled": uncompiled, "compiled": compiled, **compiler_facts()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,52 @@
+"""The layers of tiny models, compiled as `step=graphed` compiles them: how often, and to what losses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SIX_LAYERS = "+train.model.config.num_hidden_layers=6"
+CASES = {
+    # Under LoRA the input of the first layer needs no gradient, and that of the others does.
+    "llama_lora": (2, ["recipe=tiny_llama_peft", SIX_LAYERS]),
+    "llama_sft": (1, ["recipe=tiny_llama_sft", SIX_LAYERS]),
+    # Six layers of sliding and full attention, and two of the vision tower with its embedder.
+    "gemma_lora": (
+        4,
+        [
+            "recipe=tiny_gemma_peft",
+            "+train.distributed.activation_checkpointing=true",
+            "train.dataset.responses=['An old stone bridge.']",
+        ],
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, clean_environment):
+    """Compilations to expect, and what both trainings gave."""
+    expected, overrides = CASES[request.param]
+    script = Path(__file__).with_name("compiled_training.py")
+    done = subprocess.run(
+        [sys.executable, script, *overrides],
+        env=clean_environment | {"TORCHDYNAMO_DISABLE": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return expected, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_layers_that_are_alike_are_compiled_once_and_whole(case):
+    expected, found = case
+    assert (found["compilations"], found["left_uncompiled"]) == (expected, 0)
+
+
+def test_compiled_layers_give_the_same_losses(case):
+    _, found = case
+    assert len(found["compiled"]) == 3
+    assert found["compiled"] == pytest.approx(found["uncompiled"], rel=1e-5)
