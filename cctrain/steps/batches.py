@@ -20,7 +20,8 @@ _FILLERS: Mapping[str, float] = {
     "mm_token_type_ids": 0,
     "loss_mask": 0,
 }
-"""What a column of padding holds. A batch with any other tensor of its sequence length is left as it is."""
+"""What a column of padding holds, in tensors (rows, sequence). A batch with any other tensor along its sequence is left
+as it is: an unknown one, a mask of pairs, or masks by the kind of layer."""
 
 
 def padded(batch: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def padded(batch: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
     length = int(batch["labels"].shape[-1])
     more = next_length(length, lengths) - length
     along = {name: value for name, value in batch.items() if _is_along(value, length)}
-    if not more or not set(along) <= set(_FILLERS):
+    if not more or not all(name in _FILLERS and _is_rows(value) for name, value in along.items()):
         return dict(batch)
     wider = {name: torch.nn.functional.pad(value, (0, more), value=_FILLERS[name]) for name, value in along.items()}
     if "attention_mask" not in batch:  # so that what is padding can still be told
@@ -41,7 +42,13 @@ def padded(batch: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
 
 
 def _is_along(value: Any, length: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[-1] == length
+    if isinstance(value, dict):
+        return any(_is_along(one, length) for one in value.values())
+    return isinstance(value, torch.Tensor) and length in value.shape[1:]
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 2
 
 
 def unmasked(batch: Mapping[str, Any]) -> dict[str, Any]:
