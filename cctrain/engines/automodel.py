@@ -212,9 +212,6 @@ class GraphedRecipe(TimedRecipe):
 
     def log_train_metrics(self, log_data: Any) -> Any:
         """AutoModel's log, of each step once its loss is known."""
-        if not self.graphed.is_active:
-            super().log_train_metrics(log_data)  # type: ignore[misc]
-            return
         for known in self.graphed.loggable(log_data):
             super().log_train_metrics(known)  # type: ignore[misc]
 

@@ -37,10 +37,11 @@ class GraphedTraining:
         self._may_fall_back = may_fall_back
         self._compiled = is_compiled
         self._num_compiled = 0
-        self._known: dict[int, tuple[float, float]] = {}
-        self._labels: dict[int, int] = {}
+        self._known: dict[int, dict[str, float]] = {}
+        self._newest: dict[str, float] = {"loss": float("nan"), "grad_norm": float("nan"), "num_label_tokens": 0}
         self._unlogged: list[Any] = []
         self._stop_at: int | None = None
+        self._last_step = 0
         self._why = "asked for" if not may_fall_back else "step=auto: every part of the step can be recorded"
         self._lengths: tuple[int, ...] = ()
         self._step: GraphedStep | None = None
@@ -71,7 +72,7 @@ class GraphedTraining:
             deliver=self._deliver,
         )
         if recipe.step_scheduler.sig_handler is not None:
-            recipe.step_scheduler.sig_handler = _AgreedStop(recipe.step_scheduler, self)
+            recipe.step_scheduler.sig_handler = _AgreedStop(recipe.step_scheduler.sig_handler, self)
         self._step.begin()
 
     @property
@@ -104,40 +105,40 @@ class GraphedTraining:
         recipe, scheduler = self._recipe, self._recipe.step_scheduler
         step = scheduler.step + 1
         label_tokens = sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in batches)
-        self._labels[step] = label_tokens
+        self._last_step = step
         handler = scheduler.sig_handler
         asked = isinstance(handler, _AgreedStop) and handler.is_asked
         recipe.checkpointer.maybe_wait_for_staging()
         try:
-            self._step.run(step, [unmasked(batch) for batch in batches], label_tokens, is_asked_to_stop=asked)
+            counted = label_tokens if self._engine.counts_tokens else 0
+            self._step.run(step, [unmasked(batch) for batch in batches], counted, is_asked_to_stop=asked)
         except NotCapturableError as error:
             self._step.drain()
             self._fall_back(error)
         for schedule in recipe.lr_scheduler or []:
             schedule.step(1)
-        return self._sample(batches, label_tokens)
+        return self._sample(batches)
 
-    def _sample(self, batches: Sequence[dict[str, Any]], label_tokens: int) -> Any:
+    def _sample(self, batches: Sequence[dict[str, Any]]) -> Any:
         now, recipe = time.perf_counter(), self._recipe
         tokens = sum(batch["labels"].numel() for batch in batches) * recipe._get_dp_group_size()
         rate = tokens / (now - self._last_s)
         self._last_s = now
-        loss, norm = next(reversed(self._known.values()), (float("nan"), float("nan")))
         metrics = {
-            "loss": loss,
-            "grad_norm": norm,
+            **self._newest,
             "lr": recipe.optimizer[0].param_groups[0]["lr"],
             "mem": 0.0,
             "tps": rate,
             "tps_per_gpu": rate / recipe.dist_env.world_size,
             "num_tokens_per_step": tokens,
-            "num_label_tokens": label_tokens,
         }
         make: Any = importlib.import_module("nemo_automodel.components.loggers.metric_logger").MetricsSample
         return make(step=recipe.step_scheduler.step, epoch=recipe.step_scheduler.epoch, metrics=metrics)
 
     def loggable(self, sample: Any) -> list[Any]:
         """The samples, this one and earlier, whose loss is known by now and which are not logged yet, in order."""
+        if not self.is_active:
+            return [*self.known(), sample]
         self._unlogged.append(sample)
         if self._recipe.step_scheduler.is_last_step:
             self.drain()
@@ -148,7 +149,7 @@ class GraphedTraining:
         ready = []
         while self._unlogged and self._unlogged[0].step + 1 in self._known:
             sample = self._unlogged.pop(0)
-            sample.metrics["loss"], sample.metrics["grad_norm"] = self._known[sample.step + 1]
+            sample.metrics |= self._known[sample.step + 1]
             sample.metrics["mem"] = torch.cuda.max_memory_allocated() / 2**30
             ready.append(sample)
         return ready
@@ -160,11 +161,12 @@ class GraphedTraining:
 
     def loss_of(self, step: int) -> float:
         """The loss of `step`, which is known."""
-        return self._known[step][0]
+        return self._known[step]["loss"]
 
-    def is_time_to_stop(self, step: int) -> bool:
-        """Whether all ranks end with `step`, which they agree on because the wish came with the same step's loss."""
-        return self._stop_at is not None and step >= self._stop_at
+    def is_time_to_stop(self) -> bool:
+        """Whether all ranks end with the step that ended last, which they agree on because the wish came with the same
+        step's loss."""
+        return self._stop_at is not None and self._last_step >= self._stop_at
 
     def close(self) -> None:
         """Training is over."""
@@ -172,13 +174,14 @@ class GraphedTraining:
             self._step.close()
 
     def _deliver(self, step: int, values: list[float]) -> None:
-        loss, norm, asked = values
-        self._known[step] = loss, norm
+        loss, norm, label_tokens, asked = values
+        self._newest = {"loss": loss, "grad_norm": norm, "num_label_tokens": int(label_tokens)}
+        self._known[step] = self._newest
         self._known.pop(step - 4 * MOST_AHEAD, None)
         if asked and self._stop_at is None:
             self._stop_at = step + MOST_AHEAD  # by then every rank has read this
         self._recipe.observer.loss_known(step, loss)
-        check_loss(step, loss, self._labels.pop(step))
+        check_loss(step, loss, int(label_tokens))
 
     def _fall_back(self, error: NotCapturableError) -> None:
         """Go on with the engine's own step under step=auto; raise `error` otherwise."""
@@ -188,6 +191,9 @@ class GraphedTraining:
             ) from error
         if self._step:
             self._step.close()
+        handler = self._recipe.step_scheduler.sig_handler
+        if isinstance(handler, _AgreedStop):  # which learns of a wish from graphed steps alone
+            self._recipe.step_scheduler.sig_handler = handler.of_this_rank
         self._step, self._why = None, f"step=auto: {error}"
 
     def _refuse(self, recipe: Any) -> None:
@@ -195,13 +201,21 @@ class GraphedTraining:
         model = recipe.model_parts[0]
         config = getattr(model, "config", None)
         text = getattr(config, "text_config", config)
-        experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
+        experts = next(filter(None, (getattr(text, name, None) for name in _EXPERTS)), None)
         for is_so, what in (
             (experts, f"a model with {experts} experts routes its tokens by their values"),
+            (
+                getattr(recipe, "partial_cuda_graph_manager", None),
+                "a model with graphs of its own (train.model.backend)",
+            ),
             (getattr(recipe, "te_fp8", None), "Transformer Engine's FP8 keeps its scales' history on the host"),
         ):
             if is_so:
                 raise NotCapturableError(f"{what}, which no graph can hold")
+
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What models' configurations call the number of their experts."""
 
 
 class _Engine:
@@ -212,8 +226,12 @@ class _Engine:
         self._utils: Any = importlib.import_module("nemo_automodel.components.training.utils")
         self._replicas: Any = importlib.import_module("nemo_automodel.components.distributed.tp_replicas")
         self.max_grad_norm: float | None = None
-        self._group = recipe._get_dp_group(include_cp=True)
-        self._is_shared = torch.distributed.is_initialized() and torch.distributed.get_world_size(self._group) > 1
+        self._group = recipe._get_dp_group(include_cp=True)  # None: all ranks, or one alone
+        self._are_samples_shared = recipe._get_dp_group_size(include_cp=True) > 1
+        self._are_ranks = recipe.dist_env.world_size > 1
+        cp_rank = recipe.device_mesh.get_local_rank("cp") if recipe._get_cp_group_size() > 1 else 0
+        self.counts_tokens = recipe._get_tp_rank() == 0 and cp_rank == 0
+        """Whether this rank, of those that get the same samples, is the one that counts their tokens."""
 
     def forward_backward(self, batch: dict[str, Any], index: int, num_batches: int, label_tokens: Any) -> torch.Tensor:
         """AutoModel's `_forward_backward_step`, between its preparations."""
@@ -238,20 +256,26 @@ class _Engine:
             norm: torch.Tensor | float = self._utils.scale_grads_and_clip_grad_norm(
                 self.max_grad_norm, recipe.model_parts, device_mesh=recipe.device_mesh, foreach=True
             )
-        for optimizer in recipe.optimizer:
-            optimizer.step()
+            for optimizer in recipe.optimizer:
+                optimizer.step()
         return norm
 
-    def sum_over_ranks(self, values: torch.Tensor) -> None:
-        """Over the data-parallel ranks."""
-        if self._is_shared:
+    def sum_over_all_ranks(self, values: torch.Tensor) -> None:
+        """Over the ranks of all groups, which stop together."""
+        if self._are_ranks:
+            torch.distributed.all_reduce(values)
+
+    def sum_over_samples(self, values: torch.Tensor) -> None:
+        """Over the data-parallel ranks and those that share a sequence; ranks of tensor parallelism know the sum."""
+        if self._are_samples_shared:
             torch.distributed.all_reduce(values, group=self._group)
 
 
 @contextmanager
 def _clipping_by(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
     """Within, clipping gradients does not rescale them: fused optimizers divide each by a number as they read it, made
-    for gradient scaling. That saves a pass over the gradients, and with float64 norms a kernel for each of them."""
+    for gradient scaling. That saves a pass over the gradients, and with float64 norms a kernel for each of them.
+    Afterwards they divide by none, as AutoModel's own step expects."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameters = [parameter for group in groups for parameter in group["params"]]
     is_plain = all(not hasattr(parameter, "to_local") for parameter in parameters)
@@ -270,6 +294,8 @@ def _clipping_by(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
         yield
     finally:
         utils.clip_grads_with_norm_ = original
+        for optimizer in optimizers:
+            vars(optimizer).pop("grad_scale", None)
 
 
 _NORM_EPSILON = 1e-6
@@ -279,17 +305,16 @@ _NORM_EPSILON = 1e-6
 class _AgreedStop:
     """In place of AutoModel's signal handler: ranks agree on the step to stop after without a collective of its own."""
 
-    def __init__(self, scheduler: Any, training: GraphedTraining) -> None:
-        self._scheduler, self._training = scheduler, training
-        self._of_this_rank = scheduler.sig_handler
+    def __init__(self, of_this_rank: Any, training: GraphedTraining) -> None:
+        self.of_this_rank, self._training = of_this_rank, training
 
     @property
     def _signal_received(self) -> bool:
-        return bool(self._of_this_rank._signal_received)
+        return bool(self.of_this_rank._signal_received)
 
     @_signal_received.setter
     def _signal_received(self, value: bool) -> None:
-        self._of_this_rank._signal_received = value
+        self.of_this_rank._signal_received = value
 
     @property
     def is_asked(self) -> bool:
@@ -297,8 +322,8 @@ class _AgreedStop:
         return self._signal_received
 
     def signals_received(self) -> list[bool]:
-        """AutoModel's question after each step."""
-        return [self._training.is_time_to_stop(self._scheduler.step + 1)]
+        """AutoModel's question after each step, and before each epoch."""
+        return [self._training.is_time_to_stop()]
 
 
 _MOST_POSITIONS = 1 << 17

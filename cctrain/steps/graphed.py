@@ -42,8 +42,11 @@ class Engine(Protocol):
     def update(self) -> torch.Tensor | float:
         """Clip the gradients and step the optimizers; returns the gradient norm. The gradients are left as they are."""
 
-    def sum_over_ranks(self, values: torch.Tensor) -> None:
-        """Sum `values` in place over the ranks that see different samples."""
+    def sum_over_all_ranks(self, values: torch.Tensor) -> None:
+        """Sum `values` in place over every rank."""
+
+    def sum_over_samples(self, values: torch.Tensor) -> None:
+        """Sum `values` in place over the ranks that see different samples, or different tokens of them."""
 
 
 class PhaseMarks(Protocol):
@@ -73,8 +76,8 @@ class _Recorded:
 
 
 class GraphedStep:
-    """One rank's optimizer steps. `optimizers` are torch's; `deliver` gets the step, its loss, gradient norm and
-    whether a rank was asked to stop, in order and on a thread beside."""
+    """One rank's optimizer steps. `optimizers` are torch's; `deliver` gets the step, its loss, gradient norm,
+    label tokens of all ranks and how many of them were asked to stop, in order and on a thread beside."""
 
     def __init__(
         self,
@@ -95,9 +98,9 @@ class GraphedStep:
         self._is_random = draws_random_numbers(model)
         self._trained = [parameter for parameter in parameters if parameter.requires_grad]
         self._guarded = [_local(tensor) for tensor in (*parameters, *model.buffers())]
-        self._readback = Readback(3, device, deliver)
+        self._readback = Readback(4, device, deliver)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._stop = torch.zeros((), dtype=torch.float64, device=device)
+        self._counts = torch.zeros(2, dtype=torch.float64, device=device)
         self._recorded: dict[Any, _Recorded] = {}
         self._updates: dict[Any, torch.cuda.CUDAGraph] = {}
         self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -129,9 +132,11 @@ class GraphedStep:
     def run(
         self, step: int, batches: Sequence[Mapping[str, Any]], label_tokens: int, *, is_asked_to_stop: bool
     ) -> None:
-        """Train on `batches`, this rank's micro-batches of `step`, on the host, with `label_tokens` in them together.
+        """Train on `batches`, this rank's micro-batches of `step`, on the host.
 
-        Raises NotCapturableError after the first step, if at all.
+        `label_tokens` are in them together; 0 from a rank whose samples another rank counts.
+
+        Raises NotCapturableError when the step is done, if at all.
         """
         self._readback.admit()
         self._forget_outdated()
@@ -144,8 +149,10 @@ class GraphedStep:
             recorded = self._micro_batch(key, staged, index, len(batches))
             if recorded is None and self._is_cuda and len(self._recorded) + len(new) < _MOST_GRAPHS:
                 new[key] = (staged, index)
-        self._update(recorded)
+        new_update = self._update(recorded)
         self._readback.stored(step)
+        if new_update is not None:
+            self._updates[new_update] = self._capture(self._update_now)
         for key, (staged, index) in new.items():
             self._record(key, staged, index, len(batches))
         self.is_new = recorded is None or self.facts["num_graphs"] > num_graphs
@@ -177,13 +184,14 @@ class GraphedStep:
     def _forward_backward(self, staged: dict[str, Any], index: int, num_batches: int) -> None:
         batch = dict(staged)
         counts = batch.pop(_SCALARS).clone()
-        self._engine.sum_over_ranks(counts)
+        self._engine.sum_over_all_ranks(counts)
         label_tokens = OnDevice(counts[0].clamp(min=1))  # none at all: the sum of no losses is 0, whatever it is over
         self._loss += self._engine.forward_backward(batch, index, num_batches, label_tokens)
-        self._stop.copy_(counts[1])
+        self._counts.copy_(counts)
 
-    def _update(self, last: _Recorded | None) -> None:
-        """Update the weights from the step's gradients; `last` is the graph of its last micro-batch, if it was one."""
+    def _update(self, last: _Recorded | None) -> Any:
+        """Update the weights from the step's gradients; `last` is the graph of its last micro-batch, if it was one.
+        Returns the key of an update to record, if any."""
         if self._accumulates:
             pattern = tuple(parameter.grad is None for parameter in self._trained)
             graph = self._updates.get(pattern)
@@ -192,20 +200,19 @@ class GraphedStep:
             pattern, graph, is_new = None, last and last.update, False
         if graph:
             graph.replay()
-            return
+            return None
         if last and last.gradients:
             self._set_gradients(last.gradients)
         self.facts["eager_updates"] += 1
         self._update_now()
-        if is_new:
-            self._updates[pattern] = self._capture(self._update_now)
+        return pattern if is_new else None
 
     def _update_now(self) -> None:
         norm = self._step_optimizers()
         if not isinstance(norm, torch.Tensor):
             norm = torch.full_like(self._loss, norm)
-        self._engine.sum_over_ranks(self._loss)
-        self._readback.store(torch.stack([self._loss, norm.to(self._loss.dtype), self._stop]))
+        self._engine.sum_over_samples(self._loss)
+        self._readback.store(torch.stack([self._loss, norm.to(self._loss.dtype), *self._counts]))
         self._loss.zero_()
         if self._accumulates:  # recorded with the gradients where they are
             torch._foreach_zero_([parameter.grad for parameter in self._trained if parameter.grad is not None])
@@ -255,19 +262,22 @@ class GraphedStep:
         torch.cuda.current_stream().synchronize()
         names = self._marks.record_marks()
         try:
-            graph = self._capture(lambda: self._forward_backward(staging.batch, index, num_batches))
+            try:
+                graph = self._capture(lambda: self._forward_backward(staging.batch, index, num_batches))
+            finally:
+                self._marks.end_record()
         except NotCapturableError as error:
             raise self._with_lines(error, staging.batch, index, num_batches) from error
-        finally:
-            self._marks.end_record()
         recorded = self._recorded[key] = _Recorded(staging, graph, names)
         if self._accumulates:
             return
-        if self._is_update_capturable:
-            recorded.update = self._capture(self._update_now)
-        else:
-            recorded.gradients = [parameter.grad for parameter in self._trained]
-        self._set_gradients([None] * len(self._trained))
+        try:
+            if self._is_update_capturable:
+                recorded.update = self._capture(self._update_now)
+            else:
+                recorded.gradients = [parameter.grad for parameter in self._trained]
+        finally:  # nothing was computed into them yet, and the engine's own step may come next
+            self._set_gradients([None] * len(self._trained))
 
     def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         begin = time.perf_counter()
@@ -280,7 +290,11 @@ class GraphedStep:
     def _with_lines(
         self, error: NotCapturableError, batch: dict[str, Any], index: int, num_batches: int
     ) -> NotCapturableError:
-        """`error` with each line at which the host waits for the device, found by running the micro-batch once more."""
+        """`error` with each line at which the host waits for the device, found by running the micro-batch once more,
+        unless memory is what it lacked."""
+        self._set_gradients([None] * len(self._trained))
+        if isinstance(error.__cause__, torch.cuda.OutOfMemoryError):
+            return error
         lines = synchronizing_lines(lambda: self._forward_backward(batch, index, num_batches))
         self._loss.zero_()
         self._set_gradients([None] * len(self._trained))

@@ -1,0 +1,459 @@
+"""What a graphed step is made of, on a CPU, where the same steps run unrecorded."""
+
+import threading
+import time
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cctrain.metrics import IGNORED_LABEL
+from cctrain.steps.batches import padded, unmasked
+from cctrain.steps.graphed import GraphedStep
+from cctrain.steps.number import OnDevice
+from cctrain.steps.readback import MOST_AHEAD, Readback
+from cctrain.steps.staging import shape_of
+
+CPU = torch.device("cpu")
+SHORT_S = 0.3
+"""Long enough for a thread that could go on to do so."""
+
+
+def text(*lengths, width=None, left=False):
+    """A batch of rows of `lengths` real tokens, padded as a collator does."""
+    width = width or max(lengths)
+    rows = [(list(range(3, 3 + length)), [1] * length, [0] * (width - length)) for length in lengths]
+    order = (lambda real, filler: filler + real) if left else (lambda real, filler: real + filler)
+    return {
+        "input_ids": torch.tensor([order(ids, filler) for ids, _, filler in rows]),
+        "attention_mask": torch.tensor([order(mask, filler) for _, mask, filler in rows]),
+        "labels": torch.tensor([order(ids, [IGNORED_LABEL] * len(filler)) for ids, _, filler in rows]),
+    }
+
+
+def same(batch, other):
+    return batch.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value is other[name]
+        for name, value in batch.items()
+    )
+
+
+class TestPadded:
+    def test_each_tensor_is_filled_with_what_means_nothing_there(self):
+        batch = text(3, 2) | {
+            "position_ids": torch.arange(3).expand(2, 3),
+            "padding_mask": torch.zeros(2, 3, dtype=torch.bool),
+            "token_type_ids": torch.ones(2, 3, dtype=torch.long),
+            "mm_token_type_ids": torch.ones(2, 3, dtype=torch.long),
+            "loss_mask": torch.ones(2, 3),
+        }
+        wider = padded(batch, (5, 9))
+        fillers = {name: value[:, 3:].unique().tolist() for name, value in wider.items()}
+        assert fillers == {
+            **{name: [0] for name in set(batch) - {"labels", "padding_mask"}},
+            "labels": [IGNORED_LABEL],
+            "padding_mask": [True],
+        }
+        assert all(value.shape == (2, 5) and value.dtype == batch[name].dtype for name, value in wider.items())
+        assert all(torch.equal(value[:, :3], batch[name]) for name, value in wider.items())
+
+    def test_a_batch_as_long_as_a_bucket_or_longer_than_all_is_left_as_it_is(self):
+        for lengths in ((3, 9), (2,), ()):
+            assert same(padded(text(3, 2), lengths), text(3, 2))
+
+    def test_a_batch_without_a_mask_gets_one_that_tells_its_padding(self):
+        batch = {name: value for name, value in text(3, 3).items() if name != "attention_mask"}
+        assert padded(batch, (5,))["attention_mask"].tolist() == [[1, 1, 1, 0, 0]] * 2
+
+    def test_the_batch_given_is_not_changed(self):
+        batch = text(3, 2)
+        padded(batch, (5,))
+        assert same(batch, text(3, 2))
+
+    def test_images_are_kept_as_they_are(self):
+        pixels = torch.rand(2, 7, 12)
+        wider = padded(text(3, 2) | {"pixel_values": pixels, "n_images_per_sample": torch.ones(2)}, (5,))
+        assert wider["input_ids"].shape == (2, 5)
+        assert wider["pixel_values"] is pixels
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("_packed_seq_ids", torch.ones(2, 3, dtype=torch.long)),
+            ("attention_mask", torch.ones(2, 1, 3, 3, dtype=torch.bool).tril()),  # who sees whom
+            ("causal_mask_mapping", {"full_attention": torch.ones(2, 1, 3, 3, dtype=torch.bool).tril()}),
+            ("inputs_embeds", torch.ones(2, 3, 8)),
+        ],
+        ids=["unknown", "pairs", "pairs_by_layer", "embedded"],
+    )
+    def test_a_batch_with_anything_along_its_sequence_that_cannot_be_padded_is_left_as_it_is(self, name, value):
+        batch = text(3, 2) | {name: value}
+        assert same(padded(batch, (5,)), batch)
+
+
+class TestUnmasked:
+    @pytest.mark.parametrize("batch", [text(4, 4), text(4, 2), padded(text(4, 2), (9,))], ids=["full", "right", "more"])
+    def test_a_mask_over_padding_on_the_right_is_dropped(self, batch):
+        kept = unmasked(batch)
+        assert "attention_mask" not in kept
+        assert same(kept | {"attention_mask": batch["attention_mask"]}, batch)
+
+    def test_a_mask_over_padding_on_the_left_is_kept(self):
+        assert same(unmasked(text(4, 2, left=True)), text(4, 2, left=True))
+
+    def test_a_mask_with_a_hole_is_kept(self):
+        batch = text(4, 4)
+        batch["attention_mask"][0, 1] = 0
+        assert same(unmasked(batch), batch)
+
+    def test_a_mask_that_numbers_packed_documents_is_kept(self):
+        batch = text(4) | {"attention_mask": torch.tensor([[1, 1, 2, 2]])}
+        assert same(unmasked(batch), batch)
+
+    def test_a_mask_of_pairs_is_kept(self):
+        batch = text(4) | {"attention_mask": torch.ones(1, 1, 4, 4).tril()}
+        assert same(unmasked(batch), batch)
+
+    def test_a_mask_over_a_token_that_a_loss_is_taken_on_is_kept(self):
+        batch = text(4, 2)
+        batch["labels"][1, 3] = 5
+        assert same(unmasked(batch), batch)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config)
+
+
+def loss_and_gradients(model, batch):
+    model.zero_grad()
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits = model(**inputs, use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    loss.backward()
+    return loss.item(), [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("lengths", [(9, 9), (9, 4, 1)])
+def test_a_causal_model_learns_the_same_from_a_padded_and_unmasked_batch(llama, lengths, left):
+    batch = text(*lengths, left=left)
+    changed = unmasked(padded(batch, (16,)))
+    assert changed["labels"].shape[1] == 16
+    loss, gradients = loss_and_gradients(llama, batch)
+    other_loss, other_gradients = loss_and_gradients(llama, changed)
+    assert other_loss == pytest.approx(loss, rel=1e-6)
+    for gradient, other in zip(gradients, other_gradients, strict=True):
+        torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-7)
+
+
+class TestOnDevice:
+    def test_arithmetic_has_the_tensors_value(self):
+        four, ten = OnDevice(torch.tensor(4.0)), torch.tensor(10.0)
+        results = [ten / four, four / ten, ten * four, four * ten, ten - four, four - ten, ten + four]
+        assert [one.item() for one in results] == pytest.approx([2.5, 0.4, 40, 40, 6, -6, 14])
+
+    def test_torchs_functions_take_it(self):
+        four = OnDevice(torch.tensor(4.0))
+        assert torch.div(torch.tensor(10.0), four).item() == 2.5
+        assert torch.div(input=torch.tensor(10.0), other=four).item() == 2.5
+
+    def test_what_is_computed_later_uses_the_value_of_then(self):
+        value = torch.tensor(4.0)
+        number = OnDevice(value)
+        value.fill_(5.0)
+        assert (torch.tensor(10.0) / number).item() == 2.0
+
+    def test_gradients_flow_past_it(self):
+        weight = torch.tensor(3.0, requires_grad=True)
+        (weight / OnDevice(torch.tensor(4.0))).backward()
+        assert weight.grad.item() == 0.25
+
+    def test_it_equals_no_number_and_can_be_a_key(self):
+        zero = OnDevice(torch.tensor(0.0))
+        assert not zero == 0  # noqa: SIM201 - both operators are asked
+        assert zero != 0
+        assert zero != OnDevice(zero.value)
+        assert zero in {zero}
+
+
+@pytest.fixture
+def readback():
+    """Make a Readback of one value a row; all are closed in the end."""
+    made = []
+
+    def make(deliver):
+        made.append(Readback(1, CPU, deliver))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def queue_step(readback, step):
+    readback.admit()
+    readback.store(torch.tensor([float(step)], dtype=torch.float64))
+    readback.stored(step)
+
+
+class TestReadback:
+    def test_every_row_is_delivered_once_and_in_order(self, readback):
+        seen = []
+        back = readback(lambda step, values: seen.append((step, values)))
+        for step in range(100):  # several times around the ring
+            queue_step(back, step)
+        back.drain()
+        assert seen == [(step, [float(step)]) for step in range(100)]
+
+    def test_the_caller_gets_no_further_ahead_than_allowed(self, readback):
+        may_go_on, seen, queued = threading.Event(), [], []
+
+        def deliver(step, _):
+            may_go_on.wait()
+            seen.append(step)
+
+        back = readback(deliver)
+
+        def train():
+            for step in range(3 * MOST_AHEAD):
+                queue_step(back, step)
+                queued.append(step)
+
+        training = threading.Thread(target=train, daemon=True)
+        training.start()
+        while len(queued) < MOST_AHEAD:
+            time.sleep(0.01)
+        training.join(SHORT_S)
+        assert len(queued) == MOST_AHEAD
+        may_go_on.set()
+        training.join()
+        back.drain()
+        assert seen == list(range(3 * MOST_AHEAD))
+
+    def test_a_drain_waits_for_what_is_queued_and_steps_go_on_after_it(self, readback):
+        seen = []
+
+        def deliver(step, _):
+            time.sleep(0.02)
+            seen.append(step)
+
+        back = readback(deliver)
+        for round_of in range(3):
+            for step in range(4):
+                queue_step(back, 4 * round_of + step)
+            back.drain()
+            assert len(seen) == 4 * (round_of + 1)
+
+    def test_an_error_is_raised_in_the_caller_at_most_that_many_steps_later(self, readback):
+        def deliver(step, _):
+            if step == 5:
+                raise ArithmeticError("step 5")
+
+        back, queued = readback(deliver), []
+
+        def train():
+            for step in range(100):
+                queue_step(back, step)
+                queued.append(step)
+
+        with pytest.raises(ArithmeticError, match="step 5"):
+            train()
+        assert 5 <= queued[-1] < 5 + MOST_AHEAD
+
+    def test_nothing_is_delivered_after_an_error(self, readback):
+        seen = []
+
+        def deliver(step, _):
+            seen.append(step)
+            if step == 2:
+                raise ArithmeticError("step 2")
+
+        back = readback(deliver)
+        for _ in range(4):
+            back.admit()
+        for step in range(4):
+            back.store(torch.zeros(1, dtype=torch.float64))
+            back.stored(step)
+        with pytest.raises(ArithmeticError, match="step 2"):
+            back.drain()
+        assert seen == [0, 1, 2]
+
+    def test_closing_ends_the_thread_after_the_last_row(self):
+        seen = []
+        before = set(threading.enumerate())
+        back = Readback(1, CPU, lambda step, _: seen.append(step))
+        (thread,) = set(threading.enumerate()) - before
+        for step in range(5):
+            queue_step(back, step)
+        back.close()
+        thread.join(5)
+        assert not thread.is_alive()
+        assert seen == list(range(5))
+
+
+class TestShapeOf:
+    def test_batches_that_differ_in_values_alone_share_a_graph(self):
+        assert shape_of(text(3, 2)) == shape_of({name: value + 1 for name, value in text(3, 2).items()})
+        assert hash(shape_of(text(3, 2))) == hash(shape_of(text(2, 3)))
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            text(4, 2),
+            text(3, 2, 1),
+            text(3, 2) | {"labels": text(3, 2)["labels"].int()},
+            text(3, 2) | {"pixel_values": torch.zeros(1)},
+            unmasked(text(3, 2)),
+            text(3, 2) | {"qkv_format": "thd"},
+            text(3, 2) | {"masks": {"full": torch.zeros(1)}},
+        ],
+        ids=["length", "rows", "type", "one_more", "one_less", "not_a_tensor", "nested"],
+    )
+    def test_a_batch_of_another_shape_has_another_graph(self, other):
+        assert shape_of(other) != shape_of(text(3, 2))
+
+    def test_what_is_no_tensor_counts_by_its_value(self):
+        assert shape_of({"qkv_format": "thd"}) != shape_of({"qkv_format": "bshd"})
+        assert shape_of({"qkv_format": "thd"}) == shape_of({"qkv_format": "thd"})
+
+
+class NoMarks:
+    def record_marks(self):
+        raise AssertionError("nothing is recorded on a CPU")
+
+    end_record = replayed = record_marks
+
+
+class Regression:
+    """An engine of one linear layer: squared error over the step's label tokens."""
+
+    def __init__(self, model, optimizer):
+        self.model, self.optimizer = model, optimizer
+        self.gradients_at_start = []
+        self.indices = []
+
+    def forward_backward(self, batch, index, num_batches, label_tokens):
+        if index == 0:
+            self.gradients_at_start.append([parameter.grad for parameter in self.model.parameters()])
+        self.indices.append((index, num_batches))
+        loss = (self.model(batch["x"]) - batch["y"]).square().sum() / label_tokens
+        loss.backward()
+        return loss.detach()
+
+    def update(self):
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return norm
+
+    def sum_over_all_ranks(self, values):
+        pass
+
+    def sum_over_samples(self, values):
+        pass
+
+
+def make_model():
+    torch.manual_seed(3)
+    model = torch.nn.Linear(4, 1)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def micro_batches(num_steps, num_batches):
+    draw = torch.Generator().manual_seed(1)
+    return [
+        [{"x": torch.randn(2, 4, generator=draw), "y": torch.randn(2, 1, generator=draw)} for _ in range(num_batches)]
+        for _ in range(num_steps)
+    ]
+
+
+def learning_rate(step):
+    return 0.1 / (1 + step)
+
+
+def eager(num_steps, num_batches):
+    """A plain training loop: each step's loss and gradient norm, and the weights in the end."""
+    model, optimizer = make_model()
+    rows = []
+    for step, batches in enumerate(micro_batches(num_steps, num_batches)):
+        optimizer.param_groups[0]["lr"] = learning_rate(step)
+        losses = [(model(one["x"]) - one["y"]).square().sum() / (2 * num_batches) for one in batches]
+        torch.stack(losses).sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        rows.append((float(sum(losses).detach()), float(norm)))
+    return rows, model
+
+
+@pytest.fixture
+def graphed():
+    """Train the same with GraphedStep: what was delivered, the model and the engine."""
+    made = []
+
+    def train(num_steps, num_batches, asked_at=None):
+        model, optimizer = make_model()
+        engine, delivered = Regression(model, optimizer), {}
+        step = GraphedStep(
+            engine,
+            model,
+            [optimizer],
+            marks=NoMarks(),
+            accumulates=num_batches > 1,
+            num_ranks=1,
+            deliver=delivered.__setitem__,
+        )
+        made.append(step)
+        step.begin()
+        for number, batches in enumerate(micro_batches(num_steps, num_batches)):
+            optimizer.param_groups[0]["lr"] = learning_rate(number)
+            step.run(number + 1, batches, 2 * num_batches, is_asked_to_stop=number + 1 == asked_at)
+        step.drain()
+        return delivered, engine, step
+
+    yield train
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize("num_batches", [1, 4])
+class TestGraphedStep:
+    def test_losses_norms_and_weights_are_those_of_a_plain_loop(self, graphed, num_batches):
+        """Under a learning rate that is another with each step."""
+        rows, model = eager(20, num_batches)
+        delivered, engine, _ = graphed(20, num_batches)
+        assert list(delivered) == list(range(1, 21))
+        assert {values[2] for values in delivered.values()} == {2 * num_batches}
+        assert [values[:2] for values in delivered.values()] == [pytest.approx(row, rel=1e-5) for row in rows]
+        for trained, plain in zip(engine.model.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(trained, plain)
+
+    def test_every_step_begins_without_gradients(self, graphed, num_batches):
+        _, engine, _ = graphed(5, num_batches)
+        assert len(engine.gradients_at_start) == 5
+        for gradients in engine.gradients_at_start:
+            assert all(gradient is None or not gradient.any() for gradient in gradients)
+
+    def test_the_engine_is_told_which_micro_batch_it_is(self, graphed, num_batches):
+        _, engine, _ = graphed(2, num_batches)
+        assert engine.indices == 2 * [(index, num_batches) for index in range(num_batches)]
+
+    def test_a_wish_to_stop_is_delivered_with_its_step(self, graphed, num_batches):
+        delivered, _, _ = graphed(6, num_batches, asked_at=4)
+        assert [values[3] for values in delivered.values()] == [0, 0, 0, 1, 0, 0]
+
+    def test_micro_batches_are_counted_as_eager(self, graphed, num_batches):
+        _, _, step = graphed(3, num_batches)
+        counts = {name: step.facts[name] for name in ("num_graphs", "replayed_micro_batches", "eager_micro_batches")}
+        assert counts == {"num_graphs": 0, "replayed_micro_batches": 0, "eager_micro_batches": 3 * num_batches}
+        assert step.facts["eager_updates"] == 3
