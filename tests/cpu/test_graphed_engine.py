@@ -1,0 +1,244 @@
+"""What step=graphed puts around AutoModel's recipes, with AutoModel's own functions and a recipe of one layer."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cctrain.engines import automodel_graphed
+from cctrain.engines.automodel_graphed import GraphedTraining, graphable
+from cctrain.steps.capture import NotCapturableError
+from cctrain.steps.readback import MOST_AHEAD
+
+
+class Signals:
+    """AutoModel's handler, of one rank."""
+
+    _signal_received = False
+
+    def signals_received(self):
+        return [self._signal_received]
+
+
+class Recipe:
+    """As much of a recipe as a graphed step takes; `extra` replaces attributes."""
+
+    pp_enabled = False
+    dataloader = device_mesh = None
+    lr_scheduler = ()
+
+    def __init__(self, **extra):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 8)
+        self.model_parts = [model]
+        self.optimizer = [torch.optim.AdamW(model.parameters(), lr=0.01)]
+        self.dist_env = SimpleNamespace(world_size=1)
+        self.checkpointer = SimpleNamespace(maybe_wait_for_staging=lambda: None)
+        self.step_scheduler = SimpleNamespace(
+            step=0, epoch=0, grad_acc_steps=1, is_last_step=False, sig_handler=Signals()
+        )
+        self.losses = {}
+        self.observer = SimpleNamespace(timer=None, loss_known=self.losses.__setitem__)
+        self.cfg = {}
+        vars(self).update(extra)
+
+    def _get_dp_group(self, include_cp=False):
+        return None
+
+    def _get_dp_group_size(self, include_cp=False):
+        return 1
+
+    def _get_cp_group_size(self):
+        return 1
+
+    def _get_tp_rank(self):
+        return 0
+
+    def _forward_backward_step(self, index, batch, *, loss_buffer, num_label_tokens, num_batches):
+        logits = self.model_parts[0](batch["x"]).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, batch["labels"].flatten(), reduction="sum") / num_label_tokens
+        loss.backward()
+        loss_buffer.append(loss.detach())
+
+
+@pytest.fixture
+def training():
+    """Make the graphed training of a recipe, begun; all are closed in the end."""
+    made = []
+
+    def make(recipe, *, may_fall_back=True):
+        made.append(GraphedTraining(recipe, is_compiled=False, may_fall_back=may_fall_back))
+        made[-1].begin()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def train(training, recipe):
+    """One step, as AutoModel's loop goes on after it. Returns the sample."""
+    step = recipe.step_scheduler.step
+    draw = torch.Generator().manual_seed(step)
+    batch = {"x": torch.randn(2, 3, 4, generator=draw), "labels": torch.randint(8, (2, 3), generator=draw)}
+    return training.run([batch], 1.0)
+
+
+class TestStopping:
+    def test_ranks_stop_when_all_of_them_must_have_heard_the_wish(self, training):
+        recipe = Recipe()
+        graphed, scheduler = training(recipe), recipe.step_scheduler
+        stops = {}
+        for step in range(1, 20):
+            if step == 3:
+                scheduler.sig_handler._signal_received = True
+            train(graphed, recipe)
+            graphed.drain()  # a rank that heard of it as early as can be
+            stops[step] = any(scheduler.sig_handler.signals_received())
+            scheduler.step += 1
+        assert next(step for step, is_over in stops.items() if is_over) == 3 + MOST_AHEAD
+
+    def test_before_an_epoch_the_answer_is_that_after_the_step(self, training):
+        """AutoModel asks again then, with its count one higher: one rank may know more than another by now."""
+        recipe = Recipe()
+        graphed, scheduler = training(recipe), recipe.step_scheduler
+        scheduler.sig_handler._signal_received = True
+        for _ in range(MOST_AHEAD):  # asked in step 1: over after the next one
+            train(graphed, recipe)
+            scheduler.step += 1
+        graphed.drain()
+        assert not any(scheduler.sig_handler.signals_received())
+
+    def test_after_falling_back_the_signal_is_automodels_again(self, training):
+        recipe = Recipe()
+        of_this_rank = recipe.step_scheduler.sig_handler
+        graphed = training(recipe)
+        assert recipe.step_scheduler.sig_handler is not of_this_rank
+        graphed._fall_back(NotCapturableError("a later shape"))
+        assert recipe.step_scheduler.sig_handler is of_this_rank
+        assert graphed.facts() == {"kind": "stock", "why": "step=auto: a later shape"}
+
+
+class TestLogging:
+    def test_each_sample_is_logged_once_in_order_and_with_its_own_loss(self, training):
+        recipe, logged = Recipe(), []
+        graphed = training(recipe)
+        for _ in range(30):
+            logged += graphed.loggable(train(graphed, recipe))
+            recipe.step_scheduler.step += 1
+        graphed.drain()
+        logged += graphed.known()
+        assert [sample.step for sample in logged] == list(range(30))
+        assert [sample.metrics["loss"] for sample in logged] == [recipe.losses[step] for step in range(1, 31)]
+        assert len(set(recipe.losses.values())) == 30
+        assert {sample.metrics["num_label_tokens"] for sample in logged} == {6}
+
+    def test_after_falling_back_earlier_samples_come_first_and_none_is_lost(self, training):
+        recipe = Recipe()
+        graphed = training(recipe)
+        first = train(graphed, recipe)
+        graphed._unlogged.append(first)  # its loss was not known yet
+        graphed.drain()
+        recipe.step_scheduler.step += 1
+        graphed._fall_back(NotCapturableError("a later shape"))
+        stock = SimpleNamespace(step=1, metrics={"loss": 1.5})
+        assert graphed.loggable(stock) == [first, stock]
+        assert graphed.loggable(stock) == [stock]
+
+
+REFUSALS = [
+    ({"pp_enabled": True}, "a pipeline (train.distributed.pp_size)"),
+    ({"cfg": {"fp8.enabled": True}}, "FP8 scales (train.fp8)"),
+    ({"domain_mixture": object()}, "a domain mixture"),
+    ({"te_fp8": object()}, "Transformer Engine's FP8"),
+    ({"partial_cuda_graph_manager": object()}, "a model with graphs of its own (train.model.backend)"),
+    *(
+        ({"model_parts": [SimpleNamespace(config=SimpleNamespace(**{name: 8}))]}, "a model with 8 experts")
+        for name in ("num_experts", "num_local_experts", "n_routed_experts")
+    ),
+    (
+        {"model_parts": [SimpleNamespace(config=SimpleNamespace(text_config=SimpleNamespace(num_experts=8)))]},
+        "a model with 8 experts",
+    ),
+]
+
+
+class TestRefusing:
+    @pytest.mark.parametrize(("extra", "why"), REFUSALS)
+    def test_auto_goes_on_with_the_stock_step_and_says_why(self, training, extra, why):
+        graphed = training(Recipe(**extra))
+        assert not graphed.is_active
+        assert graphed.facts()["kind"] == "stock"
+        assert graphed.facts()["why"].startswith(f"step=auto: {why}")
+
+    @pytest.mark.parametrize(("extra", "why"), REFUSALS)
+    def test_graphed_is_an_error_that_names_the_way_out(self, training, extra, why):
+        with pytest.raises(NotCapturableError) as refused:
+            training(Recipe(**extra), may_fall_back=False)
+        assert str(refused.value).startswith(f"step=graphed: {why}")
+        assert "use step=stock, or step=auto" in str(refused.value)
+
+    def test_a_dense_model_whose_configuration_could_have_experts_is_not_refused(self, training):
+        recipe = Recipe()
+        recipe.model_parts[0].config = SimpleNamespace(num_experts=None, text_config=SimpleNamespace(num_experts=0))
+        assert training(recipe).is_active
+
+
+@pytest.mark.parametrize(("tp_rank", "cp_rank", "counts"), [(0, 0, True), (1, 0, False), (0, 1, False), (1, 1, False)])
+def test_of_the_ranks_with_the_same_samples_one_counts_their_tokens(tp_rank, cp_rank, counts):
+    recipe = Recipe(device_mesh=SimpleNamespace(get_local_rank={"cp": cp_rank}.__getitem__))
+    recipe._get_tp_rank, recipe._get_cp_group_size = lambda: tp_rank, lambda: 2
+    assert automodel_graphed._Engine(recipe).counts_tokens is counts
+
+
+class TestClippingByTheOptimizer:
+    def steps(self, *, by_optimizer):
+        """Three steps, the last one without clipping; gradients far over the norm, then under it."""
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(5))
+        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+        for size, max_norm in ((100.0, 1.0), (0.01, 1.0), (100.0, None)):
+            weight.grad = size * torch.randn(5)
+            if max_norm is None:
+                optimizer.step()
+            elif by_optimizer:
+                with automodel_graphed._clipping_by([optimizer]):
+                    norm = torch.linalg.vector_norm(weight.grad.double())
+                    torch.nn.utils.clip_grads_with_norm_([weight], max_norm, norm)
+                    optimizer.step()
+            else:
+                torch.nn.utils.clip_grad_norm_([weight], max_norm)
+                optimizer.step()
+        return weight.detach()
+
+    def test_weights_are_those_of_clipped_gradients_also_in_a_step_after_it(self):
+        torch.testing.assert_close(self.steps(by_optimizer=True), self.steps(by_optimizer=False))
+
+    def test_torchs_own_clipping_is_back_after_it(self):
+        before = torch.nn.utils.clip_grads_with_norm_
+        self.steps(by_optimizer=True)
+        assert torch.nn.utils.clip_grads_with_norm_ is before
+
+
+def test_the_rotary_table_gives_what_automodels_own_does():
+    from nemo_automodel.components.models.llama.rope_utils import LlamaRotaryEmbedding
+    from transformers import LlamaConfig
+
+    from cctrain.packaged import RECIPES
+
+    config = LlamaConfig.from_pretrained(RECIPES / "models" / "tiny-llama")
+    model = torch.nn.ModuleDict({"rotary": LlamaRotaryEmbedding(config), "layer": torch.nn.Linear(1, 1)})
+    rotary, x = model["rotary"], torch.zeros(2, 6, 128)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5], [7, 8, 0, 1, 9000, 2]])
+    expected = rotary(x, positions)
+    automodel_graphed._free_rotary_of_waits(model)
+    for found, own in zip(rotary(x, positions), expected, strict=True):
+        torch.testing.assert_close(found, own, rtol=0, atol=0)
+
+
+def test_the_loader_is_not_pinned_and_the_recipe_given_is_not_changed():
+    recipe = {"dataloader": {"pin_memory": True, "shuffle": True}, "peft": {"use_triton": True}}
+    changed = graphable(recipe, is_compiled=True)
+    assert changed == {"dataloader": {"shuffle": True}, "peft": {"use_triton": False}}
+    assert graphable(recipe, is_compiled=False)["peft"] == {"use_triton": True}
+    assert recipe["dataloader"]["pin_memory"] is True
