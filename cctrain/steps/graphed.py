@@ -248,6 +248,7 @@ class GraphedStep:
             self._is_update_capturable &= settings == self._settings  # a schedule of more than the learning rate
             self._recorded.clear()
             self._updates.clear()
+            self._pool = torch.cuda.graph_pool_handle()  # torch refuses captures into a pool whose graphs are all gone
             self.facts["recaptures"] += 1
         self._settings, self._addresses = settings, addresses
 

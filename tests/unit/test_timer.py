@@ -13,10 +13,17 @@ class FakeClock:
 
     def __init__(self):
         self.now, self.reached, self.stamps = 0.0, float("inf"), []
+        self.num_recorded = 0
 
     def mark(self):
         self.stamps.append(self.now)
         return len(self.stamps) - 1
+
+    def stamp(self):
+        self.num_recorded += 1
+
+    def replayed(self, num_stamps):
+        return [self.mark() for _ in range(num_stamps)]
 
     def read(self, handles):
         return [self.stamps[handle] if self.stamps[handle] <= self.reached else None for handle in handles]
@@ -89,3 +96,44 @@ def test_a_step_is_given_only_when_the_device_has_passed_its_end_and_once():
 def test_a_step_that_never_began_cannot_end():
     with pytest.raises(RuntimeError, match="resume"):
         StepTimer(FakeClock()).step_end("optimizer")
+
+
+def test_marks_of_a_graph_count_with_each_replay_and_not_while_it_is_recorded():
+    clock = FakeClock()
+    timer = StepTimer(clock)
+    timer.resume()
+    names = timer.record_marks()
+    for name in ("other", "forward", "backward"):
+        timer.phase_end(name)
+    timer.end_record()
+    assert (names, clock.num_recorded) == (["other", "forward", "backward"], 3)
+    for now in (1.0, 2.0):
+        clock.now = now
+        timer.replayed(names)
+    clock.now = 5.0
+    timer.step_end("optimizer")
+    (row,) = timer.finished()
+    assert row["phases_s"] == {"data_wait": 0.0, "other": 2.0, "forward": 0.0, "backward": 0.0, "optimizer": 3.0}
+    assert row["micro_batches_s"] == {"other": [1.0, 1.0], "forward": [0.0, 0.0], "backward": [0.0, 0.0]}
+
+
+def test_after_a_recording_marks_count_again():
+    clock = FakeClock()
+    timer = StepTimer(clock)
+    timer.resume()
+    timer.record_marks()
+    timer.end_record()
+    clock.now = 2.0
+    timer.phase_end("forward")
+    clock.now = 3.0
+    timer.step_end("optimizer")
+    (row,) = timer.finished()
+    assert row["phases_s"] == {"data_wait": 0.0, "forward": 2.0, "optimizer": 1.0}
+
+
+def test_a_replay_outside_a_step_belongs_to_none_but_its_stamps_are_taken():
+    clock = FakeClock()
+    timer = StepTimer(clock)
+    timer.replayed(["forward", "backward"])
+    assert len(clock.stamps) == 2
+    assert timer.finished() == []
