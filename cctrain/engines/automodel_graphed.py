@@ -276,10 +276,7 @@ def _clipping_by(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
     """Within, clipping gradients does not rescale them: fused optimizers divide each by a number as they read it, made
     for gradient scaling. That saves a pass over the gradients, and with float64 norms a kernel for each of them.
     Afterwards they divide by none, as AutoModel's own step expects."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    is_plain = all(not hasattr(parameter, "to_local") for parameter in parameters)
-    if not (is_plain and all(group.get("fused") for group in groups)):
+    if not all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups):
         yield
         return
 

@@ -35,7 +35,7 @@ CASES = {
         *("train.step_scheduler.local_batch_size=1", "train.step_scheduler.global_batch_size=8"),
         "+train.distributed.activation_checkpointing=true",
     ),
-    "lora_on_two_ranks": ("recipe=tiny_llama_peft", "data=pydoc", TWO_RANKS),
+    "lora_on_two_ranks": ("recipe=tiny_llama_peft", "data=pydoc", TWO_RANKS, "+train.optimizer.fused=true"),
     "tensor_parallel": ("recipe=tiny_llama_sft", "data=pydoc", TWO_RANKS, "train.distributed.tp_size=2"),
     "gemma_with_images_on_two_ranks": ("recipe=tiny_gemma_peft", TWO_RANKS),
 }
