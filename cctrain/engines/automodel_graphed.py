@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from cctrain.engines.compiled import compile_layers, compiler_facts
+from cctrain.engines.masks import without_search_for_samples
 from cctrain.engines.observer import check_loss
 from cctrain.metrics import IGNORED_LABEL
 from cctrain.steps.batches import padded, unmasked
@@ -241,9 +242,10 @@ class _Engine:
             utils.prepare_for_grad_accumulation(recipe.model_parts, pp_enabled=False)
         if index == num_batches - 1:
             utils.prepare_for_final_backward(recipe.model_parts, pp_enabled=False)
-        recipe._forward_backward_step(
-            index, batch, loss_buffer=losses, num_label_tokens=label_tokens, num_batches=num_batches
-        )
+        with without_search_for_samples(batch):
+            recipe._forward_backward_step(
+                index, batch, loss_buffer=losses, num_label_tokens=label_tokens, num_batches=num_batches
+            )
         if index == 0:
             utils.prepare_after_first_microbatch()
         return losses[0]

@@ -1,0 +1,44 @@
+"""The attention masks that transformers makes, recorded into a graph and not."""
+
+import pytest
+
+# Those of the libraries, when they are imported.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture
+def mask_of(monkeypatch):
+    """The mask that a model makes from positions while a graph is recorded, which is simulated."""
+    import torch
+    from transformers import LlamaConfig, masking_utils
+
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: True)
+    config = LlamaConfig(num_attention_heads=4, attn_implementation="sdpa")
+
+    def make(positions: list[int]) -> "torch.Tensor | None":
+        embedded = torch.zeros(1, len(positions), config.hidden_size)
+        return masking_utils.create_causal_mask(config, embedded, None, None, torch.tensor([positions]))
+
+    return make
+
+
+def test_a_row_of_one_sample_has_no_mask_in_a_graph(mask_of):
+    from cctrain.engines.masks import without_search_for_samples
+
+    assert mask_of([0, 1, 2, 3]) is not None  # transformers' own
+    with without_search_for_samples({"input_ids": 1}):
+        assert mask_of([0, 1, 2, 3]) is None
+    assert mask_of([0, 1, 2, 3]) is not None
+
+
+def test_samples_that_share_a_row_are_kept_apart(mask_of):
+    from cctrain.engines.masks import without_search_for_samples
+
+    with without_search_for_samples({"input_ids": 1, "position_ids": 1}):
+        mask = mask_of([0, 1, 0, 1])
+    assert mask[0, 0].tolist() == [
+        [True, False, False, False],
+        [True, True, False, False],
+        [False, False, True, False],
+        [False, False, True, True],
+    ]
