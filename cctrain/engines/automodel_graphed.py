@@ -362,8 +362,11 @@ def _lengths(recipe: Any) -> tuple[int, ...]:
     data: Any = getattr(loader, "dataset", None)
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not getattr(loader, "batch_size", None):
         return ()
-    every = range(0, len(data), max(1, len(data) // _SAMPLED))
-    ids: list[Any] = [data[index].get("input_ids") if isinstance(data[index], dict) else None for index in every]
-    if not ids or any(one is None or (isinstance(one, torch.Tensor) and one.ndim != 1) for one in ids):
-        return ()
-    return bucket_lengths([len(one) for one in ids], loader.batch_size)
+    lengths: list[int] = []
+    for index in range(0, len(data), max(1, -(-len(data) // _SAMPLED))):
+        sample: Any = data[index]
+        ids = sample.get("input_ids") if isinstance(sample, dict) else None
+        if ids is None or (isinstance(ids, torch.Tensor) and ids.ndim != 1):
+            return ()  # at the first one: a sample may be images to decode
+        lengths.append(len(ids))
+    return bucket_lengths(lengths, loader.batch_size) if lengths else ()

@@ -236,6 +236,40 @@ def test_the_rotary_table_gives_what_automodels_own_does():
         torch.testing.assert_close(found, own, rtol=0, atol=0)
 
 
+class Samples:
+    """A data set that remembers which samples it was asked for."""
+
+    def __init__(self, size, make):
+        self.size, self.make, self.asked = size, make, []
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        return self.make(index)
+
+
+class TestLengths:
+    def lengths(self, data):
+        return automodel_graphed._lengths(Recipe(dataloader=SimpleNamespace(dataset=data, batch_size=2)))
+
+    def test_they_are_chosen_by_samples_from_all_over_the_data_each_read_once(self):
+        data = Samples(100_000, lambda index: {"input_ids": [0] * (64 if index < 50_000 else 512)})
+        assert self.lengths(data) == (64, 512)
+        assert len(data.asked) == len(set(data.asked)) <= 512
+        assert max(data.asked) > 99_000
+
+    def test_a_sample_that_does_not_tell_its_length_is_the_last_one_read(self):
+        data = Samples(1000, lambda _: {"conversation": "an image"})
+        assert self.lengths(data) == ()
+        assert data.asked == [0]
+
+    @pytest.mark.parametrize("data", [iter(()), [], [torch.zeros(3)], [{"input_ids": torch.zeros(2, 3)}]])
+    def test_data_that_cannot_tell_have_none(self, data):
+        assert self.lengths(data) == ()
+
+
 def test_the_loader_is_not_pinned_and_the_recipe_given_is_not_changed():
     recipe = {"dataloader": {"pin_memory": True, "shuffle": True}, "peft": {"use_triton": True}}
     changed = graphable(recipe, is_compiled=True)
