@@ -193,11 +193,11 @@ def test_of_the_ranks_with_the_same_samples_one_counts_their_tokens(tp_rank, cp_
 
 class TestClippingByTheOptimizer:
     def steps(self, *, by_optimizer):
-        """Three steps, the last one without clipping; gradients far over the norm, then under it."""
+        """Three steps, the last one without clipping; gradients under the norm, then far over it."""
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.randn(5))
         optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-        for size, max_norm in ((100.0, 1.0), (0.01, 1.0), (100.0, None)):
+        for size, max_norm in ((0.01, 1.0), (100.0, 1.0), (3.0, None)):
             weight.grad = size * torch.randn(5)
             if max_norm is None:
                 optimizer.step()
