@@ -208,6 +208,25 @@ def test_a_forward_pass_that_waits_for_the_gpu_is_refused_by_its_line(training):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_after_a_refusal_the_engines_own_step_can_go_on(training):
+    """With random numbers, and with the memory that AutoModel gives back before a checkpoint."""
+    from cctrain.steps.capture import NotCapturableError
+
+    model = Waiting().cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    graphed = training(model, optimizer)
+    with pytest.raises(NotCapturableError):
+        graphed.run([0])
+    graphed.step.drain()
+    torch.cuda.empty_cache()
+    noise = torch.randn(8, WIDTH, device="cuda")
+    before = model.layer.weight.detach().clone()
+    model(noise).square().sum().backward()
+    optimizer.step()
+    assert noise.std() > 0.5
+    assert not torch.equal(model.layer.weight, before)
+
+
 def test_a_replayed_step_is_fewer_than_ten_launches(training):
     graphed = training(*make_model())
     graphed.run([0, 2, 4], same_data=True)

@@ -30,7 +30,7 @@ def micro_batches(lengths, rows):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_no_other_four_lengths_pad_less(seed):
-    """A data set in which each length is as frequent as another, which the drawn micro-batches then are nearly too."""
+    """Over the micro-batches that the choice is made by."""
     draw = random.Random(seed)
     lengths = [32 * multiple for multiple in draw.sample(range(1, 40), 9)]
     drawn = random.Random(0)  # as the buckets are chosen
