@@ -17,7 +17,6 @@ import yaml
 
 from cctrain.packaged import RECIPES
 from cctrain.steps.lengths import next_length
-from cctrain.steps.readback import MOST_AHEAD
 
 SHORT = ("track=none", "measure.warmup=1", "measure.steps=5")
 TWO_RANKS = "launch.nproc_per_node=2"
@@ -290,7 +289,7 @@ def test_graphed_is_refused_before_the_first_step_where_no_graph_can_be(mixture_
     assert "step=stock, or step=auto" in run.last_line["error"]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_within_ten_steps(run_cctrain):
+def test_a_loss_that_is_no_number_ends_the_run_and_the_record_says_so(run_cctrain):
     too_high = ("train.optimizer.lr=1e30", "train.clip_grad_norm.max_norm=1e30")
     run = run_cctrain("recipe=tiny_llama_sft", "data=recipe", ONE_RANK, *ENDLESS, *too_high, "step=graphed")
     assert run.code == 4
@@ -300,7 +299,6 @@ def test_a_loss_that_is_no_number_ends_the_run_within_ten_steps(run_cctrain):
     assert last is None
     assert finite
     assert all(math.isfinite(loss) for loss in finite)
-    assert len(log_of(run)) <= len(finite) + MOST_AHEAD < len(finite) + 10
 
 
 def last_steps(run):

@@ -1,5 +1,6 @@
 """What step=graphed puts around AutoModel's recipes, with AutoModel's own functions and a recipe of one layer."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from cctrain.engines import automodel_graphed
 from cctrain.engines.automodel_graphed import GraphedTraining, graphable
+from cctrain.engines.observer import LossNotFiniteError
+from cctrain.metrics import IGNORED_LABEL
 from cctrain.steps.capture import NotCapturableError
 from cctrain.steps.readback import MOST_AHEAD
 
@@ -76,11 +79,13 @@ def training():
         one.close()
 
 
-def train(training, recipe):
+def train(training, recipe, *, ignored=False):
     """One step, as AutoModel's loop goes on after it. Returns the sample."""
     step = recipe.step_scheduler.step
     draw = torch.Generator().manual_seed(step)
     batch = {"x": torch.randn(2, 3, 4, generator=draw), "labels": torch.randint(8, (2, 3), generator=draw)}
+    if ignored:
+        batch["labels"].fill_(IGNORED_LABEL)
     return training.run([batch], 1.0)
 
 
@@ -117,6 +122,34 @@ class TestStopping:
         graphed._fall_back(NotCapturableError("a later shape"))
         assert recipe.step_scheduler.sig_handler is of_this_rank
         assert graphed.facts() == {"kind": "stock", "why": "step=auto: a later shape"}
+
+
+def test_a_loss_that_is_no_number_ends_training_within_ten_steps(training):
+    recipe = Recipe()
+    graphed, steps = training(recipe), []
+
+    def train_on():
+        for step in range(1, 50):
+            if step == 5:
+                recipe.model_parts[0].weight.data.fill_(float("nan"))
+            steps.append(step)
+            train(graphed, recipe)
+            recipe.step_scheduler.step += 1
+
+    with pytest.raises(LossNotFiniteError, match=r"the loss of step 5 is nan; is train\.optimizer\.lr too high"):
+        train_on()
+    assert 5 <= steps[-1] <= 5 + MOST_AHEAD < 5 + 10
+    assert math.isfinite(recipe.losses[4])
+    assert math.isnan(recipe.losses[5])
+
+
+def test_a_step_without_a_label_token_learns_nothing_as_automodels_own(training):
+    recipe = Recipe()
+    graphed = training(recipe)
+    sample = train(graphed, recipe, ignored=True)
+    graphed.drain()
+    (logged,) = graphed.loggable(sample)
+    assert logged.metrics | {"loss": 0.0, "grad_norm": 0.0, "num_label_tokens": 0} == logged.metrics
 
 
 class TestLogging:
