@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from cctrain.engines.automodel_unwaiting import clipping_by, free_rotary_of_waits, sum_squares_on_the_device
 from cctrain.engines.compiled import compile_layers, compiler_facts
 from cctrain.engines.masks import without_search_for_samples
 from cctrain.engines.observer import check_loss
@@ -58,8 +58,10 @@ class GraphedTraining:
             return
         model = recipe.model_parts[0]
         self._lengths = _lengths(recipe)
-        _free_rotary_of_waits(model)
-        _sum_squares_on_the_device()
+        if recipe.step_scheduler.grad_acc_steps > 1 and recipe.dist_env.world_size > 1:
+            self._lengths = self._lengths[-1:]  # graphs of sharded gradients are of one shape
+        free_rotary_of_waits(model)
+        sum_squares_on_the_device()
         if self._compiled and torch.cuda.is_available():
             self._num_compiled = compile_layers(model)
         self._engine = _Engine(recipe)
@@ -115,6 +117,8 @@ class GraphedTraining:
             self._step.run(step, [unmasked(batch) for batch in batches], counted, is_asked_to_stop=asked)
         except NotCapturableError as error:
             self._step.drain()
+            if recipe.dist_env.world_size > 1:  # the others may have recorded theirs
+                raise NotCapturableError(f"{error}; on several ranks that is known too late: use step=stock") from error
             self._fall_back(error)
         for schedule in recipe.lr_scheduler or []:
             schedule.step(1)
@@ -254,7 +258,7 @@ class _Engine:
         """AutoModel's clipping, and its optimizers."""
         recipe = self._recipe
         self._replicas.synchronize_tp_replica_gradients(recipe.model_parts, recipe.device_mesh)
-        with _clipping_by(recipe.optimizer):
+        with clipping_by(recipe.optimizer):
             norm: torch.Tensor | float = self._utils.scale_grads_and_clip_grad_norm(
                 self.max_grad_norm, recipe.model_parts, device_mesh=recipe.device_mesh, foreach=True
             )
@@ -271,34 +275,6 @@ class _Engine:
         """Over the data-parallel ranks and those that share a sequence; ranks of tensor parallelism know the sum."""
         if self._are_samples_shared:
             torch.distributed.all_reduce(values, group=self._group)
-
-
-@contextmanager
-def _clipping_by(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
-    """Within, clipping gradients does not rescale them: fused optimizers divide each by a number as they read it, made
-    for gradient scaling. That saves a pass over the gradients, and with float64 norms a kernel for each of them.
-    Afterwards they divide by none, as AutoModel's own step expects."""
-    if not all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups):
-        yield
-        return
-
-    def clip(_: Any, max_norm: float, total_norm: torch.Tensor, __: Any = None) -> None:
-        divisor = ((total_norm + _NORM_EPSILON) / max_norm).clamp(min=1.0).float()
-        for optimizer in optimizers:
-            setattr(optimizer, "grad_scale", divisor)  # noqa: B010 - torch looks it up by name
-
-    utils: Any = torch.nn.utils
-    original, utils.clip_grads_with_norm_ = utils.clip_grads_with_norm_, clip
-    try:
-        yield
-    finally:
-        utils.clip_grads_with_norm_ = original
-        for optimizer in optimizers:
-            vars(optimizer).pop("grad_scale", None)
-
-
-_NORM_EPSILON = 1e-6
-"""What torch's clip_grads_with_norm_ adds to the norm."""
 
 
 class _AgreedStop:
@@ -323,37 +299,6 @@ class _AgreedStop:
     def signals_received(self) -> list[bool]:
         """AutoModel's question after each step, and before each epoch."""
         return [self._training.is_time_to_stop()]
-
-
-_MOST_POSITIONS = 1 << 17
-
-
-def _free_rotary_of_waits(model: torch.nn.Module) -> None:
-    """AutoModel's Llama asks the GPU for the largest position before each forward pass, to size a table: size it once,
-    for all positions that the model has."""
-    for module in model.modules():
-        rotary: Any = module
-        if type(module).__name__ != "LlamaRotaryEmbedding" or getattr(rotary, "rope_fusion", True):
-            continue
-        positions = getattr(rotary._rope_config, "max_position_embeddings", _MOST_POSITIONS)
-        rotary._ensure_cache(min(positions, _MOST_POSITIONS), next(model.parameters()).device)
-
-        def gathered(x: torch.Tensor, position_ids: torch.Tensor, *_: Any, rotary: Any = rotary, **__: Any) -> Any:
-            return rotary._cos_cache[position_ids], rotary._sin_cache[position_ids]
-
-        rotary.forward = gathered
-
-
-def _sum_squares_on_the_device() -> None:
-    """AutoModel's kernel for the gradient norm takes a table of addresses that the host copies each time; norms of
-    torch's need none, and are summed in float64 as well."""
-    utils: Any = importlib.import_module("nemo_automodel.components.training.utils")
-
-    def sum_of_squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        norms = torch._foreach_norm(list(tensors), 2.0, dtype=torch.float32)
-        return torch.stack(norms).double().square().sum()
-
-    utils.multi_tensor_sumsq = sum_of_squares
 
 
 def _lengths(recipe: Any) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch.utils import _pytree as pytree
 
 from cctrain.steps.capture import (
     NotCapturableError,
@@ -141,20 +142,24 @@ class GraphedStep:
         self._readback.admit()
         self._forget_outdated()
         scalars = torch.tensor([label_tokens, is_asked_to_stop], dtype=torch.float32)
-        new: dict[Any, tuple[dict[str, Any], int]] = {}
+        staged = [{**batch, _SCALARS: scalars} for batch in batches]
+        keys = [(self._role(index, len(staged)), shape_of(one)) for index, one in enumerate(staged)]
+        graphs = [self._recorded.get(key) for key in keys]
+        may_record = self._is_cuda
+        if self._num_ranks > 1 and self._accumulates:
+            # Sharded gradients live in Python between a step's micro-batches: a graph knows those of its step only.
+            graphs = graphs if None not in graphs else [None] * len(graphs)
+            may_record = may_record and not self._recorded and len({shape for _, shape in keys}) == 1
         recorded, num_graphs = None, self.facts["num_graphs"]
-        for index, batch in enumerate(batches):
-            staged = {**batch, _SCALARS: scalars}
-            key = (self._role(index, len(batches)), shape_of(staged))
-            recorded = self._micro_batch(key, staged, index, len(batches))
-            if recorded is None and self._is_cuda and len(self._recorded) + len(new) < _MOST_GRAPHS:
-                new[key] = (staged, index)
+        for index, recorded in enumerate(graphs):
+            self._micro_batch(recorded, staged[index], index, len(staged))
+        new = {key: index for index, key in enumerate(keys) if may_record and graphs[index] is None}
         new_update = self._update(recorded)
         self._readback.stored(step)
         if new_update is not None:
             self._updates[new_update] = self._capture(self._update_now)
-        for key, (staged, index) in new.items():
-            self._record(key, staged, index, len(batches))
+        for key, index in list(new.items())[: _MOST_GRAPHS - len(self._recorded)]:
+            self._record(key, staged[index], index, len(staged))
         self.is_new = recorded is None or self.facts["num_graphs"] > num_graphs
 
     def drain(self) -> None:
@@ -169,17 +174,15 @@ class GraphedStep:
         """Ranks that share parameters treat a step's first and last micro-batch apart."""
         return (index == 0, index == num_batches - 1) if self._num_ranks > 1 else None
 
-    def _micro_batch(self, key: Any, staged: dict[str, Any], index: int, num_batches: int) -> _Recorded | None:
-        recorded = self._recorded.get(key)
+    def _micro_batch(self, recorded: _Recorded | None, staged: dict[str, Any], index: int, num_batches: int) -> None:
         if recorded is None:
             self.facts["eager_micro_batches"] += 1
             self._forward_backward(_on(staged, self._loss.device), index, num_batches)
-            return None
+            return
         self.facts["replayed_micro_batches"] += 1
         recorded.staging.send(staged)
         recorded.graph.replay()
         self._marks.replayed(recorded.marks)
-        return recorded
 
     def _forward_backward(self, staged: dict[str, Any], index: int, num_batches: int) -> None:
         batch = dict(staged)
@@ -292,9 +295,9 @@ class GraphedStep:
         self, error: NotCapturableError, batch: dict[str, Any], index: int, num_batches: int
     ) -> NotCapturableError:
         """`error` with each line at which the host waits for the device, found by running the micro-batch once more,
-        unless memory is what it lacked."""
+        unless memory is what it lacked, or other ranks would have to run theirs."""
         self._set_gradients([None] * len(self._trained))
-        if isinstance(error.__cause__, torch.cuda.OutOfMemoryError):
+        if self._num_ranks > 1 or isinstance(error.__cause__, torch.cuda.OutOfMemoryError):
             return error
         lines = synchronizing_lines(lambda: self._forward_backward(batch, index, num_batches))
         self._loss.zero_()
@@ -313,14 +316,7 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _on(batch: Any, device: torch.device) -> Any:
-    return {
-        name: value.to(device)
-        if isinstance(value, torch.Tensor)
-        else _on(value, device)
-        if isinstance(value, dict)
-        else value
-        for name, value in batch.items()
-    }
+    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), batch)
 
 
 def _make_capturable(optimizer: torch.optim.Optimizer) -> bool:

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cctrain.engines import automodel_graphed
-from cctrain.engines.automodel_graphed import GraphedTraining, graphable
+from cctrain.engines import automodel_graphed, automodel_unwaiting
+from cctrain.engines.automodel_graphed import GraphedTraining
 from cctrain.engines.observer import LossNotFiniteError
 from cctrain.metrics import IGNORED_LABEL
 from cctrain.steps.capture import NotCapturableError
@@ -180,9 +180,6 @@ class TestLogging:
 
 
 REFUSALS = [
-    ({"pp_enabled": True}, "a pipeline (train.distributed.pp_size)"),
-    ({"cfg": {"fp8.enabled": True}}, "FP8 scales (train.fp8)"),
-    ({"domain_mixture": object()}, "a domain mixture"),
     ({"te_fp8": object()}, "Transformer Engine's FP8"),
     ({"partial_cuda_graph_manager": object()}, "a model with graphs of its own (train.model.backend)"),
     *(
@@ -235,7 +232,7 @@ class TestClippingByTheOptimizer:
             if max_norm is None:
                 optimizer.step()
             elif by_optimizer:
-                with automodel_graphed._clipping_by([optimizer]):
+                with automodel_unwaiting.clipping_by([optimizer]):
                     norm = torch.linalg.vector_norm(weight.grad.double())
                     torch.nn.utils.clip_grads_with_norm_([weight], max_norm, norm)
                     optimizer.step()
@@ -264,7 +261,7 @@ def test_the_rotary_table_gives_what_automodels_own_does():
     rotary, x = model["rotary"], torch.zeros(2, 6, 128)
     positions = torch.tensor([[0, 1, 2, 3, 4, 5], [7, 8, 0, 1, 9000, 2]])
     expected = rotary(x, positions)
-    automodel_graphed._free_rotary_of_waits(model)
+    automodel_unwaiting.free_rotary_of_waits(model)
     for found, own in zip(rotary(x, positions), expected, strict=True):
         torch.testing.assert_close(found, own, rtol=0, atol=0)
 
@@ -301,11 +298,3 @@ class TestLengths:
     @pytest.mark.parametrize("data", [iter(()), [], [torch.zeros(3)], [{"input_ids": torch.zeros(2, 3)}]])
     def test_data_that_cannot_tell_have_none(self, data):
         assert self.lengths(data) == ()
-
-
-def test_the_loader_is_not_pinned_and_the_recipe_given_is_not_changed():
-    recipe = {"dataloader": {"pin_memory": True, "shuffle": True}, "peft": {"use_triton": True}}
-    changed = graphable(recipe, is_compiled=True)
-    assert changed == {"dataloader": {"shuffle": True}, "peft": {"use_triton": False}}
-    assert graphable(recipe, is_compiled=False)["peft"] == {"use_triton": True}
-    assert recipe["dataloader"]["pin_memory"] is True

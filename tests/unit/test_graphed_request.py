@@ -12,6 +12,7 @@ from cctrain.request.recipe import build_recipe, recipe_hash
 
 PIPELINE = ("train.distributed.pp_size=2",)
 FP8 = ("+train.fp8.enabled=true",)
+DDP = ("train.distributed.strategy=ddp",)
 
 
 def composed(*overrides, recipe="llama8b_peft"):
@@ -24,7 +25,12 @@ def layout(config):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "named"), [(PIPELINE, "train.distributed.pp_size=2"), (FP8, "train.fp8.enabled=true")]
+    ("overrides", "named"),
+    [
+        (PIPELINE, "train.distributed.pp_size=2"),
+        (DDP, "train.distributed.strategy=ddp"),
+        (FP8, "train.fp8.enabled=true"),
+    ],
 )
 def test_what_no_graph_can_hold_is_refused_by_name_and_left_to_stock_under_auto(overrides, named):
     config = composed("step=graphed", *overrides)

@@ -1,0 +1,69 @@
+"""What in AutoModel waits for the device or copies from the host in each step, without that."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_MOST_POSITIONS = 1 << 17
+"""Of the table of rotations that is made once: 128 MiB of float32 at 128 a head."""
+
+
+def free_rotary_of_waits(model: torch.nn.Module) -> None:
+    """AutoModel's Llama asks the GPU for the largest position before each forward pass, to size a table: size it once,
+    for all positions that the model has."""
+    for module in model.modules():
+        rotary: Any = module
+        if type(module).__name__ != "LlamaRotaryEmbedding" or getattr(rotary, "rope_fusion", True):
+            continue
+        positions = getattr(rotary._rope_config, "max_position_embeddings", _MOST_POSITIONS)
+        rotary._ensure_cache(min(positions, _MOST_POSITIONS), next(model.parameters()).device)
+
+        def gathered(x: torch.Tensor, position_ids: torch.Tensor, *_: Any, rotary: Any = rotary, **__: Any) -> Any:
+            return rotary._cos_cache[position_ids], rotary._sin_cache[position_ids]
+
+        rotary.forward = gathered
+
+
+def sum_squares_on_the_device() -> None:
+    """AutoModel's kernel for the gradient norm takes a table of addresses that the host copies each time; norms of
+    torch's need none, and are summed in float64 as well."""
+    utils: Any = importlib.import_module("nemo_automodel.components.training.utils")
+
+    def sum_of_squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        norms = torch._foreach_norm(list(tensors), 2.0, dtype=torch.float32)
+        return torch.stack(norms).double().square().sum()
+
+    utils.multi_tensor_sumsq = sum_of_squares
+
+
+@contextmanager
+def clipping_by(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
+    """Within, clipping gradients does not rescale them: fused optimizers divide each by a number as they read it, made
+    for gradient scaling. That saves a pass over the gradients, and with float64 norms a kernel for each of them.
+    Afterwards they divide by none, as AutoModel's own step expects."""
+    if not all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups):
+        yield
+        return
+
+    def clip(_: Any, max_norm: float, total_norm: torch.Tensor, __: Any = None) -> None:
+        divisor = ((total_norm + _NORM_EPSILON) / max_norm).clamp(min=1.0).float()
+        for optimizer in optimizers:
+            setattr(optimizer, "grad_scale", divisor)  # noqa: B010 - torch looks it up by name
+
+    utils: Any = torch.nn.utils
+    original, utils.clip_grads_with_norm_ = utils.clip_grads_with_norm_, clip
+    try:
+        yield
+    finally:
+        utils.clip_grads_with_norm_ = original
+        for optimizer in optimizers:
+            vars(optimizer).pop("grad_scale", None)
+
+
+_NORM_EPSILON = 1e-6
+"""What torch's clip_grads_with_norm_ adds to the norm."""
