@@ -14,6 +14,8 @@ from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import check_jsonl
+from cctrain.request.graphed import check_step
+from cctrain.request.hf import check_engine
 from cctrain.request.recipe import build_recipe, check_shape, is_cpu_recipe
 from cctrain.tune import space
 from cctrain.tune.problem import Gpu, problem_of
@@ -71,7 +73,10 @@ def checked(arguments: list[str]) -> Request:
     def layout_of(settings: tuple[str, ...]) -> Layout:
         composed = compose_config([*space.joined(own, settings)], build_recipe)
         check_recipe(composed.train, composed.allow_targets)
-        return check_layout(composed.train, composed.measure, num_ranks)
+        check_engine(composed)
+        layout = check_layout(composed.train, composed.measure, num_ranks)
+        check_step(composed, layout)
+        return layout
 
     layout = layout_of(())
     if not config.dry_run:

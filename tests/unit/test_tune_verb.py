@@ -175,6 +175,15 @@ def test_a_dry_run_names_the_settings_and_makes_nothing(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("setting", "steps"),
+    [("engine=automodel", {"stock", "graphed"}), ("engine=hf", {"stock"}), ("measure=seed", {"stock"})],
+)
+def test_a_step_that_a_run_would_be_refused_with_costs_no_trial(tmp_path, setting, steps):
+    arguments = [*TINY[:-1], "tune.over=[micro_batch,step]", setting, f"run_root={tmp_path}"]
+    assert {point.step for point in checked(arguments).problem.points} == steps
+
+
+@pytest.mark.parametrize(
     ("wrong", "says"),
     [
         ("tune.max_trails=3", "Did you mean tune.max_trials?"),
@@ -182,6 +191,7 @@ def test_a_dry_run_names_the_settings_and_makes_nothing(capsys, tmp_path):
         ("tune.over=[micro_bach]", "Did you mean micro_batch?"),
         ("tune.global_batch=8", "a list is written in brackets"),
         ("tune.global_batch=[8]", "tune.global_batch=[8]: allowed is [LOW,HIGH]"),
+        ("step=[stock,graphed]", "one of auto, graphed, stock"),
         ("tune.min_keep=0.9", "tune.min_keep=0.9 is read with cc=emulated only"),
         ("launch.num_nodes=2", "launch.rdzv_endpoint"),
         ("launch=slurm", "launch=slurm launch.num_nodes=1: tune runs its trials on this machine"),
