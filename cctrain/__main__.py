@@ -31,6 +31,7 @@ Fine-tune with NVIDIA NeMo AutoModel, time every step, and record what confident
   python -m cctrain emulate --tolls b300 -- COMMAND ...      any CUDA program under a profile's tolls
   python -m cctrain predict runs/RUN --tolls b300            what CC would cost a run, from its crossings
   python -m cctrain compare runs --html report.html          what CC cost, with an interval and a verdict
+  python -m cctrain compare runs --by step                   what step=graphed gets back; --by engine: whether it is CC
   python -m cctrain campaign recipe=llama8b_peft,llama8b_sft cc=off,on    all of these by turns, over reboots and kills
   python -m cctrain tune recipe=llama8b_peft cc=emulated tolls=b300    the fastest batch, layout and step, in 8 trials
   python -m cctrain dashboard --project P                    a W&B workspace and Report over a project's runs
@@ -41,6 +42,9 @@ settings
   cc=               auto (take what is seen)  on, off (stop where it is not so)  unverified
                     emulated: no CC, but its tolls injected, in blocks of steps that alternate with plain ones
   tolls=            cc=emulated: b300  hopper  h100  or a file, as of `tolls --diff`    cc.blocks=   pairs of blocks
+  step=             stock (AutoModel's own)  graphed: the same recorded into CUDA graphs, refused where it cannot be
+                    auto: graphed where it can be, else stock    step.compile=false   graphed: layers as they are
+  engine=           automodel  hf (the same recipe by transformers' Trainer, PEFT and Accelerate)
   weights=          recipe  random (no download)  pretrained, with weights.path=DIRECTORY|HUB_ID
   data=             recipe  pydoc (Python's own documentation, no download)  squad  medpix
                     jsonl, with data.path=FILE data.question=COLUMN data.answer=COLUMN [data.image=COLUMN]
