@@ -43,7 +43,7 @@ class GraphedTraining:
         self._unlogged: list[Any] = []
         self._stop_at: int | None = None
         self._last_step = 0
-        self._why = "asked for" if not may_fall_back else "step=auto: every part of the step can be recorded"
+        self._why = "asked for" if not may_fall_back else "step=auto: nothing stood against graphs"
         self._lengths: tuple[int, ...] = ()
         self._step: GraphedStep | None = None
         self._last_s = time.perf_counter()
@@ -62,7 +62,9 @@ class GraphedTraining:
             self._lengths = self._lengths[-1:]  # graphs of sharded gradients are of one shape
         free_rotary_of_waits(model)
         sum_squares_on_the_device()
-        if self._compiled and torch.cuda.is_available():
+        if not torch.cuda.is_available():
+            self._why += "; on a CPU, which has no CUDA graphs, the steps ran unrecorded"
+        elif self._compiled:
             self._num_compiled = compile_layers(model)
         self._engine = _Engine(recipe)
         self._step = GraphedStep(

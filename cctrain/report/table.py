@@ -44,7 +44,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("ranks", f"{layout['world']} x {', '.join(identity['gpu']) or 'no GPU'}" + (f" ({split})" if split else "")),
         ("batch", f"global {batch['global_batch_size']}, micro {batch['local_batch_size']}"),
     ]
-    rows += _graphs(record.get("graphs"), record["step_kind"])
+    rows += _step(record["engine"], record["step_kind"], record.get("graphs"))
     if summary is None:
         steps = ("steps", f"{len(record['steps'])}, none of them measured")
         return [*rows, steps, *(("note", note) for note in record["notes"])]
@@ -70,16 +70,17 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + [("note", note) for note in record["notes"]]
 
 
-def _graphs(graphs: dict[str, Any] | None, step_kind: str) -> list[tuple[str, str]]:
-    """Which step it was, where that was a question."""
+def _step(engine: str, step_kind: str, graphs: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Which engine and step it was, where it was not AutoModel's own or that was a question."""
+    rows = [("engine", engine)] if engine != "automodel" else []
     if not graphs:
-        return []
-    if "num_graphs" not in graphs:
-        return [("step", f"{step_kind}: {graphs['why']}")]
+        return rows
+    if not graphs.get("num_graphs"):
+        return [*rows, ("step", f"{step_kind}: {graphs['why']}")]
     num, eager = graphs["num_graphs"], graphs["eager_micro_batches"]
-    said = f"{num} graph{'s' * (num != 1)}, {graphs['replayed_micro_batches']} micro-batches replayed, {eager} not"
-    said += ", layers compiled" if graphs["compiled"] else ""
-    return [("step", f"{step_kind}: {said}")]
+    said = f"{num} CUDA graph{'s' * (num != 1)}, {graphs['replayed_micro_batches']} micro-batches replayed from them"
+    said += f", {eager} run without" + (", layers compiled" if graphs["compiled"] else "")
+    return [*rows, ("step", f"{step_kind}: {said}")]
 
 
 def _utilization(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -98,7 +98,7 @@ class TestTheSameTraining:
         stock, graphed, num_micro_batches = both
         assert (stock.record["step_kind"], graphed.record["step_kind"]) == ("stock", "graphed")
         graphs = graphed.record["graphs"]
-        assert graphs["why"] == "asked for"
+        assert graphs["why"] == "asked for; on a CPU, which has no CUDA graphs, the steps ran unrecorded"
         assert graphs["eager_micro_batches"] == 6 * num_micro_batches
         assert (graphs["num_graphs"], graphs["recaptures"]) == (0, 0)
 

@@ -1,0 +1,45 @@
+"""The summary's table: it says which engine and which step a run had, where they were not AutoModel's own."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from make_records import run_record
+from rich.console import Console
+
+from cctrain.report.table import print_summary
+
+RECORDED = {"num_graphs": 2, "replayed_micro_batches": 40, "eager_micro_batches": 2, "compiled": True}
+UNRECORDED = {"num_graphs": 0, "replayed_micro_batches": 0, "eager_micro_batches": 42, "compiled": False}
+
+
+def printed(**changes):
+    console = Console(file=io.StringIO(), width=400, markup=False)
+    record = dataclasses.replace(run_record("off", 1), **changes)
+    print_summary(Path("runs/one"), dataclasses.asdict(record), console)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"step_kind": "graphed", "graphs": {"why": "asked for", **RECORDED}},
+            "graphed: 2 CUDA graphs, 40 micro-batches",
+        ),
+        ({"step_kind": "graphed", "graphs": {"why": "no graphs here", **UNRECORDED}}, "graphed: no graphs here"),
+        ({"step_kind": "stock", "graphs": {"why": "step=auto: a pipeline"}}, "stock: step=auto: a pipeline"),
+        ({"engine": "hf"}, "hf"),
+    ],
+)
+def test_an_engine_or_step_that_is_not_automodels_own_is_named(changes, said):
+    rows = [line.split("│")[1:3] for line in printed(**changes).splitlines() if line.startswith("│")]
+    named = {name.strip(): value.strip() for name, value in rows}
+    assert named["engine" if "engine" in changes else "step"].startswith(said)
+
+
+def test_automodels_own_step_needs_no_word():
+    text = printed()
+    assert "│ step  " not in text
+    assert "engine" not in text
