@@ -3,6 +3,7 @@
     python -m cctrain compare runs                             every run under runs/, grouped by recipe and mode
     python -m cctrain compare RUN RUN RUN RUN                  these: run directories or run.json files
     python -m cctrain compare runs --by step                   stock and graphed steps side by side
+    python -m cctrain compare runs --by step --by engine       and both engines
     python -m cctrain compare runs --min-keep 0.9              a gate: exit 1 where less is kept
     python -m cctrain compare runs --html report.html --png figures
     python -m cctrain compare runs --track wandb               a W&B run with the verdicts and figures (WANDB_PROJECT)
@@ -65,7 +66,9 @@ def _refusal(error: RequestError) -> dict[str, Any]:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("compare", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run.json, a run directory, or one of those")
-    parser.add_argument("--by", action="append", default=[], metavar="FIELD", help=f"tell apart by {', '.join(FIELDS)}")
+    parser.add_argument(
+        "--by", action="append", default=[], metavar="FIELD", help=f"tell apart by {', '.join(FIELDS)}; say it again"
+    )
     parser.add_argument("--allow", action="append", default=[], metavar="FIELD", help="let it differ; say it again")
     parser.add_argument("--min-keep", type=float, metavar="RATIO", help="exit 1 where a keep ratio is below")
     parser.add_argument("--margin", type=float, default=ratios.MARGIN, help="what counts as free (%(default)s)")

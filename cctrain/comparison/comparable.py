@@ -21,7 +21,7 @@ JUDGED = ("status", "steady", "mode", "engine", "step_kind")
 """What can be allowed beside the fields of `identity`."""
 _MOST_NAMED = 8
 _WAYS_OUT = {
-    field: f" (--by {name} puts them side by side)"
+    field: f" (add --by {name} to put them side by side)"
     for field, name in (("engine", "engine"), ("step_kind", "step"), ("identity.sequence.seq_len", "sequence"))
 }
 

@@ -39,6 +39,9 @@ class Comparison:
     """same run, interleaved, or none: how replicates were paired."""
     keep_ratio: float
     """Other over base, of the runs' medians of padded tokens/s/GPU; of real ones between steps or engines."""
+    base_rates: tuple[float, ...]
+    other_rates: tuple[float, ...]
+    """What the ratio is of, run by run."""
     ci95: tuple[float, float] | None
     """None below two runs of each."""
     within_run_ci95: tuple[float, float] | None
@@ -143,6 +146,8 @@ def _compared(plan: Plan, margin: float) -> Comparison:
         other_arms=other,
         pairing="same run" if plan.is_same_run else "interleaved" if pairs else "none",
         keep_ratio=ratio,
+        base_rates=tuple(rates[0]),
+        other_rates=tuple(rates[1]),
         ci95=ci95,
         within_run_ci95=None if ci95 or error is None else (ratio * math.exp(-error), ratio * math.exp(error)),
         keep_ratio_of_means=ratios.ratio_of_runs(*means, is_paired=is_paired)[0],

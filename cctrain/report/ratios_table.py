@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -92,8 +92,8 @@ def _facts_of(one: Comparison, margin: float) -> dict[str, Any]:
         "keep_ratio_of_means": one.keep_ratio_of_means,
         "more_runs": one.more and {"num": one.more.num, "spread": one.more.spread, "is_assumed": one.more.is_assumed},
         "tokens_per_step": _middle([arm.tokens_per_step for arm in one.base_arms]),
-        "base_tokens_per_s_per_gpu": [arm.tokens_per_s_per_gpu for arm in one.base_arms],
-        "other_tokens_per_s_per_gpu": [arm.tokens_per_s_per_gpu for arm in one.other_arms],
+        "base_tokens_per_s_per_gpu": one.base_rates,
+        "other_tokens_per_s_per_gpu": one.other_rates,
         "base_runs": [arm.run.run_id for arm in one.base_arms],
         "other_runs": [arm.run.run_id for arm in one.other_arms],
     }
@@ -112,13 +112,13 @@ def rows_by_title(answer: Answer) -> Iterator[tuple[str, list[list[str]]]]:
 
 def _row(one: Comparison) -> list[str]:
     interval = "none" if one.ci95 is None else f"{one.ci95[0]:.3f} to {one.ci95[1]:.3f}"
-    rates = [_middle([arm.tokens_per_s_per_gpu for arm in arms]) for arms in (one.base_arms, one.other_arms)]
+    rates = [_middle(side) for side in (one.base_rates, one.other_rates)]
     runs = f"{len(one.base_arms)} + {len(one.other_arms)}" if one.pairing != "same run" else f"{one.num_runs}"
     kept, loss = f"{one.keep_ratio:.3f}", words.percent(1 - one.keep_ratio)
     return [words.what(one), kept, interval, loss, f"{rates[0]:,.0f} -> {rates[1]:,.0f}", runs, one.verdict]
 
 
-def _middle(values: list[float]) -> float:
+def _middle(values: Sequence[float]) -> float:
     ordered = sorted(values)
     return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 

@@ -23,6 +23,7 @@ from cctrain.tune.space import joined
 
 _NOT_A_TERMINAL = 140
 _MOST_PLANNED = 60
+SETTING = "setting: micro-batches a step x rows of each (x tokens of a row)"
 COLUMNS = ("trial", "setting", "real tokens/s/GPU", "kept", "tokens a step", "peak GiB", "")
 EMULATED = "Emulated: tolls injected into this machine without CC. It is an estimate, never a measurement of CC"
 
@@ -134,7 +135,8 @@ def print_trials(problem: Problem, seen: Sequence[Observation], best: Observatio
     if not seen:
         return
     is_emulated = any(one.keep_ratio is not None for one in seen)
-    table = Table(title="Trials", caption=EMULATED if is_emulated else None)
+    caption = f"{SETTING}. {EMULATED}" if is_emulated else SETTING
+    table = Table(title="Trials", caption=caption)
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("setting", "") else "right")
     for row in rows(problem, seen, best):

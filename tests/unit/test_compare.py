@@ -218,7 +218,7 @@ def test_stock_and_graphed_steps_are_refused_together_and_compared_apart(tmp_pat
         dataclasses.replace(record, run_id=f"{record.run_id}-graphed", step_kind="graphed")
         for record in pairs(3, keep=0.99, step_time_s=0.1)
     ]
-    assert "step_kind differs: stock, graphed (--by step puts them side by side)" in refused(
+    assert "step_kind differs: stock, graphed (add --by step to put them side by side)" in refused(
         tmp_path, *pairs(3), *graphed
     )
     answer = answered(tmp_path, by=("step",))
@@ -250,6 +250,7 @@ def test_a_step_that_pads_more_gains_nothing_by_it(tmp_path):
     (one,) = answered(tmp_path, *records, by=("step",)).comparisons
     assert (one.base, one.other) == ("stock", "graphed")
     assert one.keep_ratio == pytest.approx(1.0, abs=0.01)
+    assert np.median(one.other_rates) == pytest.approx(np.median(one.base_rates), rel=0.01)
 
 
 def test_engines_are_compared_whose_records_name_different_packages(tmp_path):
