@@ -88,7 +88,10 @@ def _parse(arguments: list[str]) -> list[Override]:
         ) from error
     for override in overrides:
         if override.is_sweep_override():
-            raise RequestError(f"{override.input_line}: one value a key; a comma list needs [brackets] or quotes")
+            raise RequestError(
+                f"{override.input_line}: one value a key (several: the verb campaign); a value with commas needs "
+                "[brackets] or quotes"
+            )
     return list(overrides)
 
 
