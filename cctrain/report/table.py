@@ -76,7 +76,7 @@ def _step(engine: str, step_kind: str, graphs: dict[str, Any] | None) -> list[tu
     if not graphs:
         return rows
     if not graphs.get("num_graphs"):
-        return [*rows, ("step", f"{step_kind}: {graphs['why']}")]
+        return [*rows, ("step", f"{step_kind}, {graphs['why']}")]
     num, eager = graphs["num_graphs"], graphs["eager_micro_batches"]
     said = f"{num} CUDA graph{'s' * (num != 1)}, {graphs['replayed_micro_batches']} micro-batches replayed from them"
     said += f", {eager} run without" + (", layers compiled" if graphs["compiled"] else "")

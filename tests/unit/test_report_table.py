@@ -28,8 +28,8 @@ def printed(**changes):
             {"step_kind": "graphed", "graphs": {"why": "asked for", **RECORDED}},
             "graphed: 2 CUDA graphs, 40 micro-batches",
         ),
-        ({"step_kind": "graphed", "graphs": {"why": "no graphs here", **UNRECORDED}}, "graphed: no graphs here"),
-        ({"step_kind": "stock", "graphs": {"why": "step=auto: a pipeline"}}, "stock: step=auto: a pipeline"),
+        ({"step_kind": "graphed", "graphs": {"why": "no graphs here", **UNRECORDED}}, "graphed, no graphs here"),
+        ({"step_kind": "stock", "graphs": {"why": "step=auto: a pipeline"}}, "stock, step=auto: a pipeline"),
         ({"engine": "hf"}, "hf"),
     ],
 )
