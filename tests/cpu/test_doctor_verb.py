@@ -14,6 +14,7 @@ from cctrain.packaged import CONF
 from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import check_layout
 from cctrain.request.compose import compose_config
+from cctrain.request.graphed import check_step
 from cctrain.request.recipe import build_recipe
 from tests.stub_nvml import NO_PERMISSION, StubNvml
 
@@ -120,13 +121,13 @@ def test_every_override_composes_and_gives_a_recipe_that_may_start(name):
     for wanted in all_wanted - {()}:
         config = compose_config([f"recipe={name}", *wanted], build_recipe)
         check_recipe(config.train)
-        check_layout(config.train, config.measure, config.launch.nproc_per_node)
+        check_step(config, check_layout(config.train, config.measure, config.launch.nproc_per_node))
         for override in wanted:
             key, _, value = override.lstrip("+").partition("=")
             node = vars(config)[key.partition(".")[0]]
             for part in key.split(".")[1:]:
                 node = node[part] if isinstance(node, dict) else getattr(node, part)
-            assert str(node).lower() == value
+            assert (node.kind.value if key == "step" else str(node).lower()) == value
 
 
 def test_the_command_line_with_all_overrides_of_a_recipe_runs_dry(run_cctrain):
