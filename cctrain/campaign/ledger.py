@@ -116,7 +116,7 @@ class Ledger:
     def __init__(self, path: Path, lock_wait_s: float = _LOCK_WAIT_S, *, verb: str = "campaign") -> None:
         """`verb` names its setting in errors. Raises RequestError where it cannot be written, or another campaign
         writes it."""
-        self.path, self._verb = path, verb
+        self.path, self.verb = path, verb
         self._name = f"{verb}.ledger={path}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,11 +172,11 @@ class Ledger:
                 time.sleep(0.1)
 
     def _taken(self) -> str:
-        writers = [event for event in read(self.path, self._verb)[0] if event["event"] == "opened"]
+        writers = [event for event in read(self.path, self.verb)[0] if event["event"] == "opened"]
         who = f", process {writers[-1].get('pid')} on {writers[-1].get('host')}" if writers else ""
         return (
-            f"{self._name}: another {self._verb} is at it{who}. Wait for its end, or give this one a ledger of its own "
-            f"with {self._verb}.ledger=FILE"
+            f"{self._name}: another {self.verb} is at it{who}. Wait for its end, or give this one a ledger of its own "
+            f"with {self.verb}.ledger=FILE"
         )
 
     def _end_last_line(self) -> None:

@@ -76,21 +76,22 @@ def settle_killed(ledger: Ledger, run_root: Path) -> int:
         for token in standing.open_tokens:
             found = next(run_root.glob(f"*-{token}"), None)
             is_whole = found is not None and is_complete(found)
-            outcome, why = ("complete", None) if is_whole else (KILLED, _why_killed(ledger.events))
+            outcome, why = ("complete", None) if is_whole else (KILLED, _why_killed(ledger))
             ledger.append("end", key=key, token=token, outcome=outcome, run=found and found.name, why=why, seconds=None)
             num += 1
     return num
 
 
-def _why_killed(events: list[dict[str, Any]]) -> str:
+def _why_killed(ledger: Ledger) -> str:
     """What can be told of it afterwards: whether the machine that the campaign was on has been started anew since."""
-    starts = [(event.get("host"), str(event.get("process_start"))) for event in events if event["event"] == "opened"]
-    what = "the campaign was killed while it ran, from outside or for host memory"
+    opened = [event for event in ledger.events if event["event"] == "opened"]
+    starts = [(event.get("host"), str(event.get("process_start"))) for event in opened]
+    what = f"the {ledger.verb} was killed while it ran, from outside or for host memory"
     if len(starts) > 1:
         (host, before), (host_now, now) = starts[-2:]
         if host == host_now and before.partition(":")[0] != now.partition(":")[0]:
             what = "the machine went down while it ran"
-    return f"{what}; if that was not its doing, campaign.retry_failed=true tries it again"
+    return f"{what}; if that was not its doing, {ledger.verb}.retry_failed=true tries it again"
 
 
 def standing_of(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.campaign.keys import Keys, platform_identity
-from cctrain.campaign.ledger import Ledger, Standing
+from cctrain.campaign.ledger import KILLED, MOST_FAILURES, Ledger, Standing
 from cctrain.campaign.plan import Trial
 from cctrain.campaign.run import Campaign, Watcher, settle_killed, standing_of
 from cctrain.errors import RequestError
@@ -75,16 +75,21 @@ class Trials:
         standing = campaign.standing[key]
         if standing.failures and self._retries and self._observed(point, key, standing).outcome == FAILED:
             standing.failures.clear()
-        if not standing.run and not standing.failures:  # what failed once has cost one trial, and is not repeated
+        killed = [event for event in self._ends(key) if event.get("outcome") == KILLED]
+        # What failed has cost one trial and is not repeated; a trial that was killed with the search gets a second go.
+        if not standing.run and len(standing.failures) == len(killed) < MOST_FAILURES:
             campaign.attempt(key)
         return self._observed(point, key, standing)
+
+    def _ends(self, key: str) -> list[dict[str, Any]]:
+        return [event for event in self._campaign.ledger.events if event["event"] == "end" and event["key"] == key]
 
     def _observed(self, point: Point, key: str, standing: Standing) -> Observation:
         run_root = self._campaign.run_root
         if standing.run:
             return observation(point, run_root / standing.run)
-        ended = [event for event in self._campaign.ledger.events if event["event"] == "end" and event["key"] == key]
-        run = next((event["run"] for event in reversed(ended) if event.get("outcome") == "failed"), None)
+        failed = [event for event in self._ends(key) if event.get("outcome") == "failed"]
+        run = failed[-1]["run"] if failed else None
         why = standing.failures[-1]
         is_memory = bool(_RAN_OUT.search(why)) or bool(run and _any_rank_ran_out(run_root / run))
         return Observation(point=point, outcome=OUT_OF_MEMORY if is_memory else FAILED, run=run, why=why)

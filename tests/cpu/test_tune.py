@@ -71,7 +71,7 @@ def test_after_a_kill_finished_trials_are_not_repeated(search):
     root, run = search
     complete = [event for event in events(root, "end") if event["outcome"] == "complete"]
     assert len({event["key"] for event in complete}) == len(complete) == run.last_line["num_trials"]
-    assert [event["outcome"] for event in events(root, "end")].count("interrupted") == 1
+    assert [event["outcome"] for event in events(root, "end")].count("killed") == 1
     begun = [event["token"] for event in events(root, "begin")]
     assert sorted(begun) == sorted(event["token"] for event in events(root, "end"))
 
