@@ -7,28 +7,26 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.utils.checkpoint
-
-T = TypeVar("T")
 
 
 class NotCapturableError(RuntimeError):
     """Something in a step cannot be recorded into a CUDA graph; the message names it and its line."""
 
 
-def capture(work: Callable[[], T], pool: tuple[int, int], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:
+def capture(work: Callable[[], None], pool: tuple[int, int], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     """Record `work`, which has run before on `stream`, into a graph whose memory is of `pool`. Nothing is executed.
 
-    Returns the graph and what `work` returned: tensors that each replay fills. Raises NotCapturableError.
+    Raises NotCapturableError.
     """
     graph = torch.cuda.CUDAGraph()
     try:
         # thread_local: NCCL's watchdog and the samples' thread go on meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            result = work()
+            work()
     except torch.cuda.OutOfMemoryError as error:
         raise NotCapturableError(
             "out of GPU memory while the step was recorded: a graph keeps the memory of a micro-batch to itself; lower "
@@ -38,7 +36,7 @@ def capture(work: Callable[[], T], pool: tuple[int, int], stream: torch.cuda.Str
         raise NotCapturableError(
             f"{_where(error)} cannot be recorded into a CUDA graph ({_first_line(error)})"
         ) from error
-    return graph, result
+    return graph
 
 
 @contextmanager

@@ -286,7 +286,7 @@ class GraphedStep:
     def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         begin = time.perf_counter()
         with nullcontext() if self._is_random else without_random_state():
-            graph, _ = capture(work, self._pool, self._stream)
+            graph = capture(work, self._pool, self._stream)
         self.facts["num_graphs"] += 1
         self.facts["capture_s"] += time.perf_counter() - begin
         return graph
