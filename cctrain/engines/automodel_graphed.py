@@ -17,6 +17,7 @@ import torch
 
 from cctrain.engines.automodel_unwaiting import clipping_by, free_rotary_of_waits, sum_squares_on_the_device
 from cctrain.engines.compiled import compile_layers, compiler_facts
+from cctrain.engines.image_places import check_images, free_images_of_waits
 from cctrain.engines.masks import without_search_for_samples
 from cctrain.engines.observer import check_loss
 from cctrain.metrics import IGNORED_LABEL
@@ -28,6 +29,8 @@ from cctrain.steps.readback import MOST_AHEAD
 
 _SAMPLED = 512
 """Samples of the data whose lengths decide the buckets."""
+_COLLATED = 64
+"""Likewise, where a sample's length is known only once its images are decoded and cut."""
 
 
 class GraphedTraining:
@@ -61,7 +64,7 @@ class GraphedTraining:
         if recipe.step_scheduler.grad_acc_steps > 1 and recipe.dist_env.world_size > 1:
             self._lengths = self._lengths[-1:]  # graphs of sharded gradients are of one shape
         free_rotary_of_waits(model)
-        sum_squares_on_the_device()
+        free_images_of_waits(model)
         if not torch.cuda.is_available():
             self._why += "; on a CPU, which has no CUDA graphs, the steps ran unrecorded"
         elif self._compiled:
@@ -100,7 +103,9 @@ class GraphedTraining:
         return facts
 
     def prepared(self, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The micro-batches as they are trained on."""
+        """The micro-batches as they are trained on. Raises ValueError for images that their text has no places for."""
+        for batch in batches:
+            check_images(batch, getattr(self._recipe.model_parts[0], "config", None))
         return [padded(batch, self._lengths) for batch in batches]
 
     def run(self, batches: Sequence[dict[str, Any]], max_grad_norm: float | None) -> Any:
@@ -260,7 +265,7 @@ class _Engine:
         """AutoModel's clipping, and its optimizers."""
         recipe = self._recipe
         self._replicas.synchronize_tp_replica_gradients(recipe.model_parts, recipe.device_mesh)
-        with clipping_by(recipe.optimizer):
+        with sum_squares_on_the_device(), clipping_by(recipe.optimizer):
             norm: torch.Tensor | float = self._utils.scale_grads_and_clip_grad_norm(
                 self.max_grad_norm, recipe.model_parts, device_mesh=recipe.device_mesh, foreach=True
             )
@@ -309,11 +314,28 @@ def _lengths(recipe: Any) -> tuple[int, ...]:
     data: Any = getattr(loader, "dataset", None)
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not getattr(loader, "batch_size", None):
         return ()
+    lengths = _tokenized(data) or _collated(data, getattr(loader, "collate_fn", None))
+    return bucket_lengths(lengths, loader.batch_size) if lengths else ()
+
+
+def _evenly(data: Any, most: int) -> range:
+    return range(0, len(data), max(1, -(-len(data) // most)))
+
+
+def _tokenized(data: Any) -> list[int]:
+    """Lengths of samples that hold their tokens; none of others, which is known from the first one."""
     lengths: list[int] = []
-    for index in range(0, len(data), max(1, -(-len(data) // _SAMPLED))):
+    for index in _evenly(data, _SAMPLED):
         sample: Any = data[index]
         ids = sample.get("input_ids") if isinstance(sample, dict) else None
         if ids is None or (isinstance(ids, torch.Tensor) and ids.ndim != 1):
-            return ()  # at the first one: a sample may be images to decode
+            return []
         lengths.append(len(ids))
-    return bucket_lengths(lengths, loader.batch_size) if lengths else ()
+    return lengths
+
+
+def _collated(data: Any, collate: Any) -> list[int]:
+    """Lengths of samples that become tokens when they are collated, with their images: of fewer, since that is work."""
+    if not collate or not len(data) or not isinstance(data[0], dict):
+        return []
+    return [int(collate([data[index]])["labels"].shape[-1]) for index in _evenly(data, _COLLATED)]

@@ -29,16 +29,21 @@ def free_rotary_of_waits(model: torch.nn.Module) -> None:
         rotary.forward = gathered
 
 
-def sum_squares_on_the_device() -> None:
-    """AutoModel's kernel for the gradient norm takes a table of addresses that the host copies each time; norms of
-    torch's need none, and are summed in float64 as well."""
+@contextmanager
+def sum_squares_on_the_device() -> Iterator[None]:
+    """Within, the gradient norm is made of torch's norms, summed in float64 as AutoModel's: its own kernel takes a
+    table of addresses that the host copies each time."""
     utils: Any = importlib.import_module("nemo_automodel.components.training.utils")
 
     def sum_of_squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         norms = torch._foreach_norm(list(tensors), 2.0, dtype=torch.float32)
         return torch.stack(norms).double().square().sum()
 
-    utils.multi_tensor_sumsq = sum_of_squares
+    original, utils.multi_tensor_sumsq = utils.multi_tensor_sumsq, sum_of_squares
+    try:
+        yield
+    finally:
+        utils.multi_tensor_sumsq = original
 
 
 @contextmanager

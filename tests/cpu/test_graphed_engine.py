@@ -281,8 +281,9 @@ class Samples:
 
 
 class TestLengths:
-    def lengths(self, data):
-        return automodel_graphed._lengths(Recipe(dataloader=SimpleNamespace(dataset=data, batch_size=2)))
+    def lengths(self, data, collate=None):
+        loader = SimpleNamespace(dataset=data, batch_size=2, collate_fn=collate)
+        return automodel_graphed._lengths(Recipe(dataloader=loader))
 
     def test_they_are_chosen_by_samples_from_all_over_the_data_each_read_once(self):
         data = Samples(100_000, lambda index: {"input_ids": [0] * (64 if index < 50_000 else 512)})
@@ -290,10 +291,12 @@ class TestLengths:
         assert len(data.asked) == len(set(data.asked)) <= 512
         assert max(data.asked) > 99_000
 
-    def test_a_sample_that_does_not_tell_its_length_is_the_last_one_read(self):
-        data = Samples(1000, lambda _: {"conversation": "an image"})
-        assert self.lengths(data) == ()
-        assert data.asked == [0]
+    def test_of_samples_that_are_no_tokens_yet_a_few_are_collated(self):
+        data = Samples(1000, lambda index: {"conversation": "x" * (64 if index < 500 else 256)})
+        collate = lambda samples: {"labels": torch.zeros(1, len(samples[0]["conversation"]))}  # noqa: E731
+        assert self.lengths(data, collate) == (64, 256)
+        assert len(set(data.asked)) <= 64
+        assert max(data.asked) > 950
 
     @pytest.mark.parametrize("data", [iter(()), [], [torch.zeros(3)], [{"input_ids": torch.zeros(2, 3)}]])
     def test_data_that_cannot_tell_have_none(self, data):
