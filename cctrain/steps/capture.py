@@ -28,15 +28,24 @@ def capture(work: Callable[[], None], pool: tuple[int, int], stream: torch.cuda.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             work()
     except torch.cuda.OutOfMemoryError as error:
+        _end_recording_of_random_numbers(stream.device)
         raise NotCapturableError(
             "out of GPU memory while the step was recorded: a graph keeps the memory of a micro-batch to itself; lower "
             "train.step_scheduler.local_batch_size or data.seq_len, or use step=stock"
         ) from error
     except Exception as error:
+        _end_recording_of_random_numbers(stream.device)
         raise NotCapturableError(
             f"{_where(error)} cannot be recorded into a CUDA graph ({_first_line(error)})"
         ) from error
     return graph
+
+
+def _end_recording_of_random_numbers(device: torch.device) -> None:
+    """A capture that broke off leaves the generator of random numbers waiting for its end, and whoever draws some next
+    with an error: go on from a copy of its state, which waits for nothing."""
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 @contextmanager

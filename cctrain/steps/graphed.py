@@ -167,8 +167,11 @@ class GraphedStep:
         self._readback.drain()
 
     def close(self) -> None:
-        """End the thread that reads back."""
+        """End the thread that reads back, and give the graphs up: a group of ranks whose collectives are in one waits
+        for it when it ends."""
         self._readback.close()
+        self._recorded.clear()
+        self._updates.clear()
 
     def _role(self, index: int, num_batches: int) -> tuple[bool, bool] | None:
         """Ranks that share parameters treat a step's first and last micro-batch apart."""
