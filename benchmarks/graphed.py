@@ -7,12 +7,13 @@ steps that are not measured; times are stamps of the GPU's clock.
 
     python benchmarks/graphed.py recipe=llama8b_peft --shape 4x256 --out 4x256.json
     python benchmarks/graphed.py recipe=llama8b_peft --shape packed4096
-    python benchmarks/graphed.py recipe=llama8b_peft --shape 4x256 --modes off --rounds 10 --block 12 \\
-        --line 'another attention: ++train.model.attn_implementation=eager' --line 'uncompiled: step=graphed \\
-        step.compile=false'
+    python benchmarks/graphed.py recipe=llama8b_peft --shape 4x256 --modes off --rounds 10 --block 10 --noise \\
+        --line 'uncompiled: step=graphed step.compile=false'
     python benchmarks/graphed.py recipe=tiny_llama_peft --shape 2x64 --rounds 3          on a CPU, plain only
 
-Lines are AutoModel's own step and the graphed one, and further ones by --line. Memory must hold the weights of all.
+Lines are AutoModel's own step and the graphed one, and further ones by --line. --noise adds two that show how far
+AutoModel's own step comes from itself by rounding alone: with another of torch's attention kernels, and with its layers
+compiled as the graphed step's are (its loop left as it is). Memory must hold the weights of all.
 
 Of every line, off and tolled: the step time; over the first line's, as the mean of the rounds' ratios with a 95 % t
 interval (the replicate is the round); the share lost to the tolls, likewise; and how many times the floor it takes, the
@@ -30,7 +31,8 @@ import math
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ import torch
 from peers import shape_overrides
 from rich.console import Console
 from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cctrain import flops, ratios
 from cctrain.emulation import in_rank
@@ -46,6 +49,7 @@ from cctrain.emulation.blocks import SETTLING_STEPS, schedule
 from cctrain.emulation.injector import attached
 from cctrain.emulation.profile import load_profile
 from cctrain.engines import automodel
+from cctrain.engines.compiled import compile_layers
 from cctrain.launcher import NO_MULTICAST
 from cctrain.platform import host
 from cctrain.request.checks import check_layout
@@ -59,12 +63,25 @@ from cctrain.tolls import matmul
 RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29523"}
 OFF, TOLLED = "off", "tolled"
 STOCK, GRAPHED = "AutoModel's step", "graphed"
+NOISE: dict[str, dict[str, Any]] = {
+    f"{STOCK}, another attention": {"around": lambda: sdpa_kernel(_other_kernel())},
+    f"{STOCK}, layers compiled": {"is_compiled": True},
+}
+"""Lines of --noise, and what is different with them."""
 
 
 class Line:
-    """One recipe, set up, whose steps can be taken."""
+    """One recipe, set up, whose steps can be taken; `around` is entered around them."""
 
-    def __init__(self, overrides: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self,
+        overrides: Sequence[str],
+        folder: Path,
+        *,
+        is_compiled: bool = False,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._around = around
         config = compose_config([*overrides, "track=none", "measure.steps=100000"], build_recipe)
         layout = check_layout(config.train, config.measure, 1)
         check_step(config, layout)
@@ -72,13 +89,18 @@ class Line:
             (folder / name).mkdir(parents=True)
         prepare_data(config.data, folder, is_vlm=config.train["recipe"] == VLM)
         step = {"kind": config.step.kind.value, "compile": config.step.compile}
+        recipe = recipe_run(config, layout)
+        if is_compiled and recipe.get("peft"):
+            recipe["peft"]["use_triton"] = False  # as the graphed step has it: the compiler cannot fuse those kernels
         self.recipe, self.observer = automodel.build(
-            located(recipe_run(config, layout), folder), SampleFile(folder / "samples" / "rank0.jsonl"), step=step
+            located(recipe, folder), SampleFile(folder / "samples" / "rank0.jsonl"), step=step
         )
         self.recipe.setup()
         self.observer.thread.close()  # it would take the rows
         for part in self.recipe.model_parts:
             part.train()
+        if is_compiled:
+            compile_layers(self.recipe.model_parts[0])
         self.graphed = None if step["kind"] == "stock" else self.recipe.graphed
         outside = _current_stream()
         if self.graphed:
@@ -99,11 +121,12 @@ class Line:
         outside = _current_stream()
         _set_stream(self._stream)
         self.observer.timer.resume()
-        for _ in range(count):
-            log = self.recipe._run_train_optim_step(next(self._batches), 1.0)  # noqa: SLF001
-            self.recipe.log_train_metrics(log)
-            self._logs.append(log)
-        _synchronize()
+        with self._around():
+            for _ in range(count):
+                log = self.recipe._run_train_optim_step(next(self._batches), 1.0)  # noqa: SLF001
+                self.recipe.log_train_metrics(log)
+                self._logs.append(log)
+            _synchronize()
         _set_stream(outside)
         rows = self.observer.timer.finished()
         assert len(rows) == count
@@ -130,6 +153,11 @@ class Line:
             patches = [list(part) for part in zip(*row["patches"], strict=True)] or [[], []]
             total += flops.model_flops(self._shape, self._training, flops.Sequences(*parts, *patches))
         return total / len(self.rows)
+
+
+def _other_kernel() -> SDPBackend:
+    """One of torch's that attention without a mask does not take by itself."""
+    return SDPBackend.EFFICIENT_ATTENTION if torch.cuda.is_available() else SDPBackend.MATH
 
 
 def _synchronize() -> None:
@@ -258,6 +286,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=8, help="blocks of each line and mode")
     parser.add_argument("--block", type=int, default=6, help="measured steps of a block")
     parser.add_argument("--warmup", type=int, default=8)
+    parser.add_argument("--noise", action="store_true", help="AutoModel's step by other kernels as well")
     parser.add_argument("--line", action="append", default=[], metavar="NAME: OVERRIDE ...", help="a further line")
     parser.add_argument("--out", type=Path)
     parser.add_argument("override", nargs="*", help="overrides of all lines, as of python -m cctrain")
@@ -273,12 +302,13 @@ def main() -> None:
     if is_gpu:
         in_rank.inject()
     kinds = {STOCK: ["step=stock"], GRAPHED: ["step=graphed"]}
+    kinds |= {name: ["step=stock"] for name in (NOISE if options.noise else ())}
     kinds |= {name: overrides.split() for name, _, overrides in (line.partition(":") for line in options.line)}
     with tempfile.TemporaryDirectory() as folder:
         lines = {}
         for number, (name, overrides) in enumerate(kinds.items()):
             print(f"setting up: {name}", flush=True)
-            lines[name] = Line([*common, *overrides], Path(folder) / str(number))
+            lines[name] = Line([*common, *overrides], Path(folder) / str(number), **NOISE.get(name, {}))
         rates = [matmul.measure()[0].value] if is_gpu else []
         found = measure(lines, options, options.modes if is_gpu else [OFF])
         rates += [matmul.measure()[0].value] if is_gpu else []

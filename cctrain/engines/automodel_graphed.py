@@ -17,11 +17,12 @@ import torch
 
 from cctrain.engines.automodel_unwaiting import clipping_by, free_rotary_of_waits, sum_squares_on_the_device
 from cctrain.engines.compiled import compile_layers, compiler_facts
+from cctrain.engines.documents import attend_by_documents
 from cctrain.engines.image_places import check_images, free_images_of_waits
 from cctrain.engines.masks import without_search_for_samples
 from cctrain.engines.observer import check_loss
 from cctrain.metrics import IGNORED_LABEL
-from cctrain.steps.batches import padded, unmasked
+from cctrain.steps.batches import by_documents, padded, unmasked
 from cctrain.steps.capture import NotCapturableError
 from cctrain.steps.graphed import GraphedStep
 from cctrain.steps.lengths import bucket_lengths
@@ -48,6 +49,7 @@ class GraphedTraining:
         self._last_step = 0
         self._why = "asked for" if not may_fall_back else "step=auto: nothing stood against graphs"
         self._lengths: tuple[int, ...] = ()
+        self._is_by_documents = False
         self._step: GraphedStep | None = None
         self._last_s = time.perf_counter()
 
@@ -65,6 +67,7 @@ class GraphedTraining:
             self._lengths = self._lengths[-1:]  # graphs of sharded gradients are of one shape
         free_rotary_of_waits(model)
         free_images_of_waits(model)
+        self._is_by_documents = attend_by_documents(recipe)
         if not torch.cuda.is_available():
             self._why += "; on a CPU, which has no CUDA graphs, the steps ran unrecorded"
         elif self._compiled:
@@ -106,7 +109,8 @@ class GraphedTraining:
         """The micro-batches as they are trained on. Raises ValueError for images that their text has no places for."""
         for batch in batches:
             check_images(batch, getattr(self._recipe.model_parts[0], "config", None))
-        return [padded(batch, self._lengths) for batch in batches]
+        prepared = [padded(batch, self._lengths) for batch in batches]
+        return [by_documents(batch) for batch in prepared] if self._is_by_documents else prepared
 
     def run(self, batches: Sequence[dict[str, Any]], max_grad_norm: float | None) -> Any:
         """Queue the step. Returns AutoModel's sample of its metrics, with the loss of the last step known."""

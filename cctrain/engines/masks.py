@@ -14,8 +14,9 @@ from typing import Any
 
 @contextmanager
 def without_search_for_samples(batch: Mapping[str, Any]) -> Iterator[None]:
-    """Within, none are looked for, if `batch` brings no positions: the model's own count each row from 0 to its end."""
-    if "position_ids" in batch:
+    """Within, none are looked for, if `batch` brings no positions, as the model's own count each row from 0 to its end;
+    or if it brings the boundaries between its samples besides."""
+    if "position_ids" in batch and "cu_seq_lens_q" not in batch:
         yield
         return
     masks: Any = importlib.import_module("transformers.masking_utils")

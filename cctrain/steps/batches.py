@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,37 @@ def _is_along(value: Any, length: int) -> bool:
 
 def _is_rows(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 2
+
+
+def by_documents(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """`batch` of packed rows with the boundaries of their documents in place of a mask of pairs, as flash attention
+    takes them: `cu_seq_lens_q`, int32 (documents + 1), over all rows one after the other, and `max_length_q`.
+
+    Padding counts as a document. Boundaries are filled up with empty documents, and the length is rounded up, each to
+    one of a few numbers, so that few graphs serve all batches.
+    """
+    ids = batch.get("_packed_seq_ids")
+    if ids is None:
+        return dict(batch)
+    rows, length = ids.shape
+    begins = torch.ones(rows, length, dtype=torch.bool)
+    begins[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    found = [*begins.flatten().nonzero().flatten().tolist(), rows * length]
+    longest = max(end - begin for begin, end in itertools.pairwise(found))
+    num_documents = _power_of_two(max(len(found) - 1, rows * length // _DOCUMENT))
+    found += [rows * length] * (num_documents + 1 - len(found))
+    boundaries = torch.tensor(found, dtype=torch.int32)
+    most = min(length, _power_of_two(max(longest, length // 4)))
+    whole = {name: value for name, value in batch.items() if name != "attention_mask"}
+    return whole | {"cu_seq_lens_q": boundaries, "max_length_q": most}
+
+
+_DOCUMENT = 64
+"""Tokens of a short document: so many documents a row are taken for usual."""
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 def unmasked(batch: Mapping[str, Any]) -> dict[str, Any]:

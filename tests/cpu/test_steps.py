@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cctrain.metrics import IGNORED_LABEL
-from cctrain.steps.batches import padded, unmasked
+from cctrain.steps.batches import by_documents, padded, unmasked
 from cctrain.steps.graphed import GraphedStep
 from cctrain.steps.number import OnDevice
 from cctrain.steps.readback import MOST_AHEAD, Readback
@@ -89,6 +89,34 @@ class TestPadded:
     def test_a_batch_with_anything_along_its_sequence_that_cannot_be_padded_is_left_as_it_is(self, name, value):
         batch = text(3, 2) | {name: value}
         assert same(padded(batch, (5,)), batch)
+
+
+class TestByDocuments:
+    IDS = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [1, 1, 2, 2, 2, 2, 2, 0]])
+
+    def test_boundaries_are_where_documents_rows_and_padding_begin(self):
+        batch = by_documents({"_packed_seq_ids": self.IDS, "attention_mask": torch.ones(2, 1, 8, 8)})
+        assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 6, 8, 10, 15, 16, 16]
+        assert batch["cu_seq_lens_q"].dtype is torch.int32
+        assert "attention_mask" not in batch
+
+    def test_the_most_tokens_of_a_document_are_rounded_up_within_the_row(self):
+        assert by_documents({"_packed_seq_ids": self.IDS})["max_length_q"] == 8
+        long = torch.arange(1, 257).repeat_interleave(4).unsqueeze(0)
+        assert by_documents({"_packed_seq_ids": long})["max_length_q"] == 256  # a quarter of the row: shorter is alike
+        long[0, :300] = 1
+        assert by_documents({"_packed_seq_ids": long})["max_length_q"] == 512
+
+    def test_rows_with_some_documents_more_or_fewer_share_a_graph(self):
+        shapes = set()
+        for num_documents in (5, 9, 16):
+            ids = (torch.arange(1024) * num_documents // 1024 + 1).unsqueeze(0)
+            shapes.add(shape_of(by_documents({"_packed_seq_ids": ids})))
+        assert len(shapes) == 1
+
+    def test_rows_that_are_not_packed_are_left_as_they_are(self):
+        batch = {"input_ids": torch.zeros(1, 4), "attention_mask": torch.ones(1, 4)}
+        assert by_documents(batch) == batch
 
 
 class TestUnmasked:
