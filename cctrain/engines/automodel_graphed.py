@@ -21,17 +21,13 @@ from cctrain.engines.documents import attend_by_documents
 from cctrain.engines.image_places import check_images, free_images_of_waits
 from cctrain.engines.masks import without_search_for_samples
 from cctrain.engines.observer import check_loss
+from cctrain.engines.replicas import average_gradients, is_replicated, unwrapped, without_reducer
+from cctrain.engines.sampled_lengths import lengths_for
 from cctrain.metrics import IGNORED_LABEL
 from cctrain.steps.batches import by_documents, padded, unmasked
 from cctrain.steps.capture import NotCapturableError
 from cctrain.steps.graphed import GraphedStep
-from cctrain.steps.lengths import bucket_lengths
 from cctrain.steps.readback import MOST_AHEAD
-
-_SAMPLED = 512
-"""Samples of the data whose lengths decide the buckets."""
-_COLLATED = 64
-"""Likewise, where a sample's length is known only once its images are decoded and cut."""
 
 
 class GraphedTraining:
@@ -61,9 +57,10 @@ class GraphedTraining:
         except NotCapturableError as error:
             self._fall_back(error)
             return
-        model = recipe.model_parts[0]
-        self._lengths = _lengths(recipe)
-        if recipe.step_scheduler.grad_acc_steps > 1 and recipe.dist_env.world_size > 1:
+        model = unwrapped(recipe.model_parts[0])
+        is_sharded = recipe.dist_env.world_size > 1 and not is_replicated(recipe.model_parts[0])
+        self._lengths = lengths_for(recipe.dataloader)
+        if recipe.step_scheduler.grad_acc_steps > 1 and is_sharded:
             self._lengths = self._lengths[-1:]  # graphs of sharded gradients are of one shape
         free_rotary_of_waits(model)
         free_images_of_waits(model)
@@ -80,6 +77,7 @@ class GraphedTraining:
             marks=recipe.observer.timer,
             accumulates=recipe.step_scheduler.grad_acc_steps > 1,
             num_ranks=recipe.dist_env.world_size,
+            is_sharded=is_sharded,
             deliver=self._deliver,
         )
         if recipe.step_scheduler.sig_handler is not None:
@@ -100,7 +98,8 @@ class GraphedTraining:
         """For the record: which step it was, why, and what was recorded into graphs."""
         facts: dict[str, Any] = {"kind": "graphed" if self._step else "stock", "why": self._why}
         if self._step:
-            facts |= {"lengths": list(self._lengths), "compiled": self._num_compiled > 0, **self._step.facts}
+            facts |= {"lengths": list(self._lengths), "compiled": self._num_compiled > 0}
+            facts |= {"attends_by_documents": self._is_by_documents, **self._step.facts}
             if self._num_compiled:
                 facts |= compiler_facts()
         return facts
@@ -108,7 +107,7 @@ class GraphedTraining:
     def prepared(self, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The micro-batches as they are trained on. Raises ValueError for images that their text has no places for."""
         for batch in batches:
-            check_images(batch, getattr(self._recipe.model_parts[0], "config", None))
+            check_images(batch, getattr(unwrapped(self._recipe.model_parts[0]), "config", None))
         prepared = [padded(batch, self._lengths) for batch in batches]
         return [by_documents(batch) for batch in prepared] if self._is_by_documents else prepared
 
@@ -214,8 +213,7 @@ class GraphedTraining:
 
     def _refuse(self, recipe: Any) -> None:
         """Raise NotCapturableError for what the model says; what the recipe says is refused before the launch."""
-        model = recipe.model_parts[0]
-        config = getattr(model, "config", None)
+        config = getattr(unwrapped(recipe.model_parts[0]), "config", None)
         text = getattr(config, "text_config", config)
         experts = next(filter(None, (getattr(text, name, None) for name in _EXPERTS)), None)
         for is_so, what in (
@@ -257,7 +255,7 @@ class _Engine:
             utils.prepare_for_grad_accumulation(recipe.model_parts, pp_enabled=False)
         if index == num_batches - 1:
             utils.prepare_for_final_backward(recipe.model_parts, pp_enabled=False)
-        with without_search_for_samples(batch):
+        with without_search_for_samples(batch), without_reducer(recipe.model_parts[0]):
             recipe._forward_backward_step(
                 index, batch, loss_buffer=losses, num_label_tokens=label_tokens, num_batches=num_batches
             )
@@ -268,6 +266,7 @@ class _Engine:
     def update(self) -> torch.Tensor | float:
         """AutoModel's clipping, and its optimizers."""
         recipe = self._recipe
+        average_gradients(recipe.model_parts[0])
         self._replicas.synchronize_tp_replica_gradients(recipe.model_parts, recipe.device_mesh)
         with sum_squares_on_the_device(), clipping_by(recipe.optimizer):
             norm: torch.Tensor | float = self._utils.scale_grads_and_clip_grad_norm(
@@ -310,36 +309,3 @@ class _AgreedStop:
     def signals_received(self) -> list[bool]:
         """AutoModel's question after each step, and before each epoch."""
         return [self._training.is_time_to_stop()]
-
-
-def _lengths(recipe: Any) -> tuple[int, ...]:
-    """The lengths to pad micro-batches to, by the lengths of samples; none where the data do not tell them."""
-    loader: Any = recipe.dataloader
-    data: Any = getattr(loader, "dataset", None)
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not getattr(loader, "batch_size", None):
-        return ()
-    lengths = _tokenized(data) or _collated(data, getattr(loader, "collate_fn", None))
-    return bucket_lengths(lengths, loader.batch_size) if lengths else ()
-
-
-def _evenly(data: Any, most: int) -> range:
-    return range(0, len(data), max(1, -(-len(data) // most)))
-
-
-def _tokenized(data: Any) -> list[int]:
-    """Lengths of samples that hold their tokens; none of others, which is known from the first one."""
-    lengths: list[int] = []
-    for index in _evenly(data, _SAMPLED):
-        sample: Any = data[index]
-        ids = sample.get("input_ids") if isinstance(sample, dict) else None
-        if ids is None or (isinstance(ids, torch.Tensor) and ids.ndim != 1):
-            return []
-        lengths.append(len(ids))
-    return lengths
-
-
-def _collated(data: Any, collate: Any) -> list[int]:
-    """Lengths of samples that become tokens when they are collated, with their images: of fewer, since that is work."""
-    if not collate or not len(data) or not isinstance(data[0], dict):
-        return []
-    return [int(collate([data[index]])["labels"].shape[-1]) for index in _evenly(data, _COLLATED)]

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from cctrain.engines.replicas import unwrapped
+
 _WIDEST_HEAD = 256
 """Of torch's flash attention."""
 
@@ -20,7 +22,7 @@ _WIDEST_HEAD = 256
 def attend_by_documents(recipe: Any) -> bool:
     """Have sdpa, in this process, attend by the boundaries that a batch of `steps.batches.by_documents` brings. Returns
     whether the model of `recipe` may be given such batches: one whose every layer sees all that came before."""
-    model = recipe.model_parts[0]
+    model = unwrapped(recipe.model_parts[0])
     if not _is_plain(model) or recipe._get_cp_group_size() > 1:
         return False
     _register()
@@ -30,7 +32,8 @@ def attend_by_documents(recipe: Any) -> bool:
 def _is_plain(model: torch.nn.Module) -> bool:
     config: Any = getattr(model, "config", None)
     parameter = next(model.parameters())
-    if getattr(config, "_attn_implementation", None) != "sdpa" or parameter.device.type != "cuda":
+    is_sdpa = getattr(config, "_attn_implementation", None) == "sdpa"
+    if not is_sdpa or parameter.device.type != "cuda" or not hasattr(config, "num_attention_heads"):
         return False
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     others = ("sliding_window", "attn_logit_softcapping", "attention_dropout")

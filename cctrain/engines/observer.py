@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from cctrain.emulation.switch import TollSwitch
+from cctrain.engines.replicas import unwrapped
 from cctrain.samples import STOP_FILE, SampleFile, SampleThread
 from cctrain.timing.clock import HostClock, StepClock
 from cctrain.timing.timer import StepTimer
@@ -196,7 +197,7 @@ def _versions() -> dict[str, str | None]:
 
 def _model_config(model: Any) -> dict[str, Any] | None:
     """The model's own configuration, with whatever the engine changed in it."""
-    config: Any = getattr(model, "config", None)
+    config: Any = getattr(unwrapped(model), "config", None)
     if not hasattr(config, "to_dict"):
         return None
     plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))

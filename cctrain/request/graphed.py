@@ -28,8 +28,6 @@ def reasons(recipe: Mapping[str, Any], layout: Layout) -> Iterator[str]:
     """Why a recipe's step cannot be recorded into CUDA graphs, as far as the recipe tells."""
     if layout.pipeline > 1:
         yield f"a pipeline (train.distributed.pp_size={layout.pipeline}) sends each stage's work by the host"
-    if (recipe.get("distributed") or {}).get("strategy") == "ddp" and layout.world > 1:
-        yield "DDP (train.distributed.strategy=ddp) reduces gradients from Python"
     if (recipe.get("fp8") or {}).get("enabled"):
         yield "FP8 scales (train.fp8.enabled=true) are computed between the steps"
     if recipe.get("domain_mixture"):

@@ -77,7 +77,8 @@ class _Recorded:
 
 
 class GraphedStep:
-    """One rank's optimizer steps. `optimizers` are torch's; `deliver` gets the step, its loss, gradient norm,
+    """One rank's optimizer steps, of `num_ranks` that train one model; `is_sharded`: each holds a part of it.
+    `optimizers` are torch's; `deliver` gets the step, its loss, gradient norm,
     label tokens of all ranks and how many of them were asked to stop, in order and on a thread beside."""
 
     def __init__(
@@ -89,10 +90,11 @@ class GraphedStep:
         marks: PhaseMarks,
         accumulates: bool,
         num_ranks: int,
+        is_sharded: bool,
         deliver: Callable[[int, list[float]], None],
     ) -> None:
         self._engine, self._marks = engine, marks
-        self._accumulates, self._num_ranks = accumulates, num_ranks
+        self._accumulates, self._num_ranks, self._is_sharded = accumulates, num_ranks, is_sharded
         parameters = list(model.parameters())
         device = parameters[0].device
         self._is_cuda = device.type == "cuda"
@@ -146,7 +148,7 @@ class GraphedStep:
         keys = [(self._role(index, len(staged)), shape_of(one)) for index, one in enumerate(staged)]
         graphs = [self._recorded.get(key) for key in keys]
         may_record = self._is_cuda
-        if self._num_ranks > 1 and self._accumulates:
+        if self._is_sharded and self._accumulates:
             # Sharded gradients live in Python between a step's micro-batches: a graph knows those of its step only.
             graphs = graphs if None not in graphs else [None] * len(graphs)
             may_record = may_record and not self._recorded and len({shape for _, shape in keys}) == 1
@@ -175,7 +177,7 @@ class GraphedStep:
 
     def _role(self, index: int, num_batches: int) -> tuple[bool, bool] | None:
         """Ranks that share parameters treat a step's first and last micro-batch apart."""
-        return (index == 0, index == num_batches - 1) if self._num_ranks > 1 else None
+        return (index == 0, index == num_batches - 1) if self._is_sharded else None
 
     def _micro_batch(self, recorded: _Recorded | None, staged: dict[str, Any], index: int, num_batches: int) -> None:
         if recorded is None:

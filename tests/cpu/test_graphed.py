@@ -22,6 +22,7 @@ SHORT = ("track=none", "measure.warmup=1", "measure.steps=5")
 TWO_RANKS = "launch.nproc_per_node=2"
 ONE_RANK = "launch.nproc_per_node=1"
 ENDLESS = ("track=none", "measure.warmup=5", "measure.steps=5000")
+REPLICAS = ("train.distributed.strategy=ddp", "~train.distributed.sequence_parallel", "~train.distributed.mp_policy")
 CASES = {
     "sft": ("recipe=tiny_llama_sft", "data=pydoc", ONE_RANK, "train.step_scheduler.local_batch_size=4"),
     "sft_accumulated_fused_and_checkpointed": (
@@ -35,10 +36,16 @@ CASES = {
         "+train.distributed.activation_checkpointing=true",
     ),
     "lora_on_two_ranks": ("recipe=tiny_llama_peft", "data=pydoc", TWO_RANKS, "+train.optimizer.fused=true"),
+    "lora_on_two_replicas": ("recipe=tiny_llama_peft", "data=pydoc", TWO_RANKS, *REPLICAS),
+    "sft_accumulated_on_two_replicas": (
+        *("recipe=tiny_llama_sft", "data=pydoc", TWO_RANKS, *REPLICAS),
+        *("train.step_scheduler.local_batch_size=1", "train.step_scheduler.global_batch_size=4"),
+    ),
     "tensor_parallel": ("recipe=tiny_llama_sft", "data=pydoc", TWO_RANKS, "train.distributed.tp_size=2"),
-    "gemma_with_images_on_two_ranks": ("recipe=tiny_gemma_peft", TWO_RANKS),
+    # Of one length: with others, rounding alone differs by 1e-5 of a gradient (test_image_places.py: 1e-6 in float64).
+    "gemma_with_images_on_two_ranks": ("recipe=tiny_gemma_peft", "data=synthetic", "data.seq_len=160", TWO_RANKS),
 }
-NUM_MICRO_BATCHES = (1, 4, 4, 1, 2, 2)
+NUM_MICRO_BATCHES = (1, 4, 4, 1, 1, 2, 2, 2)
 """A step, by case."""
 
 

@@ -9,6 +9,7 @@ import torch
 from cctrain.engines import automodel_graphed, automodel_unwaiting
 from cctrain.engines.automodel_graphed import GraphedTraining
 from cctrain.engines.observer import LossNotFiniteError
+from cctrain.engines.sampled_lengths import lengths_for
 from cctrain.metrics import IGNORED_LABEL
 from cctrain.steps.capture import NotCapturableError
 from cctrain.steps.readback import MOST_AHEAD
@@ -283,7 +284,7 @@ class Samples:
 class TestLengths:
     def lengths(self, data, collate=None):
         loader = SimpleNamespace(dataset=data, batch_size=2, collate_fn=collate)
-        return automodel_graphed._lengths(Recipe(dataloader=loader))
+        return lengths_for(loader)
 
     def test_they_are_chosen_by_samples_from_all_over_the_data_each_read_once(self):
         data = Samples(100_000, lambda index: {"input_ids": [0] * (64 if index < 50_000 else 512)})

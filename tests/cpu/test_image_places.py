@@ -81,6 +81,30 @@ def test_logits_and_gradients_are_those_of_the_model_as_it_was(stock, freed, hei
         torch.testing.assert_close(found_gradients[name], gradient, msg=name)
 
 
+def test_what_is_learned_from_a_padded_batch_is_the_same(freed):
+    from cctrain.steps.batches import padded, unmasked
+
+    model = copy.deepcopy(freed).double()
+    batch = make_batch(model)
+    batch |= {"labels": batch["input_ids"].clone(), "pixel_values": batch["pixel_values"].double()}
+    for filler in (0, 21):
+        longer = unmasked(padded(batch, (64,)))
+        longer["input_ids"][:, 40:] = filler
+        gradients = [taught(model, one) for one in (batch, longer)]
+        assert gradients[0].keys() == gradients[1].keys()
+        for name, gradient in gradients[0].items():
+            error = (gradients[1][name] - gradient).norm() / gradient.norm()
+            assert error < 1e-6, name  # the model computes its norms and rotations in float32
+
+
+def taught(model, batch):
+    """Gradients of the loss on the batch's labels, by name."""
+    model.zero_grad()
+    logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum").backward()
+    return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
 def test_an_image_does_change_the_logits(stock, freed):
     batch = make_batch(stock)
     other = batch | {"pixel_values": 1 - batch["pixel_values"]}

@@ -439,6 +439,7 @@ def graphed():
             marks=NoMarks(),
             accumulates=num_batches > 1,
             num_ranks=1,
+            is_sharded=False,
             deliver=delivered.__setitem__,
         )
         made.append(step)

@@ -109,6 +109,7 @@ class Training:
             marks=self.marks,
             accumulates=num_batches > 1,
             num_ranks=1,
+            is_sharded=False,
             deliver=self.delivered.__setitem__,
         )
         self.step.begin()

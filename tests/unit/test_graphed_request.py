@@ -12,7 +12,6 @@ from cctrain.request.recipe import build_recipe, recipe_hash
 
 PIPELINE = ("train.distributed.pp_size=2",)
 FP8 = ("+train.fp8.enabled=true",)
-DDP = ("train.distributed.strategy=ddp",)
 
 
 def composed(*overrides, recipe="llama8b_peft"):
@@ -28,7 +27,6 @@ def layout(config):
     ("overrides", "named"),
     [
         (PIPELINE, "train.distributed.pp_size=2"),
-        (DDP, "train.distributed.strategy=ddp"),
         (FP8, "train.fp8.enabled=true"),
     ],
 )

@@ -1,0 +1,42 @@
+"""What AutoModel's section `distributed` refuses once the ranks run, refused before they start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cctrain.errors import RequestError
+
+_SIZES = ("dp_size", "dp_replicate_size", "tp_size", "pp_size", "cp_size", "ep_size")
+_ONE = (1, "none", "None")
+_DDP = (
+    *("strategy", "activation_checkpointing", "activation_checkpointing_scope", "autocast_dtype", "broadcast_buffers"),
+    *("bucket_cap_mb", "find_unused_parameters", "gradient_as_bucket_view", "static_graph"),
+)
+"""Keys beside the sizes that AutoModel 0.7's DDPConfig has."""
+
+
+def check_strategy(recipe: Mapping[str, Any]) -> None:
+    """Raises RequestError for settings that do not go with the strategy, with the overrides that mend it."""
+    distributed = recipe.get("distributed") or {}
+    sizes = {key: distributed.get(key) for key in _SIZES}
+    if (sizes["pp_size"] or 1) not in _ONE and distributed.get("pipeline") is None:
+        raise RequestError(
+            f"train.distributed.pp_size={sizes['pp_size']} needs the section distributed.pipeline, which says how "
+            "micro-batches are scheduled: add +train.distributed.pipeline={}, which takes AutoModel's defaults"
+        )
+    if distributed.get("strategy") != "ddp":
+        return
+    for key in ("tp_size", "pp_size", "cp_size", "ep_size"):
+        if (sizes[key] or 1) not in _ONE:
+            raise RequestError(
+                f"train.distributed.{key}={sizes[key]}: with strategy=ddp, where each rank holds the whole model, "
+                "allowed is 1"
+            )
+    others = [key for key in distributed if key not in (*_SIZES, *_DDP)]
+    if others:
+        removals = " ".join(f"'~train.distributed.{key}'" for key in others)
+        raise RequestError(
+            f"train.distributed.strategy=ddp does not take {', '.join(others)}, which the recipe sets for another "
+            f"strategy: leave {'it' if len(others) == 1 else 'them'} out with {removals}"
+        )
