@@ -1,4 +1,4 @@
-"""How long the samples of a data loader are, told by some of them, for the few lengths that micro-batches are padded to."""
+"""How long the samples of a data loader are, told by some of them: for the few lengths that batches are padded to."""
 
 from __future__ import annotations
 
