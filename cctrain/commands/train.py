@@ -35,6 +35,7 @@ from cctrain.request.data_files import check_jsonl, prepare_data
 from cctrain.request.graphed import check_step, recipe_run, step_chosen
 from cctrain.request.hf import check_engine
 from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located, recipe_hash
+from cctrain.request.strategy import check_strategy
 from cctrain.sinks.tracking import Tracking, check_sinks
 
 
@@ -156,6 +157,7 @@ def _check(config: Config, world: int | None) -> _Request:
 def _check_request(config: Config, num_ranks: int) -> Layout:
     check_recipe(config.train, config.allow_targets)
     check_engine(config)
+    check_strategy(config)
     layout = check_layout(config.train, config.measure, num_ranks)
     check_step(config, layout)
     return layout

@@ -8,6 +8,7 @@ it is known); a poll for SIGTERM by a collective (part of the same all-reduce).
 
 from __future__ import annotations
 
+import functools
 import importlib
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import torch
 from cctrain.engines.automodel_unwaiting import clipping_by, free_rotary_of_waits, sum_squares_on_the_device
 from cctrain.engines.compiled import compile_layers, compiler_facts
 from cctrain.engines.documents import attend_by_documents
-from cctrain.engines.image_places import check_images, free_images_of_waits
+from cctrain.engines.image_places import check_images, images_in_place
 from cctrain.engines.masks import without_search_for_samples
 from cctrain.engines.observer import check_loss
 from cctrain.engines.replicas import average_gradients, is_replicated, unwrapped, without_reducer
@@ -45,7 +46,7 @@ class GraphedTraining:
         self._last_step = 0
         self._why = "asked for" if not may_fall_back else "step=auto: nothing stood against graphs"
         self._lengths: tuple[int, ...] = ()
-        self._is_by_documents = False
+        self._is_by_documents = self._is_uniform = False
         self._step: GraphedStep | None = None
         self._last_s = time.perf_counter()
 
@@ -59,11 +60,13 @@ class GraphedTraining:
             return
         model = unwrapped(recipe.model_parts[0])
         is_sharded = recipe.dist_env.world_size > 1 and not is_replicated(recipe.model_parts[0])
+        # Graphs with collectives are replayed by all ranks at once, and those of sharded gradients are of one shape.
+        self._is_uniform = recipe._get_dp_group_size(include_cp=True) > 1
+        self._is_uniform |= recipe.step_scheduler.grad_acc_steps > 1 and is_sharded
         self._lengths = lengths_for(recipe.dataloader)
-        if recipe.step_scheduler.grad_acc_steps > 1 and is_sharded:
-            self._lengths = self._lengths[-1:]  # graphs of sharded gradients are of one shape
+        if self._is_uniform:
+            self._lengths = self._lengths[-1:]
         free_rotary_of_waits(model)
-        free_images_of_waits(model)
         self._is_by_documents = attend_by_documents(recipe)
         if not torch.cuda.is_available():
             self._why += "; on a CPU, which has no CUDA graphs, the steps ran unrecorded"
@@ -109,7 +112,9 @@ class GraphedTraining:
         for batch in batches:
             check_images(batch, getattr(unwrapped(self._recipe.model_parts[0]), "config", None))
         prepared = [padded(batch, self._lengths) for batch in batches]
-        return [by_documents(batch) for batch in prepared] if self._is_by_documents else prepared
+        if not self._is_by_documents:
+            return prepared
+        return [by_documents(batch, is_uniform=self._is_uniform) for batch in prepared]
 
     def run(self, batches: Sequence[dict[str, Any]], max_grad_norm: float | None) -> Any:
         """Queue the step. Returns AutoModel's sample of its metrics, with the loss of the last step known."""
@@ -255,7 +260,8 @@ class _Engine:
             utils.prepare_for_grad_accumulation(recipe.model_parts, pp_enabled=False)
         if index == num_batches - 1:
             utils.prepare_for_final_backward(recipe.model_parts, pp_enabled=False)
-        with without_search_for_samples(batch), without_reducer(recipe.model_parts[0]):
+        model = recipe.model_parts[0]
+        with without_search_for_samples(batch), without_reducer(model), images_in_place(model):
             recipe._forward_backward_step(
                 index, batch, loss_buffer=losses, num_label_tokens=label_tokens, num_batches=num_batches
             )
@@ -275,6 +281,19 @@ class _Engine:
             for optimizer in recipe.optimizer:
                 optimizer.step()
         return norm
+
+    @functools.cached_property
+    def _hosts(self) -> Any:
+        return torch.distributed.new_group(backend="gloo")
+
+    def agree(self, digest: bytes) -> bool:
+        """By the ranks' hosts alone: the GPUs are not asked, and not waited for."""
+        if not self._are_ranks:
+            return True
+        own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(torch.int32)
+        both = torch.stack([own, -own])
+        torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MAX, group=self._hosts)
+        return bool((both[0] == -both[1]).all())
 
     def sum_over_all_ranks(self, values: torch.Tensor) -> None:
         """Over the ranks of all groups, which stop together."""

@@ -26,6 +26,7 @@ def compile_layers(model: torch.nn.Module) -> int:
     _share_classes(model)
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_COMPILATIONS)
+    dynamo.optimize_ddp = False  # it cuts layers into pieces for DDP's reducer, which rests
     for layer in layers:
         layer.compile()
     return len(layers)

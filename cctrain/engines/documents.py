@@ -15,6 +15,9 @@ import torch
 
 from cctrain.engines.replicas import unwrapped
 
+_MODELS = ("llama", "mistral", "qwen2", "qwen3")
+"""Types of models whose layers hand what a batch brings down to transformers' attention function. In one that does not,
+documents would see each other without a word."""
 _WIDEST_HEAD = 256
 """Of torch's flash attention."""
 
@@ -23,23 +26,22 @@ def attend_by_documents(recipe: Any) -> bool:
     """Have sdpa, in this process, attend by the boundaries that a batch of `steps.batches.by_documents` brings. Returns
     whether the model of `recipe` may be given such batches: one whose every layer sees all that came before."""
     model = unwrapped(recipe.model_parts[0])
-    if not _is_plain(model) or recipe._get_cp_group_size() > 1:
+    parameter = next(model.parameters())
+    is_fast = parameter.device.type == "cuda" and parameter.dtype in (torch.bfloat16, torch.float16)
+    if not is_fast or recipe._get_cp_group_size() > 1 or not sees_all(getattr(model, "config", None)):
         return False
     _register()
     return True
 
 
-def _is_plain(model: torch.nn.Module) -> bool:
-    config: Any = getattr(model, "config", None)
-    parameter = next(model.parameters())
-    is_sdpa = getattr(config, "_attn_implementation", None) == "sdpa"
-    if not is_sdpa or parameter.device.type != "cuda" or not hasattr(config, "num_attention_heads"):
+def sees_all(config: Any) -> bool:
+    """Whether attention of a model so configured is causal over whole documents, by sdpa, and nothing else."""
+    if getattr(config, "model_type", None) not in _MODELS or getattr(config, "_attn_implementation", None) != "sdpa":
         return False
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     others = ("sliding_window", "attn_logit_softcapping", "attention_dropout")
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    is_half = parameter.dtype in (torch.bfloat16, torch.float16)
-    return is_half and width <= _WIDEST_HEAD and not kinds and not any(getattr(config, name, None) for name in others)
+    return width <= _WIDEST_HEAD and not kinds and not any(getattr(config, name, None) for name in others)
 
 
 @functools.cache
@@ -49,7 +51,7 @@ def _register() -> None:
     sdpa: Any = functions()["sdpa"]
     varlen: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     takes = inspect.signature(varlen).parameters
-    options = {"enable_gqa": True} if "enable_gqa" in takes else {}  # a matter of course before torch 2.13
+    options = {"enable_gqa": True} if "enable_gqa" in takes else {}  # in torch 2.11 a matter of course
 
     def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
         # query (rows, heads, sequence, width), key and value of fewer heads; returns (rows, sequence, heads, width)

@@ -7,25 +7,27 @@ same places through tensors of fixed size: what is filled is moved to the front,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 
-def free_images_of_waits(model: torch.nn.Module) -> None:
-    """Have `model`, if it is such a Gemma 4, take its images so, in place."""
-    for module in model.modules():
-        names = {base.__name__ for base in type(module).__mro__}  # FSDP derives classes of its own
-        if "Gemma4Model" in names and not _reads_tokens_per_layer(module):
-            module.register_forward_pre_hook(_images_in_place, with_kwargs=True)
-            pooler: Any = getattr(module, "vision_tower", None)
-            if pooler is not None:
-                pooler.pooler.register_forward_hook(_filled_first)
-
-
-_TAKEN = ("input_ids", "pixel_values", "image_position_ids")
-"""What of Gemma4Model's arguments becomes `inputs_embeds`."""
+@contextmanager
+def images_in_place(model: torch.nn.Module) -> Iterator[None]:
+    """Within, `model` takes its images so, if it is such a Gemma 4; `check_images` has to have seen its batch."""
+    hooks = [
+        module.register_forward_pre_hook(_as_embeddings, with_kwargs=True)
+        for module in model.modules()
+        # FSDP derives classes of its own
+        if "Gemma4Model" in {base.__name__ for base in type(module).__mro__} and not _reads_tokens_per_layer(module)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _reads_tokens_per_layer(model: Any) -> bool:
@@ -33,13 +35,21 @@ def _reads_tokens_per_layer(model: Any) -> bool:
     return bool(model.config.get_text_config().hidden_size_per_layer_input)
 
 
-def _images_in_place(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+_TAKEN = ("input_ids", "pixel_values", "image_position_ids")
+"""What of Gemma4Model's arguments becomes `inputs_embeds`."""
+
+
+def _as_embeddings(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """`input_ids` and images of Gemma4Model's forward pass, as `inputs_embeds`."""
     if any(kwargs.get(name) is None for name in _TAKEN) or kwargs.get("pixel_values_videos") is not None:
         return args, kwargs
     kwargs = dict(kwargs)
-    ids, pixels = kwargs.pop("input_ids"), kwargs.pop("pixel_values")
-    seen = model.vision_tower(pixel_values=pixels, pixel_position_ids=kwargs.pop("image_position_ids"))
+    ids, pixels, positions = (kwargs.pop(name) for name in _TAKEN)
+    hook = model.vision_tower.pooler.register_forward_hook(_filled_first)
+    try:
+        seen = model.vision_tower(pixel_values=pixels, pixel_position_ids=positions)
+    finally:
+        hook.remove()
     features = model.embed_vision(inputs_embeds=seen.last_hidden_state)
     is_image = ids == model.config.image_token_id
     text = model.get_input_embeddings()(torch.where(is_image, model.config.text_config.pad_token_id, ids))

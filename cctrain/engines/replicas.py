@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from cctrain.steps.capture import NotCapturableError
+
 _BUCKET_BYTES = 64 << 20
 """Of gradients that are exchanged as one: large enough for a link, and no second copy of all."""
 
@@ -34,29 +36,35 @@ def without_reducer(model: torch.nn.Module) -> AbstractContextManager[None]:
 
 
 def average_gradients(model: torch.nn.Module) -> None:
-    """What DDP would have made of the gradients of its replicas: their mean. A parameter without one counts as 0."""
+    """The mean of the replicas' gradients, in place, as DDP would have made it.
+
+    Raises NotCapturableError where a parameter has none, which DDP would not have taken either.
+    """
     if not isinstance(model, DistributedDataParallel):
         return
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
+    trained = {name: parameter for name, parameter in model.module.named_parameters() if parameter.requires_grad}
+    for name, parameter in trained.items():
         if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+            raise NotCapturableError(
+                f"{name} got no gradient: with train.distributed.strategy=ddp each trained parameter needs one in "
+                "every step; freeze it (train.freeze_config)"
+            )
     size = torch.distributed.get_world_size(model.process_group)
-    for bucket in _buckets([parameter.grad for parameter in trained]):
+    for bucket in buckets([parameter.grad for parameter in trained.values()]):
         flat = torch.cat([gradient.flatten() for gradient in bucket]).div_(size)
         torch.distributed.all_reduce(flat, group=model.process_group)
         parts = flat.split([gradient.numel() for gradient in bucket])
         torch._foreach_copy_(bucket, [part.view_as(one) for part, one in zip(parts, bucket, strict=True)])
 
 
-def _buckets(gradients: Sequence[Any]) -> Iterator[list[torch.Tensor]]:
+def buckets(gradients: Sequence[Any], most_bytes: int = _BUCKET_BYTES) -> Iterator[list[torch.Tensor]]:
     """`gradients` in order, those of one type together, as many as fit into a bucket, one at least."""
     for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
         bucket: list[torch.Tensor] = []
         for gradient in gradients:
             if gradient.dtype is not dtype:
                 continue
-            if bucket and sum(one.nbytes for one in bucket) + gradient.nbytes > _BUCKET_BYTES:
+            if bucket and sum(one.nbytes for one in bucket) + gradient.nbytes > most_bytes:
                 yield bucket
                 bucket = []
             bucket.append(gradient)

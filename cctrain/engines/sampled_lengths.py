@@ -40,7 +40,11 @@ def _tokenized(data: Any) -> list[int]:
 
 
 def _collated(data: Any, collate: Any) -> list[int]:
-    """Lengths of samples that become tokens when they are collated, with their images: of fewer, since that is work."""
+    """Lengths of samples that become tokens when they are collated, with their images: of fewer, since that is work.
+    None where one cannot be collated by itself."""
     if not collate or not len(data) or not isinstance(data[0], dict):
         return []
-    return [int(collate([data[index]])["labels"].shape[-1]) for index in _evenly(data, _COLLATED)]
+    try:
+        return [int(collate([data[index]])["labels"].shape[-1]) for index in _evenly(data, _COLLATED)]
+    except ValueError:
+        return []

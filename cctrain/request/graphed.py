@@ -28,10 +28,17 @@ def reasons(recipe: Mapping[str, Any], layout: Layout) -> Iterator[str]:
     """Why a recipe's step cannot be recorded into CUDA graphs, as far as the recipe tells."""
     if layout.pipeline > 1:
         yield f"a pipeline (train.distributed.pp_size={layout.pipeline}) sends each stage's work by the host"
+    distributed = recipe.get("distributed") or {}
+    for key in _OF_DDPS_REDUCER if layout.world > 1 else ():
+        if distributed.get(key):
+            yield f"train.distributed.{key}=true is between DDP's reducer and Python (false goes)"
     if (recipe.get("fp8") or {}).get("enabled"):
         yield "FP8 scales (train.fp8.enabled=true) are computed between the steps"
     if recipe.get("domain_mixture"):
         yield "a domain mixture (train.domain_mixture) counts its labels on the host"
+
+
+_OF_DDPS_REDUCER = ("static_graph", "find_unused_parameters")
 
 
 def step_chosen(config: Config, layout: Layout) -> tuple[StepKind, str]:

@@ -14,7 +14,6 @@ from typing import Any
 
 from cctrain.config import Config, Engine, MeasureKind, StepKind
 from cctrain.errors import RequestError
-from cctrain.request.strategy import check_strategy
 
 DTYPES = {name: plain for plain in ("bfloat16", "float16", "float32") for name in (plain, f"torch.{plain}")}
 DTYPES |= {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -82,7 +81,6 @@ _VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
 def check_engine(config: Config) -> None:
     """Raises RequestError for what the chosen engine cannot do, naming the setting."""
     if config.engine.name is not Engine.hf:
-        check_strategy(config.train)
         return
     if config.step.kind is not StepKind.stock:
         raise RequestError(f"step={config.step.kind.value} is AutoModel's: with engine=hf allowed is step=stock")

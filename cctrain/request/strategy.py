@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from cctrain.config import Config, Engine
 from cctrain.errors import RequestError
 
-_SIZES = ("dp_size", "dp_replicate_size", "tp_size", "pp_size", "cp_size", "ep_size")
+_SIZES = ("tp_size", "pp_size", "cp_size", "ep_size", "dp_replicate_size")
 _ONE = (1, "none", "None")
 _DDP = (
     *("strategy", "activation_checkpointing", "activation_checkpointing_scope", "autocast_dtype", "broadcast_buffers"),
     *("bucket_cap_mb", "find_unused_parameters", "gradient_as_bucket_view", "static_graph"),
+    *("dp_size", "pipeline", "moe", "_target_", "_recursive_", "_convert_"),
 )
-"""Keys beside the sizes that AutoModel 0.7's DDPConfig has."""
+"""Keys that AutoModel 0.7 takes with strategy=ddp, beside sizes of 1."""
 
 
-def check_strategy(recipe: Mapping[str, Any]) -> None:
+def check_strategy(config: Config) -> None:
     """Raises RequestError for settings that do not go with the strategy, with the overrides that mend it."""
-    distributed = recipe.get("distributed") or {}
-    sizes = {key: distributed.get(key) for key in _SIZES}
-    if (sizes["pp_size"] or 1) not in _ONE and distributed.get("pipeline") is None:
+    if config.engine.name is not Engine.automodel:
+        return
+    distributed = config.train.get("distributed") or {}
+    pipeline = distributed.get("pp_size") or 1
+    if pipeline not in _ONE and distributed.get("pipeline") is None:
         raise RequestError(
-            f"train.distributed.pp_size={sizes['pp_size']} needs the section distributed.pipeline, which says how "
+            f"train.distributed.pp_size={pipeline} needs the section distributed.pipeline, which says how "
             "micro-batches are scheduled: add +train.distributed.pipeline={}, which takes AutoModel's defaults"
         )
-    if distributed.get("strategy") != "ddp":
+    if str(distributed.get("strategy")).lower() != "ddp":
         return
-    for key in ("tp_size", "pp_size", "cp_size", "ep_size"):
-        if (sizes[key] or 1) not in _ONE:
+    for key in _SIZES:
+        if (distributed.get(key) or 1) not in _ONE:
             raise RequestError(
-                f"train.distributed.{key}={sizes[key]}: with strategy=ddp, where each rank holds the whole model, "
-                "allowed is 1"
+                f"train.distributed.{key}={distributed[key]}: with strategy=ddp, where each rank holds the whole "
+                "model, allowed is 1"
             )
     others = [key for key in distributed if key not in (*_SIZES, *_DDP)]
     if others:

@@ -52,14 +52,14 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 2
 
 
-def by_documents(batch: Mapping[str, Any]) -> dict[str, Any]:
+def by_documents(batch: Mapping[str, Any], *, is_uniform: bool = False) -> dict[str, Any]:
     """`batch` of packed rows with the boundaries of their documents in place of a mask of pairs, as flash attention
     takes them: `cu_seq_lens_q`, int32 (documents + 1), over all rows one after the other, and `max_length_q`.
 
     Padding counts as a document. Boundaries are filled up with empty documents, and the length is rounded up, each to
-    one of a few numbers, so that few graphs serve all batches.
+    one of a few numbers, so that few graphs serve all batches; with `is_uniform` to one, so that one does.
     """
-    ids = batch.get("_packed_seq_ids")
+    ids = _document_ids(batch)
     if ids is None:
         return dict(batch)
     rows, length = ids.shape
@@ -70,9 +70,18 @@ def by_documents(batch: Mapping[str, Any]) -> dict[str, Any]:
     num_documents = _power_of_two(max(len(found) - 1, rows * length // _DOCUMENT))
     found += [rows * length] * (num_documents + 1 - len(found))
     boundaries = torch.tensor(found, dtype=torch.int32)
-    most = min(length, _power_of_two(max(longest, length // 4)))
+    most = length if is_uniform else min(length, _power_of_two(max(longest, length // 4)))
     whole = {name: value for name, value in batch.items() if name != "attention_mask"}
-    return whole | {"cu_seq_lens_q": boundaries, "max_length_q": most}
+    return whole | {"_packed_seq_ids": ids, "cu_seq_lens_q": boundaries, "max_length_q": most}
+
+
+def _document_ids(batch: Mapping[str, Any]) -> torch.Tensor | None:
+    """Of packed rows, (rows, sequence): documents are numbered from 1, padding is 0. Where each row happens to be one
+    document, AutoModel leaves the mask of pairs to tell."""
+    ids, mask = batch.get("_packed_seq_ids"), batch.get("attention_mask")
+    if ids is None and isinstance(mask, torch.Tensor) and mask.ndim == 4 and mask.dtype is torch.bool:
+        ids = mask[:, 0].diagonal(0, 1, 2).long()
+    return ids
 
 
 _DOCUMENT = 64

@@ -8,6 +8,7 @@ loss is read back by a thread. On a CPU the same steps run unrecorded.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -42,6 +43,9 @@ class Engine(Protocol):
 
     def update(self) -> torch.Tensor | float:
         """Clip the gradients and step the optimizers; returns the gradient norm. The gradients are left as they are."""
+
+    def agree(self, digest: bytes) -> bool:
+        """Whether all ranks have the same `digest`; every rank asks, and waits for the others' hosts at most."""
 
     def sum_over_all_ranks(self, values: torch.Tensor) -> None:
         """Sum `values` in place over every rank."""
@@ -147,7 +151,10 @@ class GraphedStep:
         staged = [{**batch, _SCALARS: scalars} for batch in batches]
         keys = [(self._role(index, len(staged)), shape_of(one)) for index, one in enumerate(staged)]
         graphs = [self._recorded.get(key) for key in keys]
-        may_record = self._is_cuda
+        # A graph that holds a collective has to be recorded, and replayed, by all ranks at once.
+        is_agreed = self._num_ranks == 1 or self._engine.agree(self._digest(keys, graphs))
+        graphs = graphs if is_agreed else [None] * len(graphs)
+        may_record = self._is_cuda and is_agreed
         if self._is_sharded and self._accumulates:
             # Sharded gradients live in Python between a step's micro-batches: a graph knows those of its step only.
             graphs = graphs if None not in graphs else [None] * len(graphs)
@@ -156,7 +163,7 @@ class GraphedStep:
         for index, recorded in enumerate(graphs):
             self._micro_batch(recorded, staged[index], index, len(staged))
         new = {key: index for index, key in enumerate(keys) if may_record and graphs[index] is None}
-        new_update = self._update(recorded)
+        new_update = self._update(recorded, may_use_graphs=is_agreed)
         self._readback.stored(step)
         if new_update is not None:
             self._updates[new_update] = self._capture(self._update_now)
@@ -197,13 +204,18 @@ class GraphedStep:
         self._loss += self._engine.forward_backward(batch, index, num_batches, label_tokens)
         self._counts.copy_(counts)
 
-    def _update(self, last: _Recorded | None) -> Any:
+    def _digest(self, keys: Sequence[Any], graphs: Sequence[_Recorded | None]) -> bytes:
+        """Of all that decides whether this step is replayed, and from which graphs."""
+        known = [graph is not None for graph in graphs]
+        return hashlib.blake2b(repr((keys, known, list(self._updates), self.facts["recaptures"])).encode()).digest()
+
+    def _update(self, last: _Recorded | None, *, may_use_graphs: bool) -> Any:
         """Update the weights from the step's gradients; `last` is the graph of its last micro-batch, if it was one.
         Returns the key of an update to record, if any."""
         if self._accumulates:
             pattern = tuple(parameter.grad is None for parameter in self._trained)
-            graph = self._updates.get(pattern)
-            is_new = graph is None and self._is_update_capturable and len(self._updates) < _MOST_GRAPHS
+            graph = self._updates.get(pattern) if may_use_graphs else None
+            is_new = may_use_graphs and not graph and self._is_update_capturable and len(self._updates) < _MOST_GRAPHS
         else:
             pattern, graph, is_new = None, last and last.update, False
         if graph:

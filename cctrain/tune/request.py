@@ -17,6 +17,7 @@ from cctrain.request.data_files import check_jsonl
 from cctrain.request.graphed import check_step
 from cctrain.request.hf import check_engine
 from cctrain.request.recipe import build_recipe, check_shape, is_cpu_recipe
+from cctrain.request.strategy import check_strategy
 from cctrain.tune import space
 from cctrain.tune.problem import Gpu, problem_of
 from cctrain.tune.search import Problem
@@ -74,6 +75,7 @@ def checked(arguments: list[str]) -> Request:
         composed = compose_config([*space.joined(own, settings)], build_recipe)
         check_recipe(composed.train, composed.allow_targets)
         check_engine(composed)
+        check_strategy(composed)
         layout = check_layout(composed.train, composed.measure, num_ranks)
         check_step(composed, layout)
         return layout

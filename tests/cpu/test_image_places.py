@@ -32,13 +32,13 @@ def stock():
     return model
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def freed(stock):
-    from cctrain.engines.image_places import free_images_of_waits
+    from cctrain.engines.image_places import images_in_place
 
     model = copy.deepcopy(stock)
-    free_images_of_waits(model)
-    return model
+    with images_in_place(model):
+        yield model
 
 
 def make_batch(stock, heights=(GRID, GRID // 2)):
@@ -84,7 +84,7 @@ def test_logits_and_gradients_are_those_of_the_model_as_it_was(stock, freed, hei
 def test_what_is_learned_from_a_padded_batch_is_the_same(freed):
     from cctrain.steps.batches import padded, unmasked
 
-    model = copy.deepcopy(freed).double()
+    model = freed.double()
     batch = make_batch(model)
     batch |= {"labels": batch["input_ids"].clone(), "pixel_values": batch["pixel_values"].double()}
     for filler in (0, 21):
@@ -109,6 +109,21 @@ def test_an_image_does_change_the_logits(stock, freed):
     batch = make_batch(stock)
     other = batch | {"pixel_values": 1 - batch["pixel_values"]}
     assert not torch.allclose(freed(**batch).logits, freed(**other).logits)
+
+
+def test_afterwards_and_with_videos_the_model_is_as_it_was(stock):
+    from cctrain.engines.image_places import images_in_place
+
+    model = copy.deepcopy(stock)
+    cut = make_batch(stock)
+    cut |= {name: cut[name][:, :10] for name in ("input_ids", "mm_token_type_ids")}
+    with images_in_place(model):
+        model(**cut)  # its own check is past; check_images refuses such a batch before
+        seen = model.model.vision_tower(cut["pixel_values"], cut["image_position_ids"]).last_hidden_state
+    expected = stock.model.vision_tower(cut["pixel_values"], cut["image_position_ids"]).last_hidden_state
+    torch.testing.assert_close(seen, expected)
+    with pytest.raises(ValueError, match="tokens: 13, features: 24"):
+        model(**cut)
 
 
 def test_text_alone_goes_as_it_did(stock, freed):

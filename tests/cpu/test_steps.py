@@ -114,6 +114,23 @@ class TestByDocuments:
             shapes.add(shape_of(by_documents({"_packed_seq_ids": ids})))
         assert len(shapes) == 1
 
+    def test_where_all_ranks_need_one_graph_all_rows_share_it(self):
+        shapes = set()
+        for num_documents in (1, 3, 16):
+            ids = (torch.arange(1024) * num_documents // 1024 + 1).unsqueeze(0)
+            batch = {"_packed_seq_ids": ids, "attention_mask": torch.ones(1, 1, 4, 4)}
+            if num_documents == 1:  # AutoModel numbers no single document
+                batch = {"attention_mask": torch.ones(1, 1, 1024, 1024, dtype=torch.bool).tril()}
+            shapes.add(shape_of(by_documents(batch, is_uniform=True)))
+        assert len(shapes) == 1
+
+    def test_a_single_document_and_its_padding_are_told_by_the_mask(self):
+        mask = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
+        mask[..., 5:, :] = False
+        batch = by_documents({"attention_mask": mask})
+        assert batch["cu_seq_lens_q"].tolist()[:3] == [0, 5, 8]
+        assert batch["_packed_seq_ids"].tolist() == [[1] * 5 + [0] * 3]
+
     def test_rows_that_are_not_packed_are_left_as_they_are(self):
         batch = {"input_ids": torch.zeros(1, 4), "attention_mask": torch.ones(1, 4)}
         assert by_documents(batch) == batch
@@ -383,6 +400,9 @@ class Regression:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         return norm
+
+    def agree(self, digest):
+        raise AssertionError("there is one rank")
 
     def sum_over_all_ranks(self, values):
         pass

@@ -23,9 +23,7 @@ def attention():
 
     from cctrain.engines.documents import attend_by_documents
 
-    config = SimpleNamespace(
-        _attn_implementation="sdpa", head_dim=WIDTH, hidden_size=HEADS * WIDTH, num_attention_heads=HEADS
-    )
+    config = SimpleNamespace(model_type="llama", _attn_implementation="sdpa", head_dim=WIDTH)
     model = torch.nn.Linear(1, 1, device="cuda", dtype=torch.bfloat16)
     model.config = config
     assert attend_by_documents(SimpleNamespace(model_parts=[model], _get_cp_group_size=lambda: 1))

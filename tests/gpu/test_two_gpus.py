@@ -18,6 +18,7 @@ STEPS, WARMUP = 12, 3
 LAYOUTS = {
     "fsdp2": ("train.step_scheduler.local_batch_size=2",),
     "fsdp2, accumulated": ("train.step_scheduler.local_batch_size=1",),
+    "fsdp2, of many lengths": ("train.step_scheduler.local_batch_size=2", "data.lengths=squad"),
     "tensor parallelism": ("train.step_scheduler.local_batch_size=4", "train.distributed.tp_size=2"),
     "replicas": (
         *("train.step_scheduler.local_batch_size=2", "train.distributed.strategy=ddp"),

@@ -28,6 +28,7 @@ def layout(config):
     [
         (PIPELINE, "train.distributed.pp_size=2"),
         (FP8, "train.fp8.enabled=true"),
+        (("+train.distributed.static_graph=true",), "train.distributed.static_graph=true"),
     ],
 )
 def test_what_no_graph_can_hold_is_refused_by_name_and_left_to_stock_under_auto(overrides, named):

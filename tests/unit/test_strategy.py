@@ -4,14 +4,14 @@ import pytest
 
 from cctrain.errors import RequestError
 from cctrain.request.compose import compose_config
-from cctrain.request.hf import check_engine
 from cctrain.request.recipe import build_recipe
+from cctrain.request.strategy import check_strategy
 
 REPLICAS = ("train.distributed.strategy=ddp", "train.distributed.tp_size=1")
 
 
 def check(*overrides, recipe="llama70b_peft"):
-    check_engine(compose_config([f"recipe={recipe}", *overrides], build_recipe))
+    check_strategy(compose_config([f"recipe={recipe}", *overrides], build_recipe))
 
 
 @pytest.mark.parametrize("recipe", ["llama70b_peft", "llama70b_sft", "gemma31b_peft", "tiny_llama_peft"])
@@ -30,6 +30,15 @@ def test_ddp_names_the_keys_of_another_strategy_and_how_to_leave_them_out():
 def test_ddp_has_no_other_way_to_share_a_model():
     with pytest.raises(RequestError, match=r"tp_size=4: with strategy=ddp.* allowed is 1"):
         check("train.distributed.strategy=ddp")
+
+
+def test_what_automodel_takes_with_ddp_is_taken():
+    check(*REPLICAS, "~train.distributed.sequence_parallel", "+train.distributed.pipeline={}", recipe="llama70b_peft")
+
+
+def test_the_strategys_name_counts_in_capitals_too():
+    with pytest.raises(RequestError, match="does not take sequence_parallel"):
+        check("train.distributed.strategy=DDP", "train.distributed.tp_size=1")
 
 
 def test_a_pipeline_needs_its_section():

@@ -1,0 +1,104 @@
+"""What ranks exchange in a graphed step besides AutoModel's own: gradients of replicas, and whether to replay."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.multiprocessing import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from cctrain.engines.replicas import average_gradients, buckets, unwrapped, without_reducer
+from cctrain.steps.capture import NotCapturableError
+
+# Those of the libraries, when they are imported.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+class TestBuckets:
+    def test_every_gradient_is_in_one_with_others_of_its_type_in_order(self):
+        gradients = [torch.zeros(2, dtype=dtype) for dtype in (torch.float32, torch.bfloat16) * 3]
+        found = list(buckets(gradients, most_bytes=1 << 20))
+        assert [[one.dtype for one in bucket] for bucket in found] == [[torch.float32] * 3, [torch.bfloat16] * 3]
+        assert [id(one) for one in found[0]] == [id(one) for one in gradients[::2]]
+
+    def test_none_is_larger_than_allowed_but_for_one_large_gradient(self):
+        gradients = [torch.zeros(size) for size in (10, 10, 10, 100, 10)]
+        sizes = [[len(one) for one in bucket] for bucket in buckets(gradients, most_bytes=80)]
+        assert sizes == [[10, 10], [10], [100], [10]]
+
+
+class Model(torch.nn.Module):
+    """Half of it in bfloat16, a part of it frozen, and one that may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen = torch.nn.Linear(4, 4).requires_grad_(False)
+        self.narrow = torch.nn.Linear(4, 4).bfloat16()
+        self.single = torch.nn.Linear(4, 4)
+        self.is_left_out = False
+
+    def forward(self, x):
+        y = self.narrow(self.frozen(x).bfloat16()).float()
+        return y if self.is_left_out else self.single(y)
+
+
+def replicas(rank, folder):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    batches = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(rank))
+    models = [DistributedDataParallel(Model()) for _ in range(2)]
+    for model in models:
+        is_ours = model is models[1]
+        for index, batch in enumerate(batches):
+            accumulating = model.no_sync() if index < len(batches) - 1 else without_reducer(model if is_ours else batch)
+            with accumulating:
+                model(batch).square().sum().backward()
+    average_gradients(models[1])
+    gradients = [[one.grad for one in model.parameters() if one.requires_grad] for model in models]
+    assert len(gradients[0]) == 4
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+    models[1].module.is_left_out = True
+    models[1].zero_grad()
+    with without_reducer(models[1]):
+        models[1](batches[0]).sum().backward()
+    with pytest.raises(NotCapturableError, match=r"^single\.weight got no gradient: .*strategy=ddp"):
+        average_gradients(models[1])
+
+
+def agreeing(rank, folder):
+    from cctrain.engines.automodel_graphed import _Engine
+
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    recipe = SimpleNamespace(
+        dist_env=SimpleNamespace(world_size=2),
+        _get_dp_group=lambda **_: None,
+        _get_dp_group_size=lambda **_: 2,
+        _get_cp_group_size=lambda: 1,
+        _get_tp_rank=lambda: 0,
+    )
+    engine = _Engine(recipe)
+    assert engine.agree(bytes(range(64)))
+    assert not engine.agree(bytes([*range(63), rank]))
+    assert not engine.agree(bytes([255 * rank] * 64))
+    assert engine.agree(bytes([255] * 64))
+
+
+def test_gradients_are_those_of_ddp_and_a_missing_one_is_named(tmp_path):
+    spawn(replicas, args=(tmp_path,), nprocs=2)
+
+
+def test_ranks_agree_only_if_all_have_the_same_in_mind(tmp_path):
+    spawn(agreeing, args=(tmp_path,), nprocs=2)
+
+
+def test_a_model_alone_is_left_as_it_is():
+    model = Model()
+    assert unwrapped(model) is model
+    with without_reducer(model):
+        model(torch.ones(1, 4)).sum().backward()
+    before = model.single.weight.grad.clone()
+    average_gradients(model)
+    assert torch.equal(model.single.weight.grad, before)
+    assert math.isfinite(before.sum())
