@@ -9,17 +9,17 @@ steps that are not measured; times are stamps of the GPU's clock.
     python benchmarks/graphed.py recipe=llama8b_peft --shape packed4096
     python benchmarks/graphed.py recipe=llama8b_peft --shape 4x256 --modes off --rounds 10 --block 10 --noise \\
         --line 'uncompiled: step=graphed step.compile=false'
-    python benchmarks/graphed.py recipe=tiny_llama_peft --shape 2x64 --rounds 3          on a CPU, plain only
+    python benchmarks/graphed.py recipe=tiny_llama_peft --shape 2x64 --rounds 3    on a CPU: plain, and unrecorded
 
 Lines are AutoModel's own step and the graphed one, and further ones by --line. --noise adds two that show how far
 AutoModel's own step comes from itself by rounding alone: with another of torch's attention kernels, and with its layers
 compiled as the graphed step's are (its loop left as it is). Memory must hold the weights of all.
 
 Of every line, off and tolled: the step time; over the first line's, as the mean of the rounds' ratios with a 95 % t
-interval (the replicate is the round); the share lost to the tolls, likewise; and how many times the floor it takes, the
-model's FLOPs at the rate of large matrix products, measured before and after in this process. And for the same steps
-the losses and gradient norms of all lines, with how far they are from the first one's: over all steps, and over the
-last half, which shows a drift. The last line of stdout is one JSON object; --out keeps everything.
+interval (the replicate is the round); what is kept of throughput under the tolls, likewise; and how many times the
+floor it takes, the model's FLOPs at the rate of large matrix products, measured before and after in this process. And
+for the same steps the losses and gradient norms of all lines, with how far they are from the first one's: over all
+steps, and over the last half, which shows a drift. The last line of stdout is one JSON object; --out keeps all of it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
 import math
 import os
 import statistics
@@ -44,12 +45,14 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cctrain import flops, ratios
+from cctrain.config import Config
 from cctrain.emulation import in_rank
 from cctrain.emulation.blocks import SETTLING_STEPS, schedule
 from cctrain.emulation.injector import attached
 from cctrain.emulation.profile import load_profile
 from cctrain.engines import automodel
 from cctrain.engines.compiled import compile_layers
+from cctrain.errors import RequestError
 from cctrain.launcher import NO_MULTICAST
 from cctrain.platform import host
 from cctrain.request.checks import check_layout
@@ -75,21 +78,18 @@ class Line:
 
     def __init__(
         self,
-        overrides: Sequence[str],
+        config: Config,
         folder: Path,
         *,
         is_compiled: bool = False,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._around = around
-        config = compose_config([*overrides, "track=none", "measure.steps=100000"], build_recipe)
-        layout = check_layout(config.train, config.measure, 1)
-        check_step(config, layout)
         for name in ("checkpoints", "samples"):
             (folder / name).mkdir(parents=True)
         prepare_data(config.data, folder, is_vlm=config.train["recipe"] == VLM)
         step = {"kind": config.step.kind.value, "compile": config.step.compile}
-        recipe = recipe_run(config, layout)
+        recipe = recipe_run(config, check_layout(config.train, config.measure, 1))
         if is_compiled and recipe.get("peft"):
             recipe["peft"]["use_triton"] = False  # as the graphed step has it: the compiler cannot fuse those kernels
         self.recipe, self.observer = automodel.build(
@@ -176,7 +176,7 @@ def _set_stream(stream: Any) -> None:
 
 def measure(lines: dict[str, Line], options: argparse.Namespace, modes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Seconds a step of each line under each mode, a number a round."""
-    injector, profile = attached(), load_profile(options.tolls)
+    injector = attached()
     if injector:
         injector.check()
     for line in lines.values():
@@ -189,7 +189,7 @@ def measure(lines: dict[str, Line], options: argparse.Namespace, modes: Sequence
         of_block = list(block)
         name, mode = arms[names.index(of_block[0].arm)]
         if injector:
-            injector.set_tolls(profile if mode == TOLLED else None)
+            injector.set_tolls(options.profile if mode == TOLLED else None)
         rows = lines[name].steps(len(of_block))
         measured = [row["step_time_s"] for row, slot in zip(rows, of_block, strict=True) if not slot.is_settling]
         found[name][mode].append(statistics.fmean(measured))
@@ -281,45 +281,74 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="4x256", help="SAMPLESxTOKENS or packedTOKENS")
-    parser.add_argument("--modes", nargs="+", default=[OFF, TOLLED], choices=[OFF, TOLLED])
-    parser.add_argument("--tolls", default="b300")
+    parser.add_argument("--modes", nargs="+", default=[OFF, TOLLED], choices=[OFF, TOLLED], help="both; off on a CPU")
+    parser.add_argument("--tolls", default="b300", help="the profile of the mode tolled, as of cc=emulated tolls=")
     parser.add_argument("--rounds", type=int, default=8, help="blocks of each line and mode")
     parser.add_argument("--block", type=int, default=6, help="measured steps of a block")
-    parser.add_argument("--warmup", type=int, default=8)
+    parser.add_argument("--warmup", type=int, default=8, help="steps of each line before the first round")
     parser.add_argument("--noise", action="store_true", help="AutoModel's step by other kernels as well")
     parser.add_argument("--line", action="append", default=[], metavar="NAME: OVERRIDE ...", help="a further line")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("override", nargs="*", help="overrides of all lines, as of python -m cctrain")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="file for everything, as JSON")
+    parser.add_argument("override", nargs="+", help="of all lines, as of python -m cctrain: recipe=NAME first")
+    options = parser.parse_intermixed_args()
+    for name in ("rounds", "block"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: allowed is 1 or more")
+    try:  # all of it before anything is set up
+        options.profile = load_profile(options.tolls)
+        options.configs = configs(options)
+    except RequestError as error:
+        parser.error(str(error))
+    return options
+
+
+def configs(options: argparse.Namespace) -> dict[str, Config]:
+    """What each line is composed to. Raises RequestError."""
+    kinds = {STOCK: ["step=stock"], GRAPHED: ["step=graphed"]}
+    kinds |= {name: ["step=stock"] for name in (NOISE if options.noise else ())}
+    kinds |= {name: overrides.split() for name, _, overrides in (line.partition(":") for line in options.line)}
+    common = [
+        "weights=random",
+        *shape_overrides(options.shape),
+        *options.override,
+        "track=none",
+        "measure.steps=100000",
+    ]
+    composed = {name: compose_config([*common, *overrides], build_recipe) for name, overrides in kinds.items()}
+    for config in composed.values():
+        check_step(config, check_layout(config.train, config.measure, 1))
+    return composed
 
 
 def main() -> None:
     """Measure, print the tables, end with one JSON line."""
     options = parse()
     os.environ.update(RANK_OF_ONE | NO_MULTICAST)
-    common = ["weights=random", *shape_overrides(options.shape), *options.override]
-    is_gpu = not is_cpu_recipe(compose_config(common, build_recipe).train)
+    composed = options.configs
+    is_gpu = not is_cpu_recipe(composed[STOCK].train)
+    modes = options.modes if is_gpu else [OFF]
     if is_gpu:
         in_rank.inject()
-    kinds = {STOCK: ["step=stock"], GRAPHED: ["step=graphed"]}
-    kinds |= {name: ["step=stock"] for name in (NOISE if options.noise else ())}
-    kinds |= {name: overrides.split() for name, _, overrides in (line.partition(":") for line in options.line)}
     with tempfile.TemporaryDirectory() as folder:
         lines = {}
-        for number, (name, overrides) in enumerate(kinds.items()):
+        for number, (name, config) in enumerate(composed.items()):
             print(f"setting up: {name}", flush=True)
-            lines[name] = Line([*common, *overrides], Path(folder) / str(number), **NOISE.get(name, {}))
+            lines[name] = Line(config, Path(folder) / str(number), **NOISE.get(name, {}))
+        logging.getLogger().setLevel(logging.WARNING)  # AutoModel's has a line a step
         rates = [matmul.measure()[0].value] if is_gpu else []
-        found = measure(lines, options, options.modes if is_gpu else [OFF])
+        found = measure(lines, options, modes)
         rates += [matmul.measure()[0].value] if is_gpu else []
         made = results(lines, found, rates)
     device = torch.cuda.get_device_name() if is_gpu else "CPU"
     seen = host.observe({})
     setting = {"device": device, "matmul_tflops": rates, "cpu": seen["cpu"], "num_cores": seen["num_cores"]}
-    setting |= {"torch": torch.__version__, **vars(options), "out": None}
+    given = {name: value for name, value in vars(options).items() if name not in ("out", "profile", "configs")}
+    setting |= {"torch": torch.__version__, **given, "modes": modes}
     if options.out:
         options.out.write_text(json.dumps(setting | made, default=str), encoding="utf-8")
-    for table in tables(made, f"{' '.join(options.override)} {options.shape}, {options.tolls}, on {device}"):
+    tolls = f", {options.tolls}" if TOLLED in modes else ""
+    unrecorded = "" if is_gpu else ", unrecorded"
+    for table in tables(made, f"{' '.join(options.override)} {options.shape}{tolls}, on {device}{unrecorded}"):
         Console(width=140).print(table)
     print(json.dumps({**setting, **{name: made[name] for name in ("num_steps", "lines")}}, default=str), flush=True)
     os._exit(0)  # AutoModel's exit handlers wait for process groups that have no peers here

@@ -86,7 +86,7 @@ def shape_overrides(shape: str) -> tuple[str, ...]:
         micro = "1"
         data = ("data.lengths=squad", f"++train.packed_sequence.packed_sequence_size={packed[1]}", strategy)
     else:
-        raise SystemExit(f"--shapes {shape}: allowed is SAMPLESxTOKENS, as 4x256, or packedTOKENS, as packed4096")
+        raise SystemExit(f"shape {shape}: allowed is SAMPLESxTOKENS, as 4x256, or packedTOKENS, as packed4096")
     sizes = [f"train.step_scheduler.{which}_batch_size={micro}" for which in ("local", "global")]
     return ("data=synthetic", *data, *sizes, "++train.model.attn_implementation=sdpa")
 

@@ -31,6 +31,7 @@ from cctrain.redaction import redacted
 from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout, smallest_world
 from cctrain.request.compose import compose_config
+from cctrain.request.data import check_packing
 from cctrain.request.data_files import check_jsonl, prepare_data
 from cctrain.request.graphed import check_step, recipe_run, step_chosen
 from cctrain.request.hf import check_engine
@@ -158,6 +159,7 @@ def _check_request(config: Config, num_ranks: int) -> Layout:
     check_recipe(config.train, config.allow_targets)
     check_engine(config)
     check_strategy(config)
+    check_packing(config.train, config.data)
     layout = check_layout(config.train, config.measure, num_ranks)
     check_step(config, layout)
     return layout

@@ -7,6 +7,7 @@ of AutoModel's mock data do not. The files are written by `data_files.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,17 @@ def _put_vlm(recipe: dict[str, Any], data: DataConfig) -> None:
     else:
         meta = "{run_dir}/data/meta.json"
         recipe["dataset"] = {"_target_": f"{_VLM}.datasets.make_meta_dataset", "path_or_dataset": meta}
+
+
+def check_packing(recipe: Mapping[str, Any], data: DataConfig) -> None:
+    """Raises RequestError where no made-up sample fits into a packed row, of which AutoModel would drop all."""
+    size = (recipe.get("packed_sequence") or {}).get("packed_sequence_size")
+    length = data.seq_len or DEFAULT_SEQ_LEN
+    if _is_fixed(data) and isinstance(size, int) and 0 < size < length:
+        raise RequestError(
+            f"train.packed_sequence.packed_sequence_size={size}: samples of data=synthetic have {length} tokens and "
+            f"fit into no row; set data.seq_len to {size} or fewer, or data.lengths=squad"
+        )
 
 
 def _is_fixed(data: DataConfig) -> bool:

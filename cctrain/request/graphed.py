@@ -38,6 +38,8 @@ def reasons(recipe: Mapping[str, Any], layout: Layout) -> Iterator[str]:
         yield "a domain mixture (train.domain_mixture) counts its labels on the host"
 
 
+_COMPILING_MINUTES = 10
+"""How long a collective may wait for a rank that compiles."""
 _OF_DDPS_REDUCER = ("static_graph", "find_unused_parameters")
 
 
@@ -51,7 +53,8 @@ def step_chosen(config: Config, layout: Layout) -> tuple[StepKind, str]:
 
 def recipe_run(config: Config, layout: Layout) -> dict[str, Any]:
     """The AutoModel recipe that is run: with a graphed step, no pinned loader, because a batch goes to the GPU in one
-    pageable copy, which CC slows less, and where layers are compiled no LoRA kernels that the compiler cannot fuse."""
+    pageable copy, which CC slows less, and where layers are compiled no LoRA kernels that the compiler cannot fuse, and
+    ranks that wait for each other while one compiles longer."""
     recipe = copy.deepcopy(config.train)
     if step_chosen(config, layout)[0] is StepKind.stock:
         return recipe
@@ -59,4 +62,7 @@ def recipe_run(config: Config, layout: Layout) -> dict[str, Any]:
         recipe["dataloader"].pop("pin_memory", None)
     if config.step.compile and recipe.get("peft"):
         recipe["peft"]["use_triton"] = False
+    waits = recipe.get("dist_env") or {}
+    if config.step.compile and layout.world > 1 and isinstance(waits.get("timeout_minutes"), int):
+        waits["timeout_minutes"] = max(waits["timeout_minutes"], _COMPILING_MINUTES)
     return recipe

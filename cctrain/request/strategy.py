@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from cctrain.config import Config, Engine
 from cctrain.errors import RequestError
+from cctrain.nearest import did_you_mean
 
 _SIZES = ("tp_size", "pp_size", "cp_size", "ep_size", "dp_replicate_size")
+_STRATEGIES = ("ddp", "fsdp2", "megatron_fsdp", "megatron-fsdp", "mfsdp")
+"""AutoModel 0.7's names, which it reads in lower case."""
 _ONE = (1, "none", "None")
 _DDP = (
     *("strategy", "activation_checkpointing", "activation_checkpointing_scope", "autocast_dtype", "broadcast_buffers"),
@@ -20,13 +23,19 @@ def check_strategy(config: Config) -> None:
     if config.engine.name is not Engine.automodel:
         return
     distributed = config.train.get("distributed") or {}
+    strategy = str(distributed.get("strategy", "fsdp2")).lower()
+    if strategy not in _STRATEGIES:
+        raise RequestError(
+            f"train.distributed.strategy={distributed['strategy']}: allowed is {', '.join(_STRATEGIES)}."
+            f"{did_you_mean(strategy, _STRATEGIES)}"
+        )
     pipeline = distributed.get("pp_size") or 1
     if pipeline not in _ONE and distributed.get("pipeline") is None:
         raise RequestError(
             f"train.distributed.pp_size={pipeline} needs the section distributed.pipeline, which says how "
             "micro-batches are scheduled: add +train.distributed.pipeline={}, which takes AutoModel's defaults"
         )
-    if str(distributed.get("strategy")).lower() != "ddp":
+    if strategy != "ddp":
         return
     for key in _SIZES:
         if (distributed.get(key) or 1) not in _ONE:

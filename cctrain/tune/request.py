@@ -13,6 +13,7 @@ from cctrain.platform import cc, gpu
 from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout
 from cctrain.request.compose import compose_config
+from cctrain.request.data import check_packing
 from cctrain.request.data_files import check_jsonl
 from cctrain.request.graphed import check_step
 from cctrain.request.hf import check_engine
@@ -76,6 +77,7 @@ def checked(arguments: list[str]) -> Request:
         check_recipe(composed.train, composed.allow_targets)
         check_engine(composed)
         check_strategy(composed)
+        check_packing(composed.train, composed.data)
         layout = check_layout(composed.train, composed.measure, num_ranks)
         check_step(composed, layout)
         return layout

@@ -8,9 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import constants
 
-from cctrain.config import MeasureConfig
+from cctrain.config import DataConfig, DataKind, Lengths, MeasureConfig
 from cctrain.errors import RequestError
 from cctrain.request.checks import check_gpus, check_hub, check_layout
+from cctrain.request.data import check_packing
 
 MEASURE = MeasureConfig(warmup=1, steps=9)
 
@@ -66,6 +67,17 @@ def test_the_global_batch_must_divide_into_micro_batches_of_all_data_ranks(batch
 
 def test_the_number_of_steps_is_set_by_measuring_only():
     assert "measure.warmup + measure.steps" in refused(layout, 1, max_steps=50)
+
+
+def test_made_up_samples_that_fit_into_no_packed_row_are_refused_with_the_length_that_does():
+    packed = {"packed_sequence": {"packed_sequence_size": 256}}
+    whole = DataConfig(kind=DataKind.synthetic)
+    message = refused(check_packing, packed, whole)
+    assert "packed_sequence_size=256: samples of data=synthetic have 512 tokens" in message
+    assert "set data.seq_len to 256 or fewer" in message
+    check_packing(packed, DataConfig(kind=DataKind.synthetic, seq_len=256))
+    check_packing(packed, DataConfig(kind=DataKind.synthetic, lengths=Lengths.squad))
+    check_packing({"packed_sequence": {"packed_sequence_size": 0}}, whole)
 
 
 def test_more_ranks_than_gpus_are_refused_and_ways_out_named():

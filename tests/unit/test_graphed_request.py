@@ -72,6 +72,7 @@ def test_a_graphed_step_has_no_pinned_loader_and_no_kernels_that_the_compiler_ca
     run = recipe_run(config, layout(config))
     assert "pin_memory" not in run["dataloader"]
     assert run["peft"]["use_triton"] is False
+    assert (config.train["dist_env"]["timeout_minutes"], run["dist_env"]["timeout_minutes"]) == (1, 10)
     uncompiled = composed("step=graphed", "step.compile=false", recipe="llama70b_peft")
     assert recipe_run(uncompiled, layout(uncompiled))["peft"]["use_triton"]
 

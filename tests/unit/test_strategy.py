@@ -36,6 +36,11 @@ def test_what_automodel_takes_with_ddp_is_taken():
     check(*REPLICAS, "~train.distributed.sequence_parallel", "+train.distributed.pipeline={}", recipe="llama70b_peft")
 
 
+def test_an_unknown_strategy_is_refused_with_the_nearest():
+    with pytest.raises(RequestError, match=r"strategy=dpp: allowed is ddp, fsdp2, .* Did you mean"):
+        check("train.distributed.strategy=dpp")
+
+
 def test_the_strategys_name_counts_in_capitals_too():
     with pytest.raises(RequestError, match="does not take sequence_parallel"):
         check("train.distributed.strategy=DDP", "train.distributed.tp_size=1")
