@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from cctrain.steps.capture import NotCapturableError
-
 _BUCKET_BYTES = 64 << 20
 """Of gradients that are exchanged as one: large enough for a link, and no second copy of all."""
 
@@ -38,14 +36,14 @@ def without_reducer(model: torch.nn.Module) -> AbstractContextManager[None]:
 def average_gradients(model: torch.nn.Module) -> None:
     """The mean of the replicas' gradients, in place, as DDP would have made it.
 
-    Raises NotCapturableError where a parameter has none, which DDP would not have taken either.
+    Raises RuntimeError where a parameter has none, which DDP would not have taken either.
     """
     if not isinstance(model, DistributedDataParallel):
         return
     trained = {name: parameter for name, parameter in model.module.named_parameters() if parameter.requires_grad}
     for name, parameter in trained.items():
         if parameter.grad is None:
-            raise NotCapturableError(
+            raise RuntimeError(
                 f"{name} got no gradient: with train.distributed.strategy=ddp each trained parameter needs one in "
                 "every step; freeze it (train.freeze_config)"
             )

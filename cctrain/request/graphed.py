@@ -31,7 +31,7 @@ def reasons(recipe: Mapping[str, Any], layout: Layout) -> Iterator[str]:
     distributed = recipe.get("distributed") or {}
     for key in _OF_DDPS_REDUCER if layout.world > 1 else ():
         if distributed.get(key):
-            yield f"train.distributed.{key}=true is between DDP's reducer and Python (false goes)"
+            yield f"DDP's reducer has work of its own with train.distributed.{key}=true, and does it from Python"
     if (recipe.get("fp8") or {}).get("enabled"):
         yield "FP8 scales (train.fp8.enabled=true) are computed between the steps"
     if recipe.get("domain_mixture"):
