@@ -180,8 +180,11 @@ def _dry_run(config: Config) -> int:
     run_dir = Path(config.run_root).expanduser() / "RUN_DIR"
     recipe = located(recipe_run(config, layout), run_dir)
     command = launcher.worker_command(nproc_per_node, run_dir, nodes.rendezvous(config.launch))
-    print(f"# {shlex.join(command)}", yaml.safe_dump(recipe, sort_keys=False), sep="\n")
-    print(json.dumps({"dry_run": True, "command": command, "layout": dataclasses.asdict(layout), "recipe": recipe}))
+    step, why = step_chosen(config, layout)
+    print(f"# {shlex.join(command)}", *([f"# step={step.value}; {why}"] if why else ()), sep="\n")
+    print(yaml.safe_dump(recipe, sort_keys=False))
+    seen = {"command": command, "layout": dataclasses.asdict(layout), "step": step.value, "recipe": recipe}
+    print(json.dumps({"dry_run": True, **seen}))
     return 0
 
 

@@ -1,7 +1,10 @@
 """What step=graphed and step=auto ask of a request, and change in its recipe."""
 
+import json
+
 import pytest
 
+from cctrain.commands import train
 from cctrain.config import StepKind
 from cctrain.errors import RequestError
 from cctrain.request.checks import Layout
@@ -42,6 +45,13 @@ def test_what_no_graph_can_hold_is_refused_by_name_and_left_to_stock_under_auto(
     assert kind is StepKind.stock
     assert why.startswith("step=auto: ")
     assert named in why
+
+
+def test_a_dry_run_says_which_step_it_would_be_and_why(capsys):
+    assert train.run(["recipe=llama70b_sft", "step=auto", "weights=random", "data=synthetic", "dry_run=true"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out.splitlines()[-1])["step"] == "stock"
+    assert "# step=stock; step=auto: a pipeline" in out
 
 
 def test_auto_leaves_the_choice_to_the_ranks_where_the_recipe_does_not_tell():
