@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from instrument import RANK_OF_ONE
 from peers import shape_overrides
 from rich.console import Console
 from rich.table import Table
@@ -63,7 +64,6 @@ from cctrain.request.recipe import VLM, build_recipe, is_cpu_recipe, located
 from cctrain.samples import SampleFile
 from cctrain.tolls import matmul
 
-RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29523"}
 OFF, TOLLED = "off", "tolled"
 STOCK, GRAPHED = "AutoModel's step", "graphed"
 NOISE: dict[str, dict[str, Any]] = {
@@ -147,12 +147,8 @@ class Line:
         """Of a step, on average over all so far."""
         if not self._shape or not self._training:
             return None
-        total = 0.0
-        for row in self.rows:
-            parts = [list(part) for part in zip(*row["rows"], strict=True)]
-            patches = [list(part) for part in zip(*row["patches"], strict=True)] or [[], []]
-            total += flops.model_flops(self._shape, self._training, flops.Sequences(*parts, *patches))
-        return total / len(self.rows)
+        sequences = (flops.Sequences.of(row["rows"], row["patches"]) for row in self.rows)
+        return statistics.fmean(flops.model_flops(self._shape, self._training, one) for one in sequences)
 
 
 def _other_kernel() -> SDPBackend:

@@ -114,6 +114,11 @@ class Sequences:
     """Patches of each image, padding included."""
     real_patches: Sequence[int] = ()
 
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Any]], patches: Sequence[Sequence[int]]) -> Sequences:
+        """From what metrics.count_tokens has of each row and each image: its padded length, and what of it is real."""
+        return cls(*(list(part) for pairs in (rows, patches) for part in zip(*pairs, strict=True)))
+
 
 @dataclass(frozen=True, slots=True)
 class Savings:

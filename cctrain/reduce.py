@@ -157,9 +157,7 @@ def _flops_counter(ranks: Sequence[RankSamples], recipe: Mapping[str, Any] | Non
             return None, None
         model = hardware = 0.0
         for row in map(_parsed, samples):
-            padded, documents = [list(part) for part in zip(*row["rows"], strict=True)]
-            patches = [list(part) for part in zip(*row.get("patches", []), strict=True)] or [[], []]
-            sequences = flops.Sequences(padded, documents, *patches)
+            sequences = flops.Sequences.of(row["rows"], row.get("patches", ()))
             model += flops.model_flops(shape, training, sequences)
             hardware += flops.hardware_flops(shape, training, sequences, computed)
         return model, hardware

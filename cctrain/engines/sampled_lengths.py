@@ -40,8 +40,8 @@ def _tokenized(data: Any) -> list[int]:
 
 
 def _collated(data: Any, collate: Any) -> list[int]:
-    """Lengths of samples that become tokens when they are collated, with their images: of fewer, since that is work.
-    None where one cannot be collated by itself."""
+    """Lengths of samples that become tokens when they are collated, with their images: of fewer, since that is work;
+    and of none where one cannot be collated by itself."""
     if not collate or not len(data) or not isinstance(data[0], dict):
         return []
     try:

@@ -82,8 +82,8 @@ class _Recorded:
 
 class GraphedStep:
     """One rank's optimizer steps, of `num_ranks` that train one model; `is_sharded`: each holds a part of it.
-    `optimizers` are torch's; `deliver` gets the step, its loss, gradient norm,
-    label tokens of all ranks and how many of them were asked to stop, in order and on a thread beside."""
+    `optimizers` are torch's; `deliver` gets the step, its loss, gradient norm, label tokens of all ranks and how many
+    of them were asked to stop, in order and on a thread beside."""
 
     def __init__(
         self,
