@@ -7,7 +7,9 @@
 `record` takes the settings of tune and runs every point of its search as a trial of its own, each with the deadline
 tune.trial_timeout_s; what runs out of memory or fails is recorded as that, and what is larger than a point of its kind
 that ran out is not run. A trial's line is on the disk before the next one, so that the same command goes on where it
-was, on another machine too if the file is carried there; with --for-s no trial is begun after so many seconds.
+was, on another machine too if the file is carried there; with --for-s no trial is begun after so many seconds. On
+several GPUs, --share 0/2 and --share 1/2 with a file and a run_root each take every second point; the lines of the
+second file but its first, appended to the first file, make one grid of both.
 
 `replay` needs no GPU: it searches the recorded points, each of several as the recipe as it stands, and says how far
 what was found is from the best of the grid. With --plain an emulated grid is searched for the fastest plain steps. A
@@ -43,14 +45,16 @@ _WITHIN = 0.02
 """What is promised: of the grid's best rate."""
 
 
-def record(grid: Path, settings: list[str], for_s: float | None) -> int:
-    """Run what is not in the file yet. Returns 0 once the grid is whole, 1 where some of it is left."""
+def record(grid: Path, settings: list[str], for_s: float | None, share: tuple[int, int]) -> int:
+    """Run what is not in the file yet. Returns 0 once the share of the grid is whole, 1 where some of it is left."""
     request = checked(settings)
     problem = request.problem
     _begin(grid, request)
     begin, seen = time.monotonic(), [one for one, _ in _lines(grid)]
     done = {one.point for one in seen}
-    left = [point for point in dict.fromkeys([problem.base, *problem.points]) if point not in done]
+    first, step = share
+    wanted = list(dict.fromkeys([problem.base, *problem.points]))[first::step]
+    left = [point for point in wanted if point not in done]
     progress = Progress(len(left), 0)
     with Ledger(request.ledger, verb="tune") as ledger:
         trials = Trials(request, ledger, progress)
@@ -66,7 +70,7 @@ def record(grid: Path, settings: list[str], for_s: float | None) -> int:
             seen.append(one)
             progress.saw(one)
             _append(grid, {"observation": as_json(one), "work": as_json(problem.works[point])})
-    num_left = len({problem.base, *problem.points}) - len(seen)
+    num_left = len(wanted) - len(seen)
     print(json.dumps({"grid": str(grid), "num_points": len(seen), "num_left": num_left}))
     return int(num_left > 0)
 
@@ -192,6 +196,13 @@ def _from(problem: Problem, seen: dict[Point, Observation], max_trials: int, top
     }
 
 
+def _share(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text}: allowed is K/N with K from 0 to below N, as 0/2")
+    return int(index), int(count)
+
+
 def main() -> int:
     """Record or replay."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,6 +211,7 @@ def main() -> int:
     recording.add_argument("grid", type=Path)
     recording.add_argument("settings", nargs="+", help="those of tune")
     recording.add_argument("--for-s", type=float, help="begin no trial after so many seconds")
+    recording.add_argument("--share", type=_share, default=(0, 1), metavar="K/N", help="every N-th point, from the K-th")
     replaying = verbs.add_parser("replay")
     replaying.add_argument("grid", type=Path)
     replaying.add_argument("--max-trials", type=int, default=8)
@@ -207,7 +219,7 @@ def main() -> int:
     replaying.add_argument("--plain", action="store_true", help="the plain steps of an emulated grid")
     flags = parser.parse_args()
     if flags.verb == "record":
-        return record(flags.grid, flags.settings, flags.for_s)
+        return record(flags.grid, flags.settings, flags.for_s, flags.share)
     replay(flags.grid, flags.max_trials, flags.starts, is_plain=flags.plain)
     return 0
 

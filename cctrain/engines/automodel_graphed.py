@@ -18,6 +18,7 @@ import torch
 
 from cctrain.engines.automodel_unwaiting import clipping_by, free_rotary_of_waits, sum_squares_on_the_device
 from cctrain.engines.compiled import compile_layers, compiler_facts
+from cctrain.engines.compiled_loss import compile_loss
 from cctrain.engines.documents import attend_by_documents
 from cctrain.engines.image_places import check_images, images_in_place
 from cctrain.engines.masks import without_search_for_samples
@@ -72,6 +73,7 @@ class GraphedTraining:
             self._why += "; on a CPU, which has no CUDA graphs, the steps ran unrecorded"
         elif self._compiled:
             self._num_compiled = compile_layers(model)
+            compile_loss(recipe.loss_fn)
         self._engine = _Engine(recipe)
         self._step = GraphedStep(
             self._engine,

@@ -1,9 +1,10 @@
-"""A recipe trained twice in one process, uncompiled and with its layers compiled: `compiled_training.py OVERRIDES`.
+"""A recipe trained twice in one process, uncompiled and with its layers and loss compiled: `compiled_training.py OVERRIDES`.
 
 What `step=graphed` compiles on a GPU is compiled here for a CPU, up to the code generation: prints the losses of both
 and, of the second, what the record says of the compiler.
 """
 
+import functools
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from cctrain.engines import automodel
 from cctrain.engines.compiled import compile_layers, compiler_facts
+from cctrain.engines.compiled_loss import compile_loss
 from cctrain.packaged import RECIPES
 from cctrain.request.compose import compose_config
 from cctrain.request.recipe import build_recipe
@@ -30,6 +32,7 @@ def train(recipe: dict, *, is_compiled: bool) -> list[float]:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         assert compile_layers(training.model_parts[0]) > 0
+        compile_loss(training.loss_fn)
     training.run_train_validation_loop()
     samples = [json.loads(line) for line in path.read_text().splitlines()]
     return [sample["loss"] for sample in samples if "loss" in sample]
@@ -44,6 +47,7 @@ def main(overrides: list[str]) -> None:
     )
     compile_in_place = torch.nn.Module.compile
     torch.nn.Module.compile = lambda self: compile_in_place(self, backend="aot_eager")
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
     uncompiled = train(recipe, is_compiled=False)
     compiled = train(recipe, is_compiled=True)
     print(json.dumps({"uncompiled": uncompiled, "compiled": compiled, **compiler_facts()}))
