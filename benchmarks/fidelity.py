@@ -10,7 +10,9 @@ Where a kernel is longer than its launch with the toll, the toll hides behind it
 
 A profile also stretches the host's code. How much of a reading is host code is not measured: none of it, up to all
 that a launch and the wait for it take. `up to` has it all stretched; a reading within the bar of this sum only is
-marked `host`, and named apart. The last line of stdout is one JSON object; the exit code is 1 where a charged reading
+marked `host`, and named apart. Collectives in a graph wait for the delay on the GPU. Launched one by one, small ones
+take as long as the host's code for them, all of which is stretched, and the delay hides behind the launches; large ones
+take as long as the exchange and the delay. The last line of stdout is one JSON object; the exit code is 1 where a charged reading
 is farther than promised from both sums.
 """
 
@@ -28,6 +30,9 @@ from cctrain.tolls.record import Reading, read_tolls
 from cctrain.tolls.table import describe
 
 BAR = 0.05
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")
+HOST_BOUND = 1.2
+"""Collectives launched one by one that take at most so many times what the smallest takes are bound by the host."""
 _US_PER_NS, _US_PER_S = 1e-3, 1e6
 
 
@@ -61,9 +66,13 @@ def calls_before_last_wait(reading: Reading) -> int | None:
     }.get(reading.name)
 
 
-def stretch_us(own_us: float, profile: Profile, own: Mapping[str, float]) -> float:
-    """What the profile's slower host adds if all of the reading is host code, up to a launch and the wait for it."""
-    return (profile.number("host_ratio") - 1) * min(own_us, own["launch_wait"])
+def stretch_us(reading: Reading, own_us: float, profile: Profile, own: Mapping[str, float]) -> float:
+    """What the profile's slower host adds if all of the reading is host code, up to a launch and the wait for it, or a
+    small collective's own."""
+    most_us = own["launch_wait"]
+    if reading.name in COLLECTIVES:
+        most_us = own[reading.name] if reading.conditions["launch"] == "eager" else 0.0
+    return (profile.number("host_ratio") - 1) * min(own_us, most_us)
 
 
 def off_by(got_us: float, least_us: float, most_us: float) -> float:
@@ -95,6 +104,11 @@ def expected_us(reading: Reading, own_us: float, profile: Profile, own: Mapping[
     }
     if name == "launch_busy":
         return max(own_us, own["launch_call"] + launch)
+    if name in COLLECTIVES:
+        delayed_us = own_us + profile.number("collective_us")
+        if conditions["launch"] == "graph":
+            return delayed_us
+        return own_us + launch if own_us <= HOST_BOUND * own[name] else max(delayed_us, own[name] + launch)
     if name in ("copy", "copy_issue"):
         return own_us + _copy_us(reading, profile, launch, wait, own["idle_wait"])
     if name == "bulk_load":
@@ -128,7 +142,7 @@ def main() -> int:
     if profile.sha256 != tolled.tolls["sha256"]:
         parser.error(f"the profile {profile.name} has changed since it was measured")
     measured = {reading.key: reading for reading in tolled.readings}
-    own = {"idle_wait": 0.0, "launch_call": 0.0, "launch_wait": 0.0}
+    own = dict.fromkeys(("idle_wait", "launch_call", "launch_wait", *COLLECTIVES), 0.0)  # the first of each name
     own |= {reading.name: reading.value for reading in reversed(plain.readings) if reading.name in own}
     rows = []
     print(f"{'':52}{'own':>12}{'expected':>12}{'up to':>12}{'measured':>12}   off")
@@ -141,7 +155,7 @@ def main() -> int:
         is_charged = wanted > own_us
         if is_charged:
             wanted += profile.number("wait_us") / (calls_before_last_wait(reading) or math.inf)
-        most = wanted + stretch_us(own_us, profile, own)
+        most = wanted + stretch_us(reading, own_us, profile, own)
         off = got_us / wanted - 1
         mark = "free" if not is_charged else verdict(got_us, wanted, most)
         what = f"{reading.name} ({describe(reading.conditions)})"

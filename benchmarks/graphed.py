@@ -67,7 +67,7 @@ from cctrain.tolls import matmul
 OFF, TOLLED = "off", "tolled"
 STOCK, GRAPHED = "AutoModel's step", "graphed"
 NOISE: dict[str, dict[str, Any]] = {
-    f"{STOCK}, another attention": {"around": lambda: sdpa_kernel(_other_kernel())},
+    f"{STOCK}, another attention": {"around": lambda: sdpa_kernel(SDPBackend.MATH)},
     f"{STOCK}, layers compiled": {"is_compiled": True},
 }
 """Lines of --noise, and what is different with them."""
@@ -149,11 +149,6 @@ class Line:
             return None
         sequences = (flops.Sequences.of(row["rows"], row["patches"]) for row in self.rows)
         return statistics.fmean(flops.model_flops(self._shape, self._training, one) for one in sequences)
-
-
-def _other_kernel() -> SDPBackend:
-    """One of torch's that attention without a mask does not take by itself."""
-    return SDPBackend.EFFICIENT_ATTENTION if torch.cuda.is_available() else SDPBackend.MATH
 
 
 def _synchronize() -> None:

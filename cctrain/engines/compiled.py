@@ -7,6 +7,7 @@ than a warning. What differs between AutoModel's layers without reason is made a
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def compile_layers(model: torch.nn.Module) -> int:
     layers = [one for one in model.modules() if names & {base.__name__ for base in type(one).__mro__}]
     _leave_nothing_to_later_layers(model, layers)
     _share_classes(model)
+    _recompute_within(layers)
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_COMPILATIONS)
     dynamo.optimize_ddp = False  # it cuts layers into pieces for DDP's reducer, which rests
@@ -56,6 +58,20 @@ def _without_cache(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict
     if "past_key_values" in kwargs:
         kwargs["past_key_values"] = None
     return args, kwargs
+
+
+def _recompute_within(layers: list[Any]) -> None:
+    """Have activation checkpointing of a layer's parts leave to the compiler what it compiles anyway: AutoModel wraps
+    their recomputation in the choice of attention kernels that held in the forward pass, and the compiler, which has
+    both passes before it, takes no such wrapping."""
+    for layer in layers:
+        for part in layer.modules():
+            checkpoint = getattr(part, "checkpoint_fn", None)
+            if isinstance(checkpoint, functools.partial):
+                around = checkpoint.keywords.get("context_fn")
+                if getattr(around, "__name__", None) == "sdpa_backend_snapshot_context_fn":
+                    kept = {name: value for name, value in checkpoint.keywords.items() if name != "context_fn"}
+                    part.checkpoint_fn = functools.partial(checkpoint.func, *checkpoint.args, **kept)
 
 
 def _share_classes(model: torch.nn.Module) -> None:

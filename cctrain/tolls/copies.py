@@ -15,7 +15,7 @@ from cctrain.tolls.sampling import Case, measure_cases
 
 __all__ = ["can_run", "measure", "num_calls"]
 
-_GROUPS = (((64, 4 << 10, 64 << 10, 1 << 20), 1.2), ((16 << 20, 64 << 20, 256 << 20), 2.4), ((1 << 30,), 1.2))
+_GROUPS = (((64, 4 << 10, 64 << 10, 1 << 20), 1.2), ((16 << 20, 64 << 20, 256 << 20), 2.4), ((1 << 30,), 2.4))
 """Bytes, and seconds for all copies of these sizes: in turn with a copy of a gigabyte, which leaves every cache cold,
 the small ones would be measured seldom, and slow."""
 _D2D_SIZES = (64, 1 << 20, 1 << 30)

@@ -32,17 +32,20 @@ def measure_cases(
     budget_s: float,
     *,
     agree: Callable[[bool], bool] | None = None,
+    first_core: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Reading]:
     """One block of every case in turn, until `budget_s` is over; a first one of each is set aside.
 
     In turn, so that whatever disturbs the machine for a second falls on all alike. The process goes from core to core,
-    because on a shared host one may be 10 % slower than another; not so a rank among others, for which `agree` has all
-    stop after the same round. Python's garbage collector does not run meanwhile.
+    because on a shared host one may be 10 % slower than another. Ranks among others begin apart, each at its own
+    `first_core` (0 to below 1 of the way through the cores), and `agree` has all stop after the same round. Python's
+    garbage collector does not run meanwhile.
     """
     blocks: list[list[float]] = [[] for _ in cases]
     allowed = os.sched_getaffinity(0)
     cores = sorted(allowed)[:: max(1, len(allowed) // _MOST_CORES)]
+    first = int(first_core * len(cores))
     gc.collect()
     gc.disable()
     try:
@@ -50,8 +53,7 @@ def measure_cases(
             case.block()
         begin, is_over = clock(), False
         while not is_over:
-            if not agree:
-                os.sched_setaffinity(0, {cores[int((clock() - begin) / _CORE_S) % len(cores)]})
+            os.sched_setaffinity(0, {cores[(first + int((clock() - begin) / _CORE_S)) % len(cores)]})
             for case, values in zip(cases, blocks, strict=True):
                 values.append(case.block())
             is_over = len(blocks[0]) >= _FEWEST_ROUNDS and clock() - begin >= budget_s

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 SIX_LAYERS = "+train.model.config.num_hidden_layers=6"
+CHECKPOINTING = "+train.distributed.activation_checkpointing=true"
 CASES = {
     # Under LoRA the input of the first layer needs no gradient, and that of the others does.
     "llama_lora": (2, ["recipe=tiny_llama_peft", SIX_LAYERS]),
     "llama_sft": (1, ["recipe=tiny_llama_sft", SIX_LAYERS]),
+    "llama_lora, checkpointed": (2, ["recipe=tiny_llama_peft", SIX_LAYERS, CHECKPOINTING]),
     # Six layers of sliding and full attention, and two of the vision tower with its embedder.
     "gemma_lora": (
         4,
         [
             "recipe=tiny_gemma_peft",
-            "+train.distributed.activation_checkpointing=true",
+            CHECKPOINTING,
             "train.dataset.responses=['An old stone bridge.']",
         ],
     ),

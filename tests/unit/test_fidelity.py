@@ -7,8 +7,10 @@ from cctrain.emulation.profile import load_profile
 from cctrain.tolls.record import Reading
 from tests.stub_driver import profile
 
-TOLLS = profile(launch_us=20.0, graph_launch_us=30.0, wait_us=40.0, host_ratio=1.1, h2d_pinned_blocks=True)
-OWN = {"launch_call": 5.0, "idle_wait": 6.0, "launch_wait": 14.0}
+TOLLS = profile(
+    launch_us=20.0, graph_launch_us=30.0, wait_us=40.0, collective_us=12.0, host_ratio=1.1, h2d_pinned_blocks=True
+)
+OWN = {"launch_call": 5.0, "idle_wait": 6.0, "launch_wait": 14.0, "all_reduce": 8.0, "all_gather": 3.0}
 
 
 def reading(name, **conditions):
@@ -28,6 +30,9 @@ def reading(name, **conditions):
         ("copy", {"direction": "d2h", "memory": "pinned", "bytes": 64}, 49.0),
         ("copy", {"direction": "h2d", "memory": "pinned", "bytes": 64}, 55.0),  # its wait no longer overlaps
         ("copy_issue", {"direction": "h2d", "memory": "pinned", "bytes": 4, "work_us": 1400}, 1409.0),
+        ("all_reduce", {"launch": "graph"}, 21.0),
+        ("all_reduce", {"launch": "eager"}, 29.0),  # bound by the host, behind whose launch the delay hides
+        ("all_gather", {"launch": "eager"}, 23.0),  # the exchange and the delay end before the host's next launch
     ],
 )
 def test_a_reading_should_take_its_own_time_and_the_tolls_of_its_calls(name, conditions, expected):
@@ -35,10 +40,16 @@ def test_a_reading_should_take_its_own_time_and_the_tolls_of_its_calls(name, con
 
 
 def test_the_hosts_share_is_at_most_that_of_a_launch_and_its_wait():
-    assert stretch_us(7.0, TOLLS, OWN) == pytest.approx(0.7)
-    assert stretch_us(20_000.0, TOLLS, OWN) == pytest.approx(1.4)
-    assert stretch_us(7.0, profile(launch_us=20.0), OWN) == 0
+    copy = reading("copy")
+    assert stretch_us(copy, 7.0, TOLLS, OWN) == pytest.approx(0.7)
+    assert stretch_us(copy, 20_000.0, TOLLS, OWN) == pytest.approx(1.4)
+    assert stretch_us(copy, 7.0, profile(launch_us=20.0), OWN) == 0
     assert load_profile("b300").number("host_ratio") > 1  # else there was nothing to tell apart
+
+
+def test_a_collectives_host_code_is_all_that_the_smallest_takes_and_none_of_a_graphs():
+    assert stretch_us(reading("all_reduce", launch="eager"), 900.0, TOLLS, OWN) == pytest.approx(0.8)
+    assert stretch_us(reading("all_reduce", launch="graph"), 900.0, TOLLS, OWN) == 0
 
 
 def test_a_time_is_off_by_its_distance_to_the_nearer_sum():

@@ -73,6 +73,24 @@ def test_a_process_goes_from_core_to_core_and_gets_all_of_them_back():
     assert os.sched_getaffinity(0) == allowed
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_ranks_are_on_cores_of_their_own():
+    def cores_of(first_core):
+        machine, seen = Machine(), []
+
+        def block():
+            machine.now += 0.02
+            seen.append(*os.sched_getaffinity(0)) if len(os.sched_getaffinity(0)) == 1 else None
+            return 1.0
+
+        measure_cases([Case("one", "us", {}, block)], 1.0, first_core=first_core, clock=lambda: machine.now)
+        return seen
+
+    one, other = cores_of(0.0), cores_of(0.5)
+    assert len(one) == len(other) > 10
+    assert all(a != b for a, b in zip(one, other, strict=True))
+
+
 def test_all_ranks_stop_where_the_one_that_decides_does():
     machine, asked = Machine(), []
 
