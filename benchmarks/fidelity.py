@@ -10,10 +10,14 @@ Where a kernel is longer than its launch with the toll, the toll hides behind it
 
 A profile also stretches the host's code. How much of a reading is host code is not measured: none of it, up to all
 that a launch and the wait for it take. `up to` has it all stretched; a reading within the bar of this sum only is
-marked `host`, and named apart. Collectives in a graph wait for the delay on the GPU. Launched one by one, small ones
-take as long as the host's code for them, all of which is stretched, and the delay hides behind the launches; large ones
-take as long as the exchange and the delay. The last line of stdout is one JSON object; the exit code is 1 where a charged reading
-is farther than promised from both sums.
+marked `host`, and named apart.
+
+Collectives in a graph wait for the delay on the GPU. Launched one by one, small ones take as long as the host's code
+for them, all of which is stretched, and the delay hides behind the launches; large ones take as long as the exchange
+and the delay.
+
+The last line of stdout is one JSON object; the exit code is 1 where a charged reading is farther than promised from
+both sums.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ def main() -> int:
     recording.add_argument("grid", type=Path)
     recording.add_argument("settings", nargs="+", help="those of tune")
     recording.add_argument("--for-s", type=float, help="begin no trial after so many seconds")
-    recording.add_argument("--share", type=_share, default=(0, 1), metavar="K/N", help="every N-th point, from the K-th")
+    recording.add_argument("--share", type=_share, default=(0, 1), metavar="K/N", help="every N-th point")
     replaying = verbs.add_parser("replay")
     replaying.add_argument("grid", type=Path)
     replaying.add_argument("--max-trials", type=int, default=8)

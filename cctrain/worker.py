@@ -46,12 +46,13 @@ def main(run_dir: Path) -> int:
         samples.write({"event": "end", **engine.train(config, samples)})
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank belongs into the record
         traceback.print_exc()
-        samples.write({"event": "error", "time": time.time(), **_explain(error)})
+        samples.write({"event": "error", "time": time.time(), **explained(error)})
         return 1
     return 0
 
 
-def _explain(error: BaseException) -> dict[str, Any]:
+def explained(error: BaseException) -> dict[str, Any]:
+    """Its kind and its message: the first line of what it says, and the next one where the first announces it."""
     name, text = type(error).__name__, str(error).strip()
     where = {"OutOfMemoryError": "GPU", "MemoryError": "host"}.get(name, "")
     if "can't allocate memory" in text:  # torch's allocator on CPU
@@ -59,7 +60,10 @@ def _explain(error: BaseException) -> dict[str, Any]:
     if where:
         hint = "lower train.step_scheduler.local_batch_size or data.seq_len, or set activation_checkpointing"
         return {"kind": "out_of_memory", "message": f"out of {where} memory: {hint} (train.distributed)"}
-    message = f"{name}: {text.partition(chr(10))[0] or 'no message'}"
+    first, _, rest = text.partition("\n")
+    if first.endswith(":"):
+        first = f"{first} {rest.strip().partition(chr(10))[0]}".rstrip()
+    message = f"{name}: {first or 'no message'}"
     return {"kind": name, "message": redacted(message[:500])}
 
 

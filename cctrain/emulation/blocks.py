@@ -52,6 +52,7 @@ def _order(arms: Sequence[str], index: int) -> list[str]:
     return order[::-1] if index % 2 else order
 
 
-def fewest_steps(num_arms: int, rounds: int) -> int:
-    """The fewest steps that `schedule` takes, so that every block has steps to measure."""
-    return num_arms * rounds * (SETTLING_STEPS + _MEASURED_STEPS)
+def fewest_steps(num_arms: int, rounds: int, measured: int = 0) -> int:
+    """The fewest steps that `schedule` takes, so that every block has steps to measure; and every arm at least
+    `measured` of them, over all rounds."""
+    return num_arms * rounds * (SETTLING_STEPS + max(_MEASURED_STEPS, -(-measured // rounds)))

@@ -45,8 +45,11 @@ def check_emulated(config: Config) -> None:
     num_arms = len(arms(profile, is_explained=config.cc.explain, num_ranks=_SEVERAL, has_graphs=has_graphs))
     fewest = fewest_steps(num_arms, blocks)
     if measure.most_steps < fewest:
+        from cctrain import stats  # a third of a second, spent on an error alone
+
         most = measure.most_steps // fewest_steps(num_arms, 1)
-        way_out = f", or cc.blocks={most}" if most >= 2 else ""
+        is_enough = most >= 2 and fewest_steps(num_arms, most, stats.MIN_STEPS) <= measure.most_steps
+        way_out = f", or cc.blocks={most}" if is_enough else ""
         raise RequestError(
             f"measure.steps={measure.steps} is too few for cc.blocks={blocks} rounds of {num_arms} blocks of 4 steps "
             f"(the first 2 of each settle): allowed is {fewest} or more{way_out}"

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from cctrain import stats
 from cctrain.config import DEFAULT_BLOCKS, Config, LaunchKind
 from cctrain.emulation.blocks import fewest_steps
 from cctrain.errors import RequestError
@@ -24,7 +25,8 @@ from cctrain.tune.problem import Gpu, problem_of
 from cctrain.tune.search import Problem
 
 _STEPS = 40
-"""Measured in a trial, where nothing else is asked for; emulated ones measure what their blocks need."""
+"""Measured in a trial, where nothing else is asked for; emulated ones measure what their blocks and a verdict on
+steadiness need."""
 _ARMS = 2
 """Of an emulated run: plain and tolled."""
 _OWN = ("tune", "run_root", "dry_run")
@@ -99,7 +101,8 @@ def _steps(arguments: list[str]) -> list[str]:
     if "measure.steps" in given or given.get("measure") == "seed":
         return []
     blocks = given.get("cc.blocks", "")
-    emulated = fewest_steps(_ARMS, int(blocks) if blocks.isdecimal() else DEFAULT_BLOCKS)
+    rounds = int(blocks) if blocks.isdecimal() and int(blocks) else DEFAULT_BLOCKS
+    emulated = fewest_steps(_ARMS, rounds, stats.MIN_STEPS)
     return [f"measure.steps={emulated if given.get('cc') == 'emulated' else _STEPS}"]
 
 

@@ -1,4 +1,5 @@
-"""A recipe trained twice in one process, uncompiled and with its layers and loss compiled: `compiled_training.py OVERRIDES`.
+"""A recipe trained twice in one process, uncompiled, and with its layers and loss compiled:
+`compiled_training.py OVERRIDES`.
 
 What `step=graphed` compiles on a GPU is compiled here for a CPU, up to the code generation: prints the losses of both
 and, of the second, what the record says of the compiler.

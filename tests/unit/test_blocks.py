@@ -54,3 +54,10 @@ def test_too_few_steps_make_no_schedule():
     assert fewest_steps(2, 8) == 64
     with pytest.raises(ValueError, match="63 steps are too few for 8 rounds of 2 blocks"):
         schedule(63, (OFF, ALL), 8)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4, 5, 8])
+def test_every_arm_can_be_given_as_many_measured_steps_as_a_verdict_needs(rounds):
+    slots = schedule(fewest_steps(2, rounds, 10), (OFF, ALL), rounds)
+    for arm in (OFF, ALL):
+        assert sum(slot.arm == arm and not slot.is_settling for slot in slots) >= 10
