@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from cctrain.engines.replicas import average_gradients, is_replicated, unwrapped
 from cctrain.engines.sampled_lengths import lengths_for
 from cctrain.metrics import IGNORED_LABEL
 from cctrain.steps.batches import by_documents, padded, unmasked
-from cctrain.steps.capture import NotCapturableError
+from cctrain.steps.capture import NotCapturableError, draws_random_numbers, recomputes
 from cctrain.steps.graphed import GraphedStep
 from cctrain.steps.readback import MOST_AHEAD
 
@@ -220,19 +220,22 @@ class GraphedTraining:
 
     def _refuse(self, recipe: Any) -> None:
         """Raise NotCapturableError for what the model says; what the recipe says is refused before the launch."""
-        config = getattr(unwrapped(recipe.model_parts[0]), "config", None)
-        text = getattr(config, "text_config", config)
-        experts = next(filter(None, (getattr(text, name, None) for name in _EXPERTS)), None)
-        for is_so, what in (
-            (experts, f"a model with {experts} experts routes its tokens by their values"),
-            (
-                getattr(recipe, "partial_cuda_graph_manager", None),
-                "a model with graphs of its own (train.model.backend)",
-            ),
-            (getattr(recipe, "te_fp8", None), "Transformer Engine's FP8 keeps its scales' history on the host"),
-        ):
-            if is_so:
-                raise NotCapturableError(f"{what}, which no graph can hold")
+        for why in _reasons(recipe, unwrapped(recipe.model_parts[0])):
+            raise NotCapturableError(f"{why}, which no graph can hold")
+
+
+def _reasons(recipe: Any, model: Any) -> Iterator[str]:
+    config = getattr(model, "config", None)
+    text = getattr(config, "text_config", config)
+    experts = next(filter(None, (getattr(text, name, None) for name in _EXPERTS)), None)
+    if experts:
+        yield f"a model with {experts} experts routes its tokens by their values"
+    if getattr(recipe, "partial_cuda_graph_manager", None):
+        yield "a model with graphs of its own (train.model.backend)"
+    if getattr(recipe, "te_fp8", None):
+        yield "Transformer Engine's FP8 keeps its scales' history on the host"
+    if recomputes(model) and draws_random_numbers(model):
+        yield "activation checkpointing draws dropout's numbers again from a state that the host keeps"
 
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")

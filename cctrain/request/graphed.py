@@ -32,6 +32,12 @@ def reasons(recipe: Mapping[str, Any], layout: Layout) -> Iterator[str]:
     for key in _OF_DDPS_REDUCER if layout.world > 1 else ():
         if distributed.get(key):
             yield f"DDP's reducer has work of its own with train.distributed.{key}=true, and does it from Python"
+    dropout = (recipe.get("peft") or {}).get("dropout")
+    if dropout and distributed.get("activation_checkpointing"):
+        yield (
+            "activation checkpointing (train.distributed.activation_checkpointing) draws the numbers of "
+            f"train.peft.dropout={dropout} again, from a state that the host keeps"
+        )
     if (recipe.get("fp8") or {}).get("enabled"):
         yield "FP8 scales (train.fp8.enabled=true) are computed between the steps"
     if recipe.get("domain_mixture"):

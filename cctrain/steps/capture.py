@@ -70,6 +70,14 @@ def draws_random_numbers(model: torch.nn.Module) -> bool:
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
+def recomputes(model: torch.nn.Module) -> bool:
+    """Whether the backward pass of `model` runs parts of the forward pass again: torch's wrapper, or transformers'."""
+    return any(
+        hasattr(module, "_checkpoint_wrapped_module") or getattr(module, "gradient_checkpointing", False)
+        for module in model.modules()
+    )
+
+
 def synchronizing_lines(work: Callable[[], object]) -> list[str]:
     """Run `work` and say, as `file:line`, where the host waited for the device in it."""
     with warnings.catch_warnings(record=True) as caught:

@@ -30,10 +30,9 @@ CASES = {
         *("+train.optimizer.fused=true", "+train.distributed.activation_checkpointing=true"),
     ),
     # Of one length: dropout draws a number for each token of padding too.
-    "lora_with_dropout_and_checkpointing_accumulated_on_two_ranks": (
+    "lora_with_dropout_accumulated_on_two_ranks": (
         *("recipe=tiny_llama_peft", "data=synthetic", "data.seq_len=64", TWO_RANKS, "+train.peft.dropout=0.1"),
         *("train.step_scheduler.local_batch_size=1", "train.step_scheduler.global_batch_size=8"),
-        "+train.distributed.activation_checkpointing=true",
     ),
     "lora_on_two_ranks": ("recipe=tiny_llama_peft", "data=pydoc", TWO_RANKS, "+train.optimizer.fused=true"),
     "lora_on_two_replicas": ("recipe=tiny_llama_peft", "data=pydoc", TWO_RANKS, *REPLICAS),

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from cctrain.engines import automodel_graphed, automodel_unwaiting
 from cctrain.engines.automodel_graphed import GraphedTraining
@@ -180,6 +181,7 @@ class TestLogging:
         assert graphed.loggable(stock) == [stock]
 
 
+RECOMPUTED_WITH_DROPOUT = checkpoint_wrapper(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.1)))
 REFUSALS = [
     ({"te_fp8": object()}, "Transformer Engine's FP8"),
     ({"partial_cuda_graph_manager": object()}, "a model with graphs of its own (train.model.backend)"),
@@ -191,6 +193,7 @@ REFUSALS = [
         {"model_parts": [SimpleNamespace(config=SimpleNamespace(text_config=SimpleNamespace(num_experts=8)))]},
         "a model with 8 experts",
     ),
+    ({"model_parts": [RECOMPUTED_WITH_DROPOUT]}, "activation checkpointing draws dropout's numbers again"),
 ]
 
 

@@ -15,6 +15,7 @@ from cctrain.request.recipe import build_recipe, recipe_hash
 
 PIPELINE = ("train.distributed.pp_size=2",)
 FP8 = ("+train.fp8.enabled=true",)
+REDRAWN = ("+train.peft.dropout=0.1", "+train.distributed.activation_checkpointing=true")
 
 
 def composed(*overrides, recipe="llama8b_peft"):
@@ -31,6 +32,7 @@ def layout(config):
     [
         (PIPELINE, "train.distributed.pp_size=2"),
         (FP8, "train.fp8.enabled=true"),
+        (REDRAWN, "train.peft.dropout=0.1"),
         (("+train.distributed.static_graph=true",), "train.distributed.static_graph=true"),
     ],
 )
@@ -45,6 +47,12 @@ def test_what_no_graph_can_hold_is_refused_by_name_and_left_to_stock_under_auto(
     assert kind is StepKind.stock
     assert why.startswith("step=auto: ")
     assert named in why
+
+
+@pytest.mark.parametrize("override", REDRAWN)
+def test_dropout_and_activation_checkpointing_go_with_graphs_one_at_a_time(override):
+    config = composed("step=graphed", override)
+    check_step(config, layout(config))
 
 
 def test_a_dry_run_says_which_step_it_would_be_and_why(capsys):
