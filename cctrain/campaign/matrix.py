@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from cctrain.comparison.comparable import JUDGED
 from cctrain.errors import RequestError
 from cctrain.nearest import did_you_mean
 from cctrain.packaged import CONF
@@ -79,7 +80,7 @@ def parse(arguments: list[str]) -> Matrix:
         run_root=run_root,
         ledger=Path(_single(given, "campaign.ledger", str(run_root / file))).expanduser(),
         retry_failed=_flag(given, "campaign.retry_failed"),
-        allow=given.get("campaign.allow", tuple(preset.get("allow", ()))),
+        allow=_allow(given.get("campaign.allow", tuple(preset.get("allow", ())))),
         is_dry=_flag(given, "dry_run"),
     )
 
@@ -128,6 +129,17 @@ def _flag(given: dict[str, tuple[str, ...]], key: str) -> bool:
     if text not in ("true", "false"):
         raise RequestError(f"{key}={text}: allowed is true or false")
     return text == "true"
+
+
+def _allow(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Known before hours of trials, but for fields of `identity`, which the runs bring. A list may have brackets."""
+    if len(names) == 1 and names[0].startswith("[") and names[0].endswith("]"):
+        names = tuple(split(names[0][1:-1].replace(" ", "")))
+    for name in names:
+        if name not in JUDGED and name.partition(".")[0] != "identity":
+            allowed = (*JUDGED, "identity.FIELD")
+            raise RequestError(f"campaign.allow={name}: allowed is {', '.join(allowed)}.{did_you_mean(name, allowed)}")
+    return names
 
 
 def _check_modes(modes: tuple[str, ...]) -> None:

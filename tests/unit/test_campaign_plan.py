@@ -64,6 +64,11 @@ def test_commas_in_brackets_and_quotes_are_no_lists():
     )
 
 
+@pytest.mark.parametrize("text", ["steady,identity.gpu", "[steady,identity.gpu]", "[steady, identity.gpu]"])
+def test_what_the_comparison_lets_pass_may_stand_in_brackets(text):
+    assert parse(["recipe=a", f"campaign.allow={text}"]).allow == ("steady", "identity.gpu")
+
+
 def test_what_is_compared_stays_within_one_group_of_settings():
     found = trials("recipe=a,b", "cc=off,on", "train.x=1,2", "campaign.repeats=1")
     assert {trial.group for trial in found} == {("train.x=1",), ("train.x=2",)}
@@ -83,6 +88,7 @@ def test_what_is_compared_stays_within_one_group_of_settings():
         (("recipe=a", "run_root=x,y"), "allowed is one value"),
         (("recipe=a", "dry_run=maybe"), "allowed is true or false"),
         (("campaign=sed",), "Did you mean seed?"),
+        (("recipe=a", "campaign.allow=stedy"), "campaign.allow=stedy: allowed is status, steady"),
         (("a", "b"), "settings are written key=value"),
         (("--repeats", "3"), "settings are written key=value"),
     ],
