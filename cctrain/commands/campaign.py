@@ -47,7 +47,11 @@ from cctrain.records import finite
 from cctrain.report import campaign as report
 from cctrain.report import ratios_table
 
-_BY = {"step": "step", "engine": "engine", "data.seq_len": "sequence"}
+_BY = {
+    **{"step": "step", "engine": "engine", "data.seq_len": "sequence"},
+    **{f"train.step_scheduler.{which}_batch_size": "batch" for which in ("local", "global")},
+    "train.distributed.tp_size": "layout",
+}
 """Settings that a comparison tells apart in one table."""
 
 
@@ -195,7 +199,7 @@ def _compare(
     matrix: Matrix, trials: Mapping[str, Trial], standing: Mapping[str, Standing]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """A table for every group of settings that were varied; what was found, and what could not be compared."""
-    by = tuple(name for key, name in _BY.items() if len(matrix.axes.get(key, ())) > 1)
+    by = tuple(dict.fromkeys(name for key, name in _BY.items() if len(matrix.axes.get(key, ())) > 1))
     groups: dict[tuple[str, ...], list[Path]] = {}
     for key, trial in trials.items():
         run_name = standing[key].run

@@ -17,7 +17,9 @@ from cctrain.comparison.comparable import alike
 from cctrain.errors import RequestError
 from cctrain.load import Run
 
-FIELDS = ("step", "engine", "tolls", "sequence")
+_SIDE_BY_SIDE = ("sequence", "batch", "layout")
+"""What stands in one table without being held against each other."""
+FIELDS = ("step", "engine", "tolls", *_SIDE_BY_SIDE)
 """What `by` tells settings apart by; tolls (the profile of an emulated run) are told apart by anyway."""
 _DIFFERING = {
     "step": ("step_kind",),
@@ -126,14 +128,13 @@ def _grouped(runs: Sequence[Run], options: Options) -> dict[Cell, dict[str, Grou
 
 
 def _order(run: Run) -> tuple[object, ...]:
-    sequence = run.identity.get("sequence")
-    seq_len = sequence.get("seq_len") if isinstance(sequence, dict) else None
+    sizes = (("sequence", "seq_len"), ("layout", "tensor"), *(("batch", key) for key in _BATCH))
     modes = ("off", "on", "emulated", "unknown")
     return (
         run.recipe,
         run.engine not in _STOCK,
         run.step_kind not in _STOCK,
-        seq_len if isinstance(seq_len, int) else 0,
+        *(_number(_facts(run, part).get(key)) for part, key in sizes),
         modes.index(run.mode),
         run.profile,
         run.started_at.timestamp() if run.started_at else math.inf,
@@ -158,13 +159,30 @@ def _hash(run: Run) -> str:
     return str((run.tolls or {}).get("sha256"))
 
 
+_BATCH = {"local_batch_size": "micro-batch", "global_batch_size": "global"}
+_LAYOUT = ("data", "tensor", "pipeline", "context")
+
+
+def _facts(run: Run, part: str) -> Mapping[str, object]:
+    """A part of the run's identity; that of sequences was a number once."""
+    facts = run.identity.get(part)
+    return facts if isinstance(facts, dict) else {"seq_len": facts}
+
+
+def _number(value: object) -> float:
+    return value if isinstance(value, int | float) else 0
+
+
 def _setting(run: Run, name: str) -> str:
+    facts = _facts(run, name)
     if name == "sequence":
-        facts = run.identity.get("sequence")
-        facts = facts if isinstance(facts, dict) else {"seq_len": facts}
         named = ("lengths", "packed")
         rest = [f"{key} {facts[key]}" for key in named if facts.get(key) not in (None, 0, "fixed")]
         return ", ".join([f"seq_len {facts.get('seq_len')}", *rest])
+    if name == "batch":
+        return ", ".join(f"{word} {facts.get(key)}" for key, word in _BATCH.items())
+    if name == "layout":
+        return " x ".join(f"{key} {facts[key]}" for key in _LAYOUT if _number(facts.get(key)) > 1) or "one rank"
     return {"step": run.step_kind, "engine": run.engine}.get(name, "")
 
 
@@ -199,12 +217,12 @@ def _by_mode(recipe: str, setting: str, modes: Mapping[str, Group], options: Opt
 
 
 def _by_setting(groups: Mapping[Cell, Mapping[str, Group]]) -> Iterator[Plan]:
-    """Each step or engine against the first one of the same recipe and mode; sequences stand side by side only."""
+    """Each step or engine against the first one of the same recipe and mode; sizes stand side by side only."""
     first: dict[tuple[str, ...], tuple[Setting, Group]] = {}
     for (recipe, setting), modes in groups.items():
         told_apart = {name for name, _ in setting} & {"step", "engine"}
         for label, group in modes.items() if told_apart else ():
-            rest = [value for name, value in setting if name == "sequence"]
+            rest = [value for name, value in setting if name in _SIDE_BY_SIDE]
             base_setting, base = first.setdefault((recipe, *rest, label), (setting, group))
             if base is not group:
                 yield Plan(

@@ -275,6 +275,28 @@ def test_sequence_lengths_stand_side_by_side(tmp_path):
     assert [one.setting for one in answer.comparisons] == ["seq_len 256", "seq_len 4096"]
 
 
+@pytest.mark.parametrize(
+    ("by", "part", "sizes", "settings"),
+    [
+        (
+            *("batch", "batch"),
+            ({"local_batch_size": 2, "global_batch_size": 4}, {"local_batch_size": 16, "global_batch_size": 16}),
+            ["micro-batch 2, global 4", "micro-batch 16, global 16"],
+        ),
+        ("layout", "layout", ({"data": 1, "tensor": 1}, {"data": 2, "tensor": 2}), ["one rank", "data 2 x tensor 2"]),
+    ],
+)
+def test_batches_and_layouts_stand_side_by_side_from_small_to_large(tmp_path, by, part, sizes, settings):
+    records = [
+        dataclasses.replace(record, identity={**record.identity, part: size}, run_id=f"run-{index}{number}")
+        for index, size in enumerate(reversed(sizes))
+        for number, record in enumerate(pairs(2))
+    ]
+    assert any(f"--by {by}" in each for each in refused(tmp_path, *records))
+    answer = answered(tmp_path, by=(by,))
+    assert [one.setting for one in answer.comparisons] == settings
+
+
 def test_recipes_are_compared_each_by_itself_and_what_is_left_over_is_noted(tmp_path):
     alone = run_record("off", 9, recipe="llama8b_sft")
     answer = answered(tmp_path, *pairs(1), alone)
