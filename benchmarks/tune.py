@@ -70,7 +70,7 @@ def record(grid: Path, settings: list[str], for_s: float | None, share: tuple[in
             seen.append(one)
             progress.saw(one)
             _append(grid, {"observation": as_json(one), "work": as_json(problem.works[point])})
-    num_left = len(wanted) - len(seen)
+    num_left = len(set(wanted) - {one.point for one in seen})
     print(json.dumps({"grid": str(grid), "num_points": len(seen), "num_left": num_left}))
     return int(num_left > 0)
 

@@ -23,3 +23,9 @@ class RunError(CctrainError):
     """The run started and did not finish; its record says `partial`."""
 
     exit_code = 4
+
+
+def one_line(error: BaseException) -> str:
+    """What `error` says: its first line, and the next one where the first announces it. Empty where it says nothing."""
+    first, _, rest = str(error).strip().partition("\n")
+    return f"{first} {rest.strip().partition(chr(10))[0]}".rstrip() if first.endswith(":") else first

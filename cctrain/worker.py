@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.emulation import in_rank
+from cctrain.errors import one_line
 from cctrain.launcher import NO_MULTICAST
 from cctrain.processes import die_with_parent, this_process
 from cctrain.redaction import redacted
@@ -52,7 +53,7 @@ def main(run_dir: Path) -> int:
 
 
 def explained(error: BaseException) -> dict[str, Any]:
-    """Its kind and its message: the first line of what it says, and the next one where the first announces it."""
+    """Its kind and its message, for the record."""
     name, text = type(error).__name__, str(error).strip()
     where = {"OutOfMemoryError": "GPU", "MemoryError": "host"}.get(name, "")
     if "can't allocate memory" in text:  # torch's allocator on CPU
@@ -60,10 +61,7 @@ def explained(error: BaseException) -> dict[str, Any]:
     if where:
         hint = "lower train.step_scheduler.local_batch_size or data.seq_len, or set activation_checkpointing"
         return {"kind": "out_of_memory", "message": f"out of {where} memory: {hint} (train.distributed)"}
-    first, _, rest = text.partition("\n")
-    if first.endswith(":"):
-        first = f"{first} {rest.strip().partition(chr(10))[0]}".rstrip()
-    message = f"{name}: {first or 'no message'}"
+    message = f"{name}: {one_line(error) or 'no message'}"
     return {"kind": name, "message": redacted(message[:500])}
 
 

@@ -134,9 +134,10 @@ def _flag(given: dict[str, tuple[str, ...]], key: str) -> bool:
 def _allow(names: tuple[str, ...]) -> tuple[str, ...]:
     """Known before hours of trials, but for fields of `identity`, which the runs bring. A list may have brackets."""
     if len(names) == 1 and names[0].startswith("[") and names[0].endswith("]"):
-        names = tuple(split(names[0][1:-1].replace(" ", "")))
+        names = tuple(name.strip(" '\"") for name in split(names[0][1:-1]) if name.strip())
     for name in names:
-        if name not in JUDGED and name.partition(".")[0] != "identity":
+        first, *rest = name.split(".")
+        if name not in JUDGED and not (first == "identity" and rest and all(rest)):
             allowed = (*JUDGED, "identity.FIELD")
             raise RequestError(f"campaign.allow={name}: allowed is {', '.join(allowed)}.{did_you_mean(name, allowed)}")
     return names

@@ -50,7 +50,8 @@ from cctrain.report import ratios_table
 _BY = {
     **{"step": "step", "engine": "engine", "data.seq_len": "sequence"},
     **{f"train.step_scheduler.{which}_batch_size": "batch" for which in ("local", "global")},
-    "train.distributed.tp_size": "layout",
+    **{f"train.distributed.{which}_size": "layout" for which in ("tp", "pp", "cp", "dp")},
+    "launch.nproc_per_node": "layout",
 }
 """Settings that a comparison tells apart in one table."""
 
@@ -199,11 +200,12 @@ def _compare(
     matrix: Matrix, trials: Mapping[str, Trial], standing: Mapping[str, Standing]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """A table for every group of settings that were varied; what was found, and what could not be compared."""
-    by = tuple(dict.fromkeys(name for key, name in _BY.items() if len(matrix.axes.get(key, ())) > 1))
+    varied = [key.lstrip("+") for key, values in matrix.axes.items() if len(values) > 1]
+    by = tuple(dict.fromkeys(_BY[key] for key in varied if key in _BY))
     groups: dict[tuple[str, ...], list[Path]] = {}
     for key, trial in trials.items():
         run_name = standing[key].run
-        rest = tuple(line for line in trial.group if line.partition("=")[0] not in _BY)
+        rest = tuple(line for line in trial.group if line.lstrip("+").partition("=")[0] not in _BY)
         if run_name:
             groups.setdefault(rest, []).append(matrix.run_root / run_name)
     compared, problems = [], []

@@ -121,14 +121,14 @@ def _grouped(runs: Sequence[Run], options: Options) -> dict[Cell, dict[str, Grou
     for run in sorted(runs, key=_order):
         *own_off, arm = arms_of(run)
         label = labels[run.run_id]
-        cell = groups.setdefault((run.recipe, tuple((name, _setting(run, name)) for name in options.by)), {})
+        cell = groups.setdefault((run.recipe, tuple((name, setting_of(run, name)) for name in options.by)), {})
         group = cell.get(label, Group(()))
         cell[label] = Group((*group.arms, arm), (*group.own_off, *own_off))
     return groups
 
 
 def _order(run: Run) -> tuple[object, ...]:
-    sizes = (("sequence", "seq_len"), ("layout", "tensor"), *(("batch", key) for key in _BATCH))
+    sizes = (("sequence", "seq_len"), *(("layout", key) for key in _LAYOUT), *(("batch", key) for key in _BATCH))
     modes = ("off", "on", "emulated", "unknown")
     return (
         run.recipe,
@@ -160,7 +160,7 @@ def _hash(run: Run) -> str:
 
 
 _BATCH = {"local_batch_size": "micro-batch", "global_batch_size": "global"}
-_LAYOUT = ("data", "tensor", "pipeline", "context")
+_LAYOUT = ("world", "tensor", "pipeline", "context", "data")
 
 
 def _facts(run: Run, part: str) -> Mapping[str, object]:
@@ -173,7 +173,8 @@ def _number(value: object) -> float:
     return value if isinstance(value, int | float) else 0
 
 
-def _setting(run: Run, name: str) -> str:
+def setting_of(run: Run, name: str) -> str:
+    """What `run` has of one of `FIELDS`, for people; empty for tolls."""
     facts = _facts(run, name)
     if name == "sequence":
         named = ("lengths", "packed")
@@ -182,7 +183,7 @@ def _setting(run: Run, name: str) -> str:
     if name == "batch":
         return ", ".join(f"{word} {facts.get(key)}" for key, word in _BATCH.items())
     if name == "layout":
-        return " x ".join(f"{key} {facts[key]}" for key in _LAYOUT if _number(facts.get(key)) > 1) or "one rank"
+        return " x ".join(f"{key} {facts[key]}" for key in _LAYOUT[1:] if _number(facts.get(key)) > 1) or "one rank"
     return {"step": run.step_kind, "engine": run.engine}.get(name, "")
 
 

@@ -103,9 +103,10 @@ class GraphedTraining:
         """For the record: which step it was, why, and what was recorded into graphs."""
         facts: dict[str, Any] = {"kind": "graphed" if self._step else "stock", "why": self._why}
         if self._step:
-            facts |= {"lengths": list(self._lengths), "compiled": self._num_compiled > 0}
+            is_fused = bool(getattr(getattr(self._recipe, "loss_fn", None), "is_fused", False))
+            facts |= {"lengths": list(self._lengths), "compiled": self._num_compiled > 0, "loss_compiled": is_fused}
             facts |= {"attends_by_documents": self._is_by_documents, **self._step.facts}
-            if self._num_compiled:
+            if self._num_compiled or is_fused:
                 facts |= compiler_facts()
         return facts
 

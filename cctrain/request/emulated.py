@@ -50,9 +50,11 @@ def check_emulated(config: Config) -> None:
         most = measure.most_steps // fewest_steps(num_arms, 1)
         is_enough = most >= 2 and fewest_steps(num_arms, most, stats.MIN_STEPS) <= measure.most_steps
         way_out = f", or cc.blocks={most}" if is_enough else ""
+        judged = fewest_steps(num_arms, blocks, stats.MIN_STEPS)
+        verdict = f" ({judged} to be told steady)" if judged > fewest else ""
         raise RequestError(
             f"measure.steps={measure.steps} is too few for cc.blocks={blocks} rounds of {num_arms} blocks of 4 steps "
-            f"(the first 2 of each settle): allowed is {fewest} or more{way_out}"
+            f"(the first 2 of each settle): allowed is {fewest} or more{verdict}{way_out}"
         )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
+from cctrain.errors import one_line
+
 
 class NotCapturableError(RuntimeError):
     """Something in a step cannot be recorded into a CUDA graph; the message names it and its line."""
@@ -103,4 +105,4 @@ def _where(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {one_line(error)}"

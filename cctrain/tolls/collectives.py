@@ -37,8 +37,8 @@ def measure() -> list[Reading]:
     whole = torch.zeros(_SIZES[-1] // 2, dtype=torch.bfloat16, device="cuda")
     part = torch.zeros_like(whole)
     cases = [case for num_bytes in _SIZES for case in _cases(whole, part, num_bytes)]
-    first_core = dist.get_rank() / dist.get_world_size()
-    readings = measure_cases(cases, _BUDGET_S, agree=_as_rank_0, first_core=first_core)
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    readings = measure_cases(cases, _BUDGET_S, agree=_as_rank_0, rank=rank, num_ranks=num_ranks)
     dist.barrier()  # a rank that left now would break the others' last calls
     torch.cuda.synchronize()
     return readings

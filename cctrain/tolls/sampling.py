@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cctrain.tolls.record import Facts, Reading, is_rate
 
@@ -14,6 +15,7 @@ _FEWEST_ROUNDS = 3
 _MOST_CORES, _CORE_S = 16, 0.06
 """Cores that a process goes over, evenly spread, and how long it stays: most blocks find a core warm, and in most
 budgets it comes to all of them."""
+_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +34,19 @@ def measure_cases(
     budget_s: float,
     *,
     agree: Callable[[bool], bool] | None = None,
-    first_core: float = 0.0,
+    rank: int = 0,
+    num_ranks: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Reading]:
     """One block of every case in turn, until `budget_s` is over; a first one of each is set aside.
 
     In turn, so that whatever disturbs the machine for a second falls on all alike. The process goes from core to core,
-    because on a shared host one may be 10 % slower than another. Ranks among others begin apart, each at its own
-    `first_core` (0 to below 1 of the way through the cores), and `agree` has all stop after the same round. Python's
-    garbage collector does not run meanwhile.
+    because on a shared host one may be 10 % slower than another. Of several ranks each has cores of its own, if there
+    are enough, and `agree` has all stop after the same round. Python's garbage collector does not run meanwhile.
     """
     blocks: list[list[float]] = [[] for _ in cases]
     allowed = os.sched_getaffinity(0)
-    cores = sorted(allowed)[:: max(1, len(allowed) // _MOST_CORES)]
-    first = int(first_core * len(cores))
+    cores = cores_of(rank, num_ranks, allowed)
     gc.collect()
     gc.disable()
     try:
@@ -53,7 +54,8 @@ def measure_cases(
             case.block()
         begin, is_over = clock(), False
         while not is_over:
-            os.sched_setaffinity(0, {cores[(first + int((clock() - begin) / _CORE_S)) % len(cores)]})
+            if cores:
+                os.sched_setaffinity(0, {cores[int((clock() - begin) / _CORE_S) % len(cores)]})
             for case, values in zip(cases, blocks, strict=True):
                 values.append(case.block())
             is_over = len(blocks[0]) >= _FEWEST_ROUNDS and clock() - begin >= budget_s
@@ -62,6 +64,18 @@ def measure_cases(
         os.sched_setaffinity(0, allowed)
         gc.enable()
     return [_reading(case, values) for case, values in zip(cases, blocks, strict=True)]
+
+
+def cores_of(rank: int, num_ranks: int, allowed: Iterable[int], siblings: str = _SIBLINGS) -> list[int]:
+    """What one of several ranks goes over: its part of the physical cores, a hardware thread of each; none where there
+    are not as many as ranks. `siblings` is where the kernel lists the threads of a core."""
+    physical: dict[str, int] = {}
+    for core in sorted(allowed):
+        path = Path(siblings.format(core))
+        physical.setdefault(path.read_text(encoding="utf-8") if path.exists() else str(core), core)
+    cores = list(physical.values())
+    own = cores[rank * len(cores) // num_ranks : (rank + 1) * len(cores) // num_ranks]
+    return own[:: max(1, len(own) // _MOST_CORES)] if len(cores) >= num_ranks else []
 
 
 def _reading(case: Case, values: list[float]) -> Reading:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from cctrain.errors import one_line
 from cctrain.processes import die_with_parent
 from cctrain.samples import SampleFile
 from cctrain.tolls.families import HOST, Family
@@ -37,8 +38,7 @@ def measure_families(families: Iterable[tuple[str, Callable[[], Family]]], event
             readings = [] if why else family.measure()
         except BaseException as error:  # noqa: BLE001 - whatever it is, the others can still be measured
             traceback.print_exc()
-            text = str(error).strip().partition("\n")[0]
-            say("failed", family=name, why=f"{type(error).__name__}: {text}"[:300])
+            say("failed", family=name, why=f"{type(error).__name__}: {one_line(error)}"[:300])
             return 1
         if why:
             say("waived", family=name, why=why)

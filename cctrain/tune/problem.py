@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 
 from cctrain.config import CcMode, Config
 from cctrain.doctor.judge import model_config
@@ -70,19 +71,21 @@ def _check_limits(config: Config) -> None:
 
 def _startable(config: Config, base: Point, points: Sequence[Point], check: Check) -> list[Point]:
     """Points without the values that a run would be refused with: each is composed once, in the point nearest to the
-    recipe as it stands. One that the user named is an error; of those that the search thought of, it is left out."""
+    recipe as it stands; step and checkpointing together, as graphs may go with the one and not with both. One that the
+    user named is an error; of those that the search thought of, it is left out."""
     named = {"seq_len": config.tune.seq_len, "packing": config.tune.packing}
     kept = list(points)
-    for kind in ("seq_len", "packing", "step", "tensor", "is_checkpointing"):
-        for value in dict.fromkeys(getattr(point, kind) for point in points):
-            if value == getattr(base, kind):
+    for kinds in (("seq_len",), ("packing",), ("tensor",), ("step", "is_checkpointing")):
+        values_of = attrgetter(*kinds)
+        for values in dict.fromkeys(map(values_of, points)):
+            if values == values_of(base):
                 continue
-            alike = [point for point in points if getattr(point, kind) == value]
+            alike = [point for point in points if values_of(point) == values]
             nearest = min(alike, key=lambda point: sum(getattr(point, name) != getattr(base, name) for name in _NAMES))
             try:
                 check(space.settings(config.train, base, nearest))
             except RequestError:
-                if named.get(kind):
+                if named.get(kinds[0]):
                     raise
-                kept = [point for point in kept if getattr(point, kind) != value]
+                kept = [point for point in kept if values_of(point) != values]
     return kept

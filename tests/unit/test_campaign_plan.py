@@ -64,9 +64,14 @@ def test_commas_in_brackets_and_quotes_are_no_lists():
     )
 
 
-@pytest.mark.parametrize("text", ["steady,identity.gpu", "[steady,identity.gpu]", "[steady, identity.gpu]"])
+@pytest.mark.parametrize("text", ["steady,identity.gpu", "[steady,identity.gpu]", "['steady', \"identity.gpu\"]"])
 def test_what_the_comparison_lets_pass_may_stand_in_brackets(text):
     assert parse(["recipe=a", f"campaign.allow={text}"]).allow == ("steady", "identity.gpu")
+
+
+def test_an_empty_list_takes_back_what_a_preset_lets_pass():
+    assert parse(["campaign=tiny"]).allow == ("steady",)
+    assert parse(["campaign=tiny", "campaign.allow=[]"]).allow == ()
 
 
 def test_what_is_compared_stays_within_one_group_of_settings():
@@ -89,6 +94,7 @@ def test_what_is_compared_stays_within_one_group_of_settings():
         (("recipe=a", "dry_run=maybe"), "allowed is true or false"),
         (("campaign=sed",), "Did you mean seed?"),
         (("recipe=a", "campaign.allow=stedy"), "campaign.allow=stedy: allowed is status, steady"),
+        (("recipe=a", "campaign.allow=identity."), "campaign.allow=identity.: allowed is status, steady"),
         (("a", "b"), "settings are written key=value"),
         (("--repeats", "3"), "settings are written key=value"),
     ],

@@ -1,5 +1,6 @@
 """The verb campaign from the command line, where nothing is left to run: the plan, the tables, what is left out."""
 
+import dataclasses
 import json
 import signal
 
@@ -110,6 +111,30 @@ def test_settings_that_were_varied_are_compared_apart(capsys, tmp_path):
         ["train.optimizer.lr=0.2"],
     ]
     assert [each["num_runs"] for each in facts["comparison"]] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("key", "part", "name"),
+    [
+        ("train.step_scheduler.local_batch_size", "batch", "local_batch_size"),
+        ("++train.step_scheduler.local_batch_size", "batch", "local_batch_size"),
+        ("launch.nproc_per_node", "layout", "data"),
+    ],
+)
+def test_sizes_that_were_varied_stand_in_one_table(capsys, tmp_path, key, part, name):
+    arguments = ["recipe=tiny_llama_peft", "cc=off,on", f"{key}=1,2", "campaign.repeats=2"]
+
+    def record(number, trial):
+        made = run_record(trial.mode, number, recipe="tiny_llama_peft")
+        size = int(next(line for line in trial.settings if key in line).partition("=")[2])
+        return dataclasses.replace(made, identity={**made.identity, part: {**made.identity[part], name: size}})
+
+    done(tmp_path, arguments, record)
+    code, out, err = said(capsys, *arguments, f"run_root={tmp_path}")
+    assert code == 0, err
+    facts = json.loads(out.splitlines()[-1])
+    assert [each["settings"] for each in facts["comparison"]] == [[]]
+    assert len(facts["comparison"][0]["comparisons"]) == 2
 
 
 def test_a_dry_run_prints_the_plan_with_what_is_done_and_makes_nothing(capsys, tmp_path):

@@ -229,11 +229,16 @@ EMULATED = ["recipe=tiny_llama_peft", "cc=emulated", "tolls=b300", "measure.step
         ([*EMULATED, "measure=seed"], ["measure=seed", "cc=emulated"]),
         ([*EMULATED[:3], "measure.steps=63"], ["measure.steps=63", "cc.blocks=8", "64 or more, or cc.blocks=7"]),
         ([*EMULATED[:3], "measure.steps=15"], ["measure.steps=15", "64 or more"]),
+        ([*EMULATED[:3], "cc.blocks=3", "measure.steps=23"], ["24 or more (36 to be told steady)"]),
     ],
 )
 def test_what_does_not_go_with_emulation_is_refused_in_words_that_help(arguments, words):
     message = refusal(*arguments)
     assert all(word in message for word in words), message
+
+
+def test_no_number_of_blocks_is_advised_that_leaves_too_few_steps_to_be_told_steady():
+    assert ", or cc.blocks=" not in refusal(*EMULATED[:3], "cc.blocks=3", "measure.steps=23")
 
 
 def test_the_profile_is_resolved_before_the_run():

@@ -10,7 +10,7 @@ import pytest
 
 from cctrain.tolls.record import Reading
 from cctrain.tolls.replicates import over_processes, t_interval
-from cctrain.tolls.sampling import Case, measure_cases, undisturbed
+from cctrain.tolls.sampling import Case, cores_of, measure_cases, undisturbed
 
 # One process
 
@@ -69,26 +69,30 @@ def test_a_process_goes_from_core_to_core_and_gets_all_of_them_back():
 
     measure_cases([Case("one", "us", {}, block)], 0.1 * len(allowed), clock=lambda: machine.now)
     assert {len(cores) for cores in seen[1:]} == {1}
-    assert len(set(seen[1:])) >= min(len(allowed), 16)
+    assert set(seen[1:]) == {(core,) for core in cores_of(0, 1, allowed)}
     assert os.sched_getaffinity(0) == allowed
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_ranks_are_on_cores_of_their_own():
-    def cores_of(first_core):
-        machine, seen = Machine(), []
+@pytest.fixture
+def siblings(tmp_path):
+    """Of eight hardware threads of four cores, where the kernel would list them: n and n + 4 are of one core."""
+    for thread in range(8):
+        (tmp_path / str(thread)).write_text(f"{thread % 4},{thread % 4 + 4}\n")
+    return f"{tmp_path}/{{}}"
 
-        def block():
-            machine.now += 0.02
-            seen.append(*os.sched_getaffinity(0)) if len(os.sched_getaffinity(0)) == 1 else None
-            return 1.0
 
-        measure_cases([Case("one", "us", {}, block)], 1.0, first_core=first_core, clock=lambda: machine.now)
-        return seen
+def test_ranks_have_physical_cores_of_their_own(siblings):
+    assert [cores_of(rank, 2, range(8), siblings) for rank in (0, 1)] == [[0, 1], [2, 3]]
+    assert [cores_of(rank, 3, range(8), siblings) for rank in (0, 1, 2)] == [[0], [1], [2, 3]]
+    assert cores_of(0, 1, range(8), siblings) == [0, 1, 2, 3]
 
-    one, other = cores_of(0.0), cores_of(0.5)
-    assert len(one) == len(other) > 10
-    assert all(a != b for a, b in zip(one, other, strict=True))
+
+def test_more_ranks_than_cores_are_left_where_they_are(siblings):
+    assert [cores_of(rank, 5, range(8), siblings) for rank in range(5)] == [[]] * 5
+
+
+def test_of_many_cores_a_rank_goes_over_some():
+    assert cores_of(1, 2, range(128), "/nowhere/{}") == list(range(64, 128, 4))
 
 
 def test_all_ranks_stop_where_the_one_that_decides_does():

@@ -174,6 +174,14 @@ def test_a_dry_run_names_the_settings_and_makes_nothing(capsys, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("set_too", [(), ("+train.distributed.activation_checkpointing=true",), ("step=graphed",)])
+def test_of_two_settings_that_go_one_at_a_time_both_together_are_left_out_and_no_more(set_too):
+    arguments = ["recipe=tiny_llama_peft", "+train.peft.dropout=0.1", "launch.nproc_per_node=1", *set_too]
+    points = checked(arguments).problem.points
+    found = {(point.step, point.is_checkpointing) for point in points}
+    assert found == {("stock", False), ("stock", True), ("graphed", False)}
+
+
 @pytest.mark.parametrize(
     ("setting", "steps"),
     [("engine=automodel", {"stock", "graphed"}), ("engine=hf", {"stock"}), ("measure=seed", {"stock"})],

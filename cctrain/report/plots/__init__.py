@@ -28,9 +28,9 @@ def pictures(answer: Answer) -> dict[str, list[Picture]]:
     kept += " Squares are emulated, not measured under CC." * any(one.is_emulated for one in answer.comparisons)
     shown = {"": [Picture("keep_ratio", "Throughput kept", kept, partial(keep.keep_ratios, answer), title)]}
     if keep.has_lines(answer):
-        caption = "Bars are 95 % intervals. More tokens a step hide what the host pays per launch."
+        caption = "Bars are 95 % intervals over runs. A micro-batch of more tokens hides what the host pays per launch."
         draw = partial(keep.losses_by_tokens, answer)
-        shown[""].append(Picture("loss_by_tokens", "Loss against tokens a step", caption, draw))
+        shown[""].append(Picture("loss_by_tokens", "Loss against tokens a micro-batch", caption, draw))
     for number, (name, group) in enumerate(by_title(answer).items()):
         file = f"{number}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:60]}"
         shown[name] = [

@@ -1,4 +1,4 @@
-"""Keep ratios with their intervals, and loss against tokens a step."""
+"""Keep ratios with their intervals, and loss against tokens a micro-batch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cctrain.comparison.compare import Answer, Comparison
+from cctrain.comparison.groups import setting_of
+from cctrain.load import Run
 from cctrain.report import words
 from cctrain.report.panels import by_title, sides
 from cctrain.report.plots.canvas import Canvas
@@ -90,7 +92,7 @@ def _row(one: Comparison, colour: str) -> _Row:
 
 
 def losses_by_tokens(answer: Answer, canvas: Canvas) -> Figure:
-    """Loss of each recipe and mode against the tokens that a GPU has in a step."""
+    """Loss of each recipe, layout and mode against the tokens that a GPU has in a micro-batch."""
     figure = canvas.figure(300)
     axes = figure.add_subplot()
     canvas.style(axes, grid="both")
@@ -108,7 +110,7 @@ def losses_by_tokens(answer: Answer, canvas: Canvas) -> Figure:
     ticks = sorted({point[0] for points in lines.values() for point in points})
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("padded tokens a step and GPU")
+    axes.set_xlabel("padded tokens a micro-batch and GPU")
     axes.set_ylabel("loss of throughput, %")
     canvas.legend(axes, 1 if canvas.is_narrow else 3)
     return figure
@@ -118,16 +120,30 @@ _Point = tuple[float, float, tuple[float, float] | None]
 
 
 def _lines(answer: Answer) -> dict[str, list[_Point]]:
-    lines: dict[str, list[_Point]] = {}
+    """By recipe, mode and whatever else is told apart, but for the one size that a line goes along: batches, else
+    lengths."""
+    by, lines = answer.options.by, dict[str, list[_Point]]()
+    swept = "batch" if "batch" in by else "sequence"
     for one in answer.comparisons:
         if not words.is_of_settings(one) and one.base != "on":
             arm = one.other_arms[0]
-            point = (arm.tokens_per_step / arm.run.num_gpus, 1 - one.keep_ratio, one.ci95)
+            point = (arm.tokens_per_step / arm.run.num_gpus / _micro_batches(arm.run), 1 - one.keep_ratio, one.ci95)
             other = one.other if one.other.startswith("emulated") else f"CC {one.other}"
-            lines.setdefault(f"{one.recipe}, {other}", []).append(point)
+            settings = [setting_of(arm.run, name) for name in by if name not in (swept, "tolls")]
+            lines.setdefault(", ".join([one.recipe, *settings, other]), []).append(point)
     return {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
 
 
+def _micro_batches(run: Run) -> float:
+    """Of a step; 1 where the record does not tell."""
+    batch, layout = (found if isinstance(found := run.identity.get(part), dict) else {} for part in ("batch", "layout"))
+    sizes = (batch.get("global_batch_size"), batch.get("local_batch_size"), layout.get("data", 1))
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return 1
+    whole, rows, ranks = map(int, sizes)
+    return max(1.0, whole / (rows * ranks))
+
+
 def has_lines(answer: Answer) -> bool:
-    """Whether any recipe ran with two numbers of tokens a step: a point alone shows nothing."""
+    """Whether any recipe ran with two numbers of tokens a micro-batch: a point alone shows nothing."""
     return any(len({point[0] for point in points}) > 1 for points in _lines(answer).values())
