@@ -1,4 +1,5 @@
-"""What can go wrong, one class per exit code, so that scripts can tell a typing mistake from a broken machine."""
+"""What can go wrong, one class per exit code, so that scripts can tell a typing mistake from a broken machine; and what
+errors say in one line."""
 
 
 class CctrainError(Exception):

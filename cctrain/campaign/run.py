@@ -58,7 +58,11 @@ class Ending:
 
 def is_complete(run_dir: Path) -> bool:
     """Whether a whole record lies there."""
-    return _record(run_dir).get("status") == "complete"
+    return _is_whole(_record(run_dir))
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    return record.get("status") == "complete"
 
 
 def _record(run_dir: Path) -> dict[str, Any]:
@@ -75,9 +79,10 @@ def settle_killed(ledger: Ledger, run_root: Path) -> int:
     for key, standing in standings(ledger.events).items():
         for token in standing.open_tokens:
             found = next(run_root.glob(f"*-{token}"), None)
-            is_whole = found is not None and is_complete(found)
-            outcome, why = ("complete", None) if is_whole else (KILLED, _why_killed(ledger))
-            ledger.append("end", key=key, token=token, outcome=outcome, run=found and found.name, why=why, seconds=None)
+            record = _record(found) if found else {}
+            outcome, why = ("complete", None) if _is_whole(record) else (KILLED, _why_killed(ledger))
+            run = found.name if found and record else None  # one that was killed early has none
+            ledger.append("end", key=key, token=token, outcome=outcome, run=run, why=why, seconds=None)
             num += 1
     return num
 

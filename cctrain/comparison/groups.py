@@ -26,6 +26,13 @@ _DIFFERING = {
     "engine": ("engine", *(f"identity.versions.{name}" for name in ("accelerate", "peft", "liger-kernel"))),
 }
 """Fields that differ between such settings; an engine has packages that only its records name."""
+_BATCH = {"local_batch_size": "micro-batch", "global_batch_size": "global"}
+_LAYOUT = ("data", "tensor", "pipeline", "context")
+_SIZES = (
+    *(("sequence", "seq_len"), ("layout", "world"), ("layout", "tensor")),
+    *(("batch", key) for key in _BATCH),
+)
+"""By which settings stand in a table, each from small to large."""
 _STOCK = ("stock", "automodel")
 """What others are held against."""
 
@@ -128,13 +135,12 @@ def _grouped(runs: Sequence[Run], options: Options) -> dict[Cell, dict[str, Grou
 
 
 def _order(run: Run) -> tuple[object, ...]:
-    sizes = (("sequence", "seq_len"), *(("layout", key) for key in _LAYOUT), *(("batch", key) for key in _BATCH))
     modes = ("off", "on", "emulated", "unknown")
     return (
         run.recipe,
         run.engine not in _STOCK,
         run.step_kind not in _STOCK,
-        *(_number(_facts(run, part).get(key)) for part, key in sizes),
+        *(_number(facts_of(run, part).get(key)) for part, key in _SIZES),
         modes.index(run.mode),
         run.profile,
         run.started_at.timestamp() if run.started_at else math.inf,
@@ -159,11 +165,7 @@ def _hash(run: Run) -> str:
     return str((run.tolls or {}).get("sha256"))
 
 
-_BATCH = {"local_batch_size": "micro-batch", "global_batch_size": "global"}
-_LAYOUT = ("world", "tensor", "pipeline", "context", "data")
-
-
-def _facts(run: Run, part: str) -> Mapping[str, object]:
+def facts_of(run: Run, part: str) -> Mapping[str, object]:
     """A part of the run's identity; that of sequences was a number once."""
     facts = run.identity.get(part)
     return facts if isinstance(facts, dict) else {"seq_len": facts}
@@ -175,7 +177,7 @@ def _number(value: object) -> float:
 
 def setting_of(run: Run, name: str) -> str:
     """What `run` has of one of `FIELDS`, for people; empty for tolls."""
-    facts = _facts(run, name)
+    facts = facts_of(run, name)
     if name == "sequence":
         named = ("lengths", "packed")
         rest = [f"{key} {facts[key]}" for key in named if facts.get(key) not in (None, 0, "fixed")]
@@ -183,7 +185,7 @@ def setting_of(run: Run, name: str) -> str:
     if name == "batch":
         return ", ".join(f"{word} {facts.get(key)}" for key, word in _BATCH.items())
     if name == "layout":
-        return " x ".join(f"{key} {facts[key]}" for key in _LAYOUT[1:] if _number(facts.get(key)) > 1) or "one rank"
+        return " x ".join(f"{key} {facts[key]}" for key in _LAYOUT if _number(facts.get(key)) > 1) or "one rank"
     return {"step": run.step_kind, "engine": run.engine}.get(name, "")
 
 

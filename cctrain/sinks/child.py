@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from cctrain.errors import one_line
 from cctrain.redaction import redacted
 from cctrain.sinks.facts import Steps, end_of, start_of
 from cctrain.sinks.sink import LOG, Say, Sink, SinkError
@@ -57,8 +58,8 @@ def stream(run_dir: Path, sink: Sink, is_over: Callable[[], bool], say: Say) -> 
 
 
 def in_words(error: Exception) -> str:
-    """The first line of an error."""
-    text = str(error).strip().partition("\n")[0][:300]
+    """An error in one line."""
+    text = one_line(error)[:300]
     return text if isinstance(error, SinkError) else f"{text} ({type(error).__name__})"
 
 

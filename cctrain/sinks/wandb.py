@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cctrain.errors import one_line
 from cctrain.redaction import redacted
 from cctrain.sinks.sink import DEFAULT_PROJECT, LOG, End, Say, Sink, SinkError, Start, Values
 
@@ -213,8 +214,8 @@ def _opened(say: Say, folder: Path, *, project: str | None, **about: Any) -> Any
     try:
         run = wandb.init(mode=mode, **about)
     except Exception as error:  # noqa: BLE001 - no answer, a wrong key, a full quota: what is known is kept here
-        text = str(error).strip().partition("\n")[0][:200]
-        kind, why = "warning", f"W&B did not take the run, so it is kept offline: {text} ({type(error).__name__})"
+        text = f"{one_line(error)[:200]} ({type(error).__name__})"
+        kind, why = "warning", f"W&B did not take the run, so it is kept offline: {text}"
         run = wandb.init(mode="offline", **about)
     say(kind, f"{why}; `{_sync_command(run)}` sends it" if run.offline else run.url or why)
     return run

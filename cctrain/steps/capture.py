@@ -38,7 +38,7 @@ def capture(work: Callable[[], None], pool: tuple[int, int], stream: torch.cuda.
     except Exception as error:
         _end_recording_of_random_numbers(stream.device)
         raise NotCapturableError(
-            f"{_where(error)} cannot be recorded into a CUDA graph ({_first_line(error)})"
+            f"{_where(error)} cannot be recorded into a CUDA graph ({type(error).__name__}: {one_line(error)})"
         ) from error
     return graph
 
@@ -102,7 +102,3 @@ def _where(error: BaseException) -> str:
     ours = [frame for frame in frames if "/torch/" not in frame.filename and Path(frame.filename).name != own]
     frame = (ours or list(frames))[-1]
     return f"{frame.line} ({'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno})"
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"

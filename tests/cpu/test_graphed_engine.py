@@ -182,6 +182,8 @@ class TestLogging:
 
 
 RECOMPUTED_WITH_DROPOUT = checkpoint_wrapper(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.1)))
+RECOMPUTED_BY_TRANSFORMERS = torch.nn.Dropout(0.1)
+RECOMPUTED_BY_TRANSFORMERS.gradient_checkpointing = True
 REFUSALS = [
     ({"te_fp8": object()}, "Transformer Engine's FP8"),
     ({"partial_cuda_graph_manager": object()}, "a model with graphs of its own (train.model.backend)"),
@@ -193,7 +195,10 @@ REFUSALS = [
         {"model_parts": [SimpleNamespace(config=SimpleNamespace(text_config=SimpleNamespace(num_experts=8)))]},
         "a model with 8 experts",
     ),
-    ({"model_parts": [RECOMPUTED_WITH_DROPOUT]}, "activation checkpointing draws dropout's numbers again"),
+    *(
+        ({"model_parts": [model]}, "activation checkpointing draws dropout's numbers again")
+        for model in (RECOMPUTED_WITH_DROPOUT, RECOMPUTED_BY_TRANSFORMERS)
+    ),
 ]
 
 

@@ -231,6 +231,19 @@ def test_a_partial_record_left_by_a_kill_is_no_run_and_its_trial_is_tried_once_m
     assert (standing.run, len(standing.failures), standing.is_settled) == (None, 1, False)
 
 
+@pytest.mark.parametrize("has_record", [False, True])
+def test_a_killed_attempt_names_its_run_where_there_is_a_record_of_one(tmp_path, has_record):
+    run_dir = tmp_path / "20261124-000000-a-off-abcd1234"
+    run_dir.mkdir()
+    if has_record:
+        (run_dir / "run.json").write_text(json.dumps({"status": "partial"}))
+    with Ledger(tmp_path / "campaign.jsonl") as ledger:
+        ledger.append("begin", key=next(iter(trials_of("cc=off", "campaign.repeats=1"))), token="abcd1234")
+        settle_killed(ledger, tmp_path)
+    events, _ = read(tmp_path / "campaign.jsonl")
+    assert (events[-1]["outcome"], events[-1]["run"]) == ("killed", run_dir.name if has_record else None)
+
+
 def test_half_a_line_is_left_out_and_what_follows_is_whole(tmp_path):
     path = tmp_path / "campaign.jsonl"
     with Ledger(path) as ledger:

@@ -283,7 +283,7 @@ def test_sequence_lengths_stand_side_by_side(tmp_path):
             ({"local_batch_size": 2, "global_batch_size": 4}, {"local_batch_size": 16, "global_batch_size": 16}),
             ["micro-batch 2, global 4", "micro-batch 16, global 16"],
         ),
-        ("layout", "layout", ({"data": 1, "tensor": 1}, {"data": 2, "tensor": 2}), ["one rank", "tensor 2 x data 2"]),
+        ("layout", "layout", ({"data": 1, "tensor": 1}, {"data": 2, "tensor": 2}), ["one rank", "data 2 x tensor 2"]),
         ("layout", "layout", ({"world": 4, "data": 4}, {"world": 8, "data": 8}), ["data 4", "data 8"]),
     ],
 )

@@ -53,3 +53,25 @@ def test_fewer_trials_come_less_near(grid):
     facts = json.loads(replayed(path, "--max-trials", "1")[-1])
     assert facts["most_trials"] == 1
     assert facts["worst_distance"] > 0.1
+
+
+def left(tmp_path, *arguments):
+    """Points that `record` says are left where no trial is begun."""
+    tiny = ("recipe=tiny_llama_peft", "tune.over=[micro_batch,step,activation_checkpointing]", "track=none")
+    grid = ("record", tmp_path / "grid.jsonl", *tiny, f"run_root={tmp_path}", "--for-s", "0.000001", *arguments)
+    done = subprocess.run(
+        [sys.executable, BENCHMARK, *map(str, grid)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=BENCHMARK.parents[1],
+    )
+    assert done.returncode == 1, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])["num_left"]
+
+
+def test_shares_of_a_grid_are_the_whole_of_it(tmp_path):
+    whole = left(tmp_path)
+    shares = [left(tmp_path, "--share", f"{index}/3") for index in range(3)]
+    assert sum(shares) == whole
+    assert max(shares) - min(shares) <= 1

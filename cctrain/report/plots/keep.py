@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cctrain.comparison.compare import Answer, Comparison
-from cctrain.comparison.groups import setting_of
+from cctrain.comparison.groups import facts_of, setting_of
 from cctrain.load import Run
 from cctrain.report import words
 from cctrain.report.panels import by_title, sides
@@ -136,12 +136,10 @@ def _lines(answer: Answer) -> dict[str, list[_Point]]:
 
 def _micro_batches(run: Run) -> float:
     """Of a step; 1 where the record does not tell."""
-    batch, layout = (found if isinstance(found := run.identity.get(part), dict) else {} for part in ("batch", "layout"))
-    sizes = (batch.get("global_batch_size"), batch.get("local_batch_size"), layout.get("data", 1))
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        return 1
-    whole, rows, ranks = map(int, sizes)
-    return max(1.0, whole / (rows * ranks))
+    batch, num_ranks = facts_of(run, "batch"), facts_of(run, "layout").get("data", 1)
+    named = (batch.get("global_batch_size"), batch.get("local_batch_size"), num_ranks)
+    sizes = [size for size in named if isinstance(size, int) and size > 0]
+    return max(1.0, sizes[0] / (sizes[1] * sizes[2])) if len(sizes) == len(named) else 1.0
 
 
 def has_lines(answer: Answer) -> bool:
