@@ -54,7 +54,9 @@ def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
         trainer.observer.end(is_complete=False)
         raise
     trainer.observer.end(is_complete=True)
-    return trainer.observer.memory()
+    memory = trainer.observer.memory()
+    trainer.accelerator.end_training()  # the process group: its threads may abort an interpreter that ends before them
+    return memory
 
 
 def build(
