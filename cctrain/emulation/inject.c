@@ -3,9 +3,10 @@
 // The CUDA driver loads this library by itself where CUDA_INJECTION64_PATH names it, before the program's first CUDA
 // call, so that every caller is met: PyTorch, cuBLAS, Triton, NCCL. CUPTI then calls `on_call` at both ends of the
 // driver calls listed in CALLS. While CUPTI has a subscriber, and ever after, the driver launches a graph in a time that
-// grows with its kernels (benchmarks/graph_launch.py), whichever callbacks are enabled. A toll is a spin of the calling thread, as CC's own work is: before the call where the
-// GPU must not see the work earlier (launches), after it where the host gets the answer late (waits, copies).
-// Calls on a stream that is capturing pay nothing and are counted as nodes of the graph.
+// grows with its kernels (benchmarks/graph_launch.py), whichever callbacks are enabled. A toll is a spin of the calling
+// thread, as CC's own work is: before the call where the GPU must not see the work earlier (launches), after it where
+// the host gets the answer late (waits, copies). Calls on a stream that is capturing pay nothing and are counted as
+// nodes of the graph. Copies that are handed over by the batch are counted (other_copies) and pay nothing.
 //
 // Environment: CCTRAIN_TOLLS, the tolls at start, as `cctrain_set_tolls` takes them; CCTRAIN_CROSSINGS, a directory in
 // which each process keeps its counters in a file of its own, mapped, so that they survive however it ends.
@@ -265,12 +266,14 @@ static int is_collective(const char *symbol) {
 }
 
 // ---- The driver calls that are met, and where their arguments lie.
-typedef enum { NONE, DO_LAUNCH, DO_FILL, DO_GRAPH_LAUNCH, DO_WAIT, DO_H2D, DO_D2H, DO_D2D, DO_COPY, DO_OTHER_COPY,
-               DO_ALLOC_HOST, DO_ALLOC_DEVICE, DO_BEGIN_CAPTURE, DO_END_CAPTURE, DO_NOTHING } Action;
+typedef enum { NONE, DO_LAUNCH, DO_FILL, DO_GRAPH_LAUNCH, DO_WAIT, DO_H2D, DO_D2H, DO_D2D, DO_COPY, DO_COPY_2D,
+               DO_COPY_3D, DO_COPY_PEER_3D, DO_OTHER_COPY, DO_ALLOC_HOST, DO_ALLOC_DEVICE, DO_BEGIN_CAPTURE, DO_END_CAPTURE,
+               DO_NOTHING } Action;
 typedef struct {
   const char *name;  // without the endings _ptds and _ptsz; and without _v2 where no parameter is read
   Action action;
-  int16_t stream, host, bytes;  // offsets in the call's parameters, -1 where it has none
+  int16_t stream, host, bytes;  // offsets in the call's parameters, -1 where it has none; `bytes` of 2D and 3D copies:
+                                // that of the pointer to their description
   int8_t is_stream_in_config, is_async;
 } Call;
 
@@ -308,13 +311,14 @@ static const Call CALLS[] = {
     {"cuMemcpyAsync", DO_COPY, AT(cuMemcpyAsync, hStream), -1, AT(cuMemcpyAsync, ByteCount), 0, 1},
     {"cuMemcpyPeer", DO_D2D, -1, -1, AT(cuMemcpyPeer, ByteCount)},
     {"cuMemcpyPeerAsync", DO_D2D, AT(cuMemcpyPeerAsync, hStream), -1, AT(cuMemcpyPeerAsync, ByteCount), 0, 1},
-    {"cuMemcpy2D", DO_OTHER_COPY, -1, -1, -1},
-    {"cuMemcpy2DUnaligned", DO_OTHER_COPY, -1, -1, -1},
-    {"cuMemcpy2DAsync_v2", DO_OTHER_COPY, AT(cuMemcpy2DAsync_v2, hStream), -1, -1},
-    {"cuMemcpy3D", DO_OTHER_COPY, -1, -1, -1},
-    {"cuMemcpy3DAsync_v2", DO_OTHER_COPY, AT(cuMemcpy3DAsync_v2, hStream), -1, -1},
-    {"cuMemcpy3DPeer", DO_OTHER_COPY, -1, -1, -1},
-    {"cuMemcpy3DPeerAsync", DO_OTHER_COPY, AT(cuMemcpy3DPeerAsync, hStream), -1, -1},
+    {"cuMemcpy2D_v2", DO_COPY_2D, -1, -1, AT(cuMemcpy2D_v2, pCopy)},
+    {"cuMemcpy2DUnaligned_v2", DO_COPY_2D, -1, -1, AT(cuMemcpy2DUnaligned_v2, pCopy)},
+    {"cuMemcpy2DAsync_v2", DO_COPY_2D, AT(cuMemcpy2DAsync_v2, hStream), -1, AT(cuMemcpy2DAsync_v2, pCopy), 0, 1},
+    {"cuMemcpy3D_v2", DO_COPY_3D, -1, -1, AT(cuMemcpy3D_v2, pCopy)},
+    {"cuMemcpy3DAsync_v2", DO_COPY_3D, AT(cuMemcpy3DAsync_v2, hStream), -1, AT(cuMemcpy3DAsync_v2, pCopy), 0, 1},
+    {"cuMemcpy3DPeer", DO_COPY_PEER_3D, -1, -1, AT(cuMemcpy3DPeer, pCopy)},
+    {"cuMemcpy3DPeerAsync", DO_COPY_PEER_3D, AT(cuMemcpy3DPeerAsync, hStream), -1, AT(cuMemcpy3DPeerAsync, pCopy),
+     0, 1},
     {"cuMemcpyBatchAsync", DO_OTHER_COPY, -1, -1, -1},
     {"cuMemcpy3DBatchAsync", DO_OTHER_COPY, -1, -1, -1},
     {"cuMemcpyWithAttributesAsync", DO_OTHER_COPY, -1, -1, -1},
@@ -381,32 +385,62 @@ static int is_captured(const Call *call, CUstream stream) {
   return result == CUDA_SUCCESS && captured != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 
+typedef enum { ON_DEVICE, PINNED, PAGEABLE } Place;
+typedef struct {
+  Place to, from;
+  size_t bytes;
+} Copy;
+
 // Pageable memory is none that the driver knows.
-static int is_memory(CUmemorytype wanted, CUdeviceptr pointer) {
+static Place place_of(CUdeviceptr pointer) {
   CUmemorytype type = 0;
   is_inside = 1;
   CUresult result = p_cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer);
   is_inside = 0;
-  return result == CUDA_SUCCESS && type == wanted;
+  if (result != CUDA_SUCCESS) return PAGEABLE;
+  return type == CU_MEMORYTYPE_DEVICE ? ON_DEVICE : type == CU_MEMORYTYPE_HOST ? PINNED : PAGEABLE;
+}
+
+// A pointer to the host's memory may be one that the device knows too, but is not the device's for that.
+static Place place_on_host(const void *pointer) {
+  return place_of((CUdeviceptr)pointer) == PINNED ? PINNED : PAGEABLE;
+}
+
+static Place place_by_type(CUmemorytype type, const void *host, CUdeviceptr device) {
+  if (type == CU_MEMORYTYPE_HOST) return place_on_host(host);
+  return type == CU_MEMORYTYPE_UNIFIED ? place_of(device) : ON_DEVICE;  // arrays are the device's
+}
+
+#define PLACES(shape) \
+  place_by_type(shape->dstMemoryType, shape->dstHost, shape->dstDevice), \
+      place_by_type(shape->srcMemoryType, shape->srcHost, shape->srcDevice)
+
+static Copy copy_of(const Call *call, const char *parameters) {
+  const void *at = parameters + call->bytes, *description = *(const void *const *)at;
+  const CUDA_MEMCPY2D *flat = description;
+  const CUDA_MEMCPY3D *solid = description;
+  const CUDA_MEMCPY3D_PEER *peers = description;
+  const cuMemcpyAsync_params *any = (const void *)parameters;
+  if (!description && call->action >= DO_COPY_2D) return (Copy){PAGEABLE, PAGEABLE, 0};  // the driver refused it
+  switch (call->action) {
+    case DO_COPY_2D: return (Copy){PLACES(flat), flat->WidthInBytes * flat->Height};
+    case DO_COPY_3D: return (Copy){PLACES(solid), solid->WidthInBytes * solid->Height * solid->Depth};
+    case DO_COPY_PEER_3D: return (Copy){PLACES(peers), peers->WidthInBytes * peers->Height * peers->Depth};
+    case DO_COPY: return (Copy){place_of(any->dst), place_of(any->src), any->ByteCount};
+    case DO_D2D: return (Copy){ON_DEVICE, ON_DEVICE, *(const size_t *)at};
+    default: break;
+  }
+  Place host = place_on_host(*(const void *const *)(parameters + call->host));
+  size_t bytes = *(const size_t *)at;
+  return call->action == DO_H2D ? (Copy){ON_DEVICE, host, bytes} : (Copy){host, ON_DEVICE, bytes};
 }
 
 // NUM_COPIES: none that the GPU takes part in.
-static int kind_of_copy(const Call *call, const char *parameters) {
-  CUdeviceptr host;
-  int to_device = call->action == DO_H2D;
-  if (call->action == DO_D2D) return D2D;
-  if (call->action == DO_COPY) {
-    const cuMemcpyAsync_params *any = (const void *)parameters;
-    int is_from_device = is_memory(CU_MEMORYTYPE_DEVICE, any->src);
-    to_device = is_memory(CU_MEMORYTYPE_DEVICE, any->dst);
-    if (to_device && is_from_device) return D2D;
-    if (!to_device && !is_from_device) return NUM_COPIES;
-    host = to_device ? any->src : any->dst;
-  } else {
-    host = *(const CUdeviceptr *)(parameters + call->host);
-  }
-  int is_pinned = is_memory(CU_MEMORYTYPE_HOST, host);
-  return to_device ? (is_pinned ? H2D_PINNED : H2D_PAGEABLE) : (is_pinned ? D2H_PINNED : D2H_PAGEABLE);
+static int kind_of_copy(const Copy *copy) {
+  if (copy->to == ON_DEVICE)
+    return copy->from == ON_DEVICE ? D2D : copy->from == PINNED ? H2D_PINNED : H2D_PAGEABLE;
+  if (copy->from != ON_DEVICE) return NUM_COPIES;
+  return copy->to == PINNED ? D2H_PINNED : D2H_PAGEABLE;
 }
 
 // Straight lines between the points, as profile.py's copy_toll_us has it.
@@ -476,18 +510,18 @@ static void on_enter(const Call *call, CUpti_CallbackId id, const CUpti_Callback
 // Returns how long it waited for the stream.
 static uint64_t copied(const Call *call, CUstream stream, const char *parameters, const Tolls *tolls) {
   uint64_t begin = now_ns(), waited_ns = 0;
-  int kind = kind_of_copy(call, parameters);
+  Copy copy = copy_of(call, parameters);
+  int kind = kind_of_copy(&copy);
   owed_ns += (double)(now_ns() - begin);
-  size_t bytes = *(const size_t *)(parameters + call->bytes);
   if (kind == NUM_COPIES) {
     add(&counters->other_copies, 1);
     return 0;
   }
   add(&counters->copies[kind], 1);
-  add(&counters->bytes[kind], bytes);
+  add(&counters->bytes[kind], copy.bytes);
   if (kind == D2D) {
     add(&counters->launches, 1);
-    if (call->action == DO_COPY) pay(LAUNCH, tolls->launch_us);  // its direction was not known when it began
+    if (call->action != DO_D2D) pay(LAUNCH, tolls->launch_us);  // its direction was not known when it began
     return 0;
   }
   if (call->is_async && tolls->blocks[kind]) {
@@ -499,7 +533,7 @@ static uint64_t copied(const Call *call, CUstream stream, const char *parameters
     waited_ns = now_ns() - begin;
     add(&counters->injected_ns[COPY], waited_ns);
   }
-  pay(COPY, copy_toll_us(tolls, kind, (double)bytes));
+  pay(COPY, copy_toll_us(tolls, kind, (double)copy.bytes));
   return waited_ns;
 }
 
@@ -528,7 +562,7 @@ static void on_exit_of(const Call *call, CUpti_CallbackId id, const CUpti_Callba
       add(&counters->blocked_ns, lasted);
       pay(WAIT, tolls->wait_us);
       break;
-    case DO_H2D: case DO_D2H: case DO_D2D: case DO_COPY:
+    case DO_H2D: case DO_D2H: case DO_D2D: case DO_COPY: case DO_COPY_2D: case DO_COPY_3D: case DO_COPY_PEER_3D:
       if (call->action != DO_D2D) add(&counters->blocked_ns, lasted);
       waited_ns += copied(call, stream, data->functionParams, tolls);
       break;

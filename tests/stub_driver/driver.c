@@ -341,6 +341,18 @@ CUresult stub_call(const char *name, uintptr_t stream, uintptr_t to, uintptr_t f
                    void *graph, int mode) {
     CUstream s = (CUstream)stream;
     CUlaunchConfig config = {.hStream = s};
+    CUmemorytype by_address = CU_MEMORYTYPE_UNIFIED;
+    int is_to_host = to < DEVICE || to >= PAGEABLE, is_from_host = from < DEVICE || from >= PAGEABLE;
+    /* A 2D copy says what memory it is of, a 3D one leaves that to the address. */
+    CUDA_MEMCPY2D flat = {.dstMemoryType = is_to_host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE,
+                          .srcMemoryType = is_from_host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_ARRAY,
+                          .dstHost = (void *)to, .dstDevice = to, .srcHost = (void *)from,
+                          .WidthInBytes = bytes / 8, .Height = 8};
+    CUDA_MEMCPY3D solid = {.dstMemoryType = by_address, .srcMemoryType = by_address, .dstDevice = to,
+                           .srcDevice = from, .WidthInBytes = bytes / 8, .Height = 2, .Depth = 4};
+    CUDA_MEMCPY3D_PEER peers = {.dstMemoryType = by_address, .srcMemoryType = by_address, .dstDevice = to,
+                                .srcDevice = from, .WidthInBytes = bytes / 8, .Height = 4, .Depth = 2};
+    int is_described = to || from;
     Call call = {.name = name, .stream = stream, .to = to, .from = from, .bytes = bytes, .symbol = symbol,
                  .graph = graph};
 #define MET(which, ...)                                                                                                \
@@ -371,9 +383,13 @@ CUresult stub_call(const char *name, uintptr_t stream, uintptr_t to, uintptr_t f
     BOTH(cuMemcpyDtoDAsync_v2, .dstDevice = to, .srcDevice = from, .ByteCount = bytes, .hStream = s)
     BOTH(cuMemcpyAsync, .dst = to, .src = from, .ByteCount = bytes, .hStream = s)
     BOTH(cuMemcpyPeerAsync, .dstDevice = to, .srcDevice = from, .ByteCount = bytes, .hStream = s)
-    BOTH(cuMemcpy2DAsync_v2, .hStream = s)
-    BOTH(cuMemcpy3DAsync_v2, .hStream = s)
-    BOTH(cuMemcpy3DPeerAsync, .hStream = s)
+    BOTH_SYNC(cuMemcpy2D_v2, .pCopy = is_described ? &flat : NULL)
+    BOTH_SYNC(cuMemcpy2DUnaligned_v2, .pCopy = is_described ? &flat : NULL)
+    BOTH_SYNC(cuMemcpy3D_v2, .pCopy = &solid)
+    BOTH_SYNC(cuMemcpy3DPeer, .pCopy = &peers)
+    BOTH(cuMemcpy2DAsync_v2, .pCopy = &flat, .hStream = s)
+    BOTH(cuMemcpy3DAsync_v2, .pCopy = &solid, .hStream = s)
+    BOTH(cuMemcpy3DPeerAsync, .pCopy = &peers, .hStream = s)
     BOTH(cuStreamBeginCapture_v2, .hStream = s, .mode = (CUstreamCaptureMode)mode)
     BOTH(cuStreamBeginCaptureToGraph, .hStream = s, .mode = (CUstreamCaptureMode)mode)
     BOTH(cuStreamEndCapture, .hStream = s)
