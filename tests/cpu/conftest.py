@@ -21,6 +21,8 @@ import pytest
 
 _RUN_S = 150.0
 """Longest that any run here may take."""
+_GONE_S = 60.0
+"""Longest that processes may take to go once their run is over."""
 _OUTSIDE = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_"),
     *("HF_", "CCTRAIN_", "TORCHDYNAMO_", "WANDB_", "TRACKIO_"),
@@ -38,9 +40,25 @@ class Run:
     """Directory of what it printed."""
 
     def finish(self, timeout_s: float = _RUN_S) -> "Run":
-        """Wait for its end."""
-        self.process.wait(timeout_s)
+        """Wait for its end; where it takes too long it is killed, and the test fails with what was printed."""
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            left = self.processes()
+            self.kill()
+            pytest.fail(f"no end in {timeout_s} s of {left}:\n{self.stderr}")
         return self
+
+    def kill(self) -> None:
+        """SIGKILL to all that is left of it: ranks and parents in sessions of their own do not end with the command."""
+        begin = time.monotonic()
+        while (left := self._processes()) and time.monotonic() - begin < _GONE_S:  # some may just be starting others
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.poll()  # reaps it
+            time.sleep(0.1)
+        self.process.wait(_GONE_S)
 
     @property
     def code(self) -> int:
@@ -104,15 +122,18 @@ class Run:
 
     def processes(self) -> list[str]:
         """Command lines of this run's processes that still live, the command itself included."""
-        return [line for line in _command_lines() if str(self.run_root) in line]
+        return list(self._processes().values())
 
-    def seconds_until_gone(self, timeout_s: float = 60.0) -> float:
-        """How long until no process of this run is left; `timeout_s` where some never go."""
+    def _processes(self) -> dict[int, str]:
+        return {pid: line for pid, line in _command_lines() if str(self.run_root) in line}
+
+    def wait_until_gone(self, timeout_s: float = _GONE_S) -> None:
+        """Wait until no process of this run is left; fails the test where some never go."""
         begin = time.monotonic()
-        while self.processes() and time.monotonic() - begin < timeout_s:
+        while left := self.processes():
+            assert time.monotonic() - begin < timeout_s, f"left after {timeout_s} s: {left}\n{self.stderr}"
             self.process.poll()  # reaps it
             time.sleep(0.1)
-        return time.monotonic() - begin
 
 
 def read_strict_json(path: Path) -> dict[str, Any]:
@@ -124,10 +145,10 @@ def read_strict_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def _command_lines() -> Iterator[str]:
+def _command_lines() -> Iterator[tuple[int, str]]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            yield int(path.parent.name), path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
 @pytest.fixture(scope="session")
@@ -177,9 +198,7 @@ def start_cctrain(tmp_path_factory, clean_environment) -> Iterator[Callable[...,
 
     yield start
     for run in started:
-        if run.process.poll() is None:
-            run.process.kill()
-            run.process.wait()
+        run.kill()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The verb emulate: any program under tolls. Its CUDA is the stub of the driver, loaded before everything else."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -50,6 +51,7 @@ def start(environment):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,
             preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - the tests have one thread
         )
         started.append(process)
@@ -57,7 +59,8 @@ def start(environment):
 
     yield emulate
     for process in started:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the program too, which holds the pipes
         process.communicate()
 
 

@@ -47,7 +47,7 @@ def test_the_record_is_finished_although_the_first_rank_was_killed(start_cctrain
     run.wait_for_steps(4)
     steps = run.steps_older_than(2)
     os.kill(run.pids()[0], signal.SIGKILL)
-    assert run.seconds_until_gone() < 10
+    run.wait_until_gone()
     assert run.finish().code != 0
     assert run.record["status"] == "partial"
     assert {step["step"] for step in run.record["steps"]} >= steps
@@ -59,6 +59,6 @@ def test_a_first_rank_that_is_stopped_before_it_trains_leaves_no_parent_behind(s
     run = start_cctrain("recipe=tiny_llama_peft", **job)  # its peer never comes
     run.wait_until(lambda: any(run.run_root.glob("*/config.json")), "no run directory")
     run.process.kill()
-    assert run.seconds_until_gone() < 10
+    run.wait_until_gone()
     assert run.record["status"] == "partial"
     assert not (run.run_dir / "running.json").exists()

