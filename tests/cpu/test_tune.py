@@ -1,10 +1,8 @@
-"""Real searches of a tiny recipe on this CPU: to their end, killed and resumed, out of memory, and with a trial that
-hangs. What is fastest on these cores says nothing of any GPU; that it is found, and that nothing is left behind, does.
+"""Real searches of a tiny recipe on this CPU: to their end, killed and resumed, and with a trial that takes too long.
+What is fastest on these cores says nothing of any GPU; that it is found, and that nothing is left behind, does.
 """
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +17,6 @@ SEARCH = (
     *("tune", *TINY, "data.seq_len=64", "train.step_scheduler.global_batch_size=8"),
     *("cc=emulated", "tolls=b300", "cc.blocks=2", "measure.steps=16", "tune.max_trials=3"),
 )
-LIMIT_KIB = 4_300_000
-"""Address space of every process: a rank with its libraries takes 3 GB of it before it trains."""
-DEADLINE_S = 60
 
 
 def events(root, kind):
@@ -101,35 +96,10 @@ def test_the_same_command_again_runs_nothing_and_with_wandb_the_search_is_a_run_
     assert {"trials", "figures/tune-tiny_llama_peft-by_micro_batch"} <= found["summary"].keys()
 
 
-def test_a_trial_that_runs_out_of_memory_costs_one_trial_and_no_more(start_cctrain, tmp_path):
-    """A real limit: 256 rows of 256 tokens at once want several times what the processes may have."""
-    settings = ("data.seq_len=256", "train.step_scheduler.global_batch_size=256", "measure.steps=2")
-    first = tuple(one.replace("local_batch_size=2", "local_batch_size=8") for one in TINY)
-    inside = ("bash", "-c", f'ulimit -v {LIMIT_KIB}; exec "$@"', "bash")
-    run = start_cctrain("tune", *first, *settings, "tune.max_trials=3", run_root=tmp_path, inside=inside).finish(400)
-    assert run.code == 0, run.stderr
-    trials = run.last_line["trials"]
-    outcomes = [trial["outcome"] for trial in trials]
-    assert outcomes[0] == "complete"
-    assert "out of memory" in outcomes[1:]
-    assert len(events(tmp_path, "begin")) == len(trials) <= 3
-    ran_out = next(trial for trial in trials if trial["outcome"] == "out of memory")
-    record = json.loads((tmp_path / ran_out["run"] / "run.json").read_text())
-    assert (record["status"], "out of host memory" in record["failure"]) == ("partial", True)
-    assert run.last_line["real_tokens_per_s_per_gpu"] == max(trial["rate"] or 0 for trial in trials)
-    assert run.processes() == []
-
-
-def test_a_trial_that_hangs_ends_at_its_deadline_and_the_search_goes_on(start_cctrain, tmp_path):
-    settings = ("data.seq_len=64", "train.step_scheduler.global_batch_size=4", "measure.steps=10", "tune.max_trials=2")
-    run = start_cctrain("tune", *TINY, *settings, f"tune.trial_timeout_s={DEADLINE_S}", run_root=tmp_path)
-    run.wait_until(lambda: bool(list(tmp_path.glob("*/samples/rank0.jsonl"))) and bool(run.pids()), "no rank")
-    os.kill(run.pids()[0], signal.SIGSTOP)
-    run.finish(400)
-    assert run.code == 0, run.stderr
-    hung, other = run.last_line["trials"]
-    assert (hung["outcome"], other["outcome"]) == ("failed", "complete")
-    assert f"ended after its deadline of {DEADLINE_S} s" in hung["why"]
-    assert run.last_line["gain"] is None
-    assert "gain: unknown" in run.stdout
+def test_a_trial_that_takes_too_long_ends_at_its_deadline_and_that_is_said(start_cctrain, tmp_path):
+    run = start_cctrain("tune", *TINY, "tune.max_trials=1", "tune.trial_timeout_s=1", run_root=tmp_path).finish()
+    assert run.code == 4, run.stderr
+    (trial,) = run.last_line["trials"]
+    assert trial["outcome"] == "failed"
+    assert trial["why"].startswith("ended after its deadline of 1 s (")
     assert run.processes() == []
