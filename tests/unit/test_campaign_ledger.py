@@ -17,8 +17,17 @@ from cctrain.errors import PlatformError, RequestError
 from cctrain.processes import this_process
 
 STAND_IN = """
-import json, os, pathlib, signal, sys
+import json, os, pathlib, signal, sys, time
 root, recipe = pathlib.Path(sys.argv[1]), sys.argv[2]
+if "hangs" in recipe:
+    time.sleep(600)
+if "refused" in recipe:
+    print("a word of a library's", json.dumps({"error": "no such file"}), sep="\\n")
+    sys.exit("also said")
+if "broken" in recipe:
+    sys.exit("Traceback ...\\nImportError: no torch")
+if "silent" in recipe:
+    sys.exit(7)
 run = root / ("20261124-000000-" + recipe + "-off-" + os.environ["CCTRAIN_TRIAL"])
 run.mkdir()
 with (root / "starts").open("a") as starts:
@@ -78,7 +87,7 @@ def trials_of(*arguments):
     return {trial.label: trial for trial in planned(parse(["recipe=a", *arguments]))}
 
 
-def go(root, trials, kind=Ledger, mode="off", **crash):
+def go(root, trials, kind=Ledger, mode="off", deadline_s=None, **crash):
     """One start of the campaign; returns what it waits for and what it said."""
     watcher = Quiet()
     with kind(root / "campaign.jsonl", lock_wait_s=10) as ledger:
@@ -87,7 +96,8 @@ def go(root, trials, kind=Ledger, mode="off", **crash):
         ledger.opened(mode)
         settle_killed(ledger, root)
         standing = standing_of(trials, ledger.events, root)
-        return Campaign(trials, standing, ledger, root, command(root), watcher).run(mode), watcher.said
+        campaign = Campaign(trials, standing, ledger, root, command(root), watcher, deadline_s)
+        return campaign.run(mode), watcher.said
 
 
 def starts(root):
@@ -144,6 +154,31 @@ def test_a_failing_trial_is_retried_once_then_recorded_and_the_rest_goes_on(tmp_
     (failed,) = [one for one in standing.values() if one.is_failed]
     assert failed.failures == ["out of memory"] * 2
     assert go(tmp_path, trials) == (None, [])
+
+
+def test_a_trial_that_hangs_is_ended_at_its_deadline_and_has_failed(tmp_path):
+    trials = {trial.label: trial for trial in planned(parse(["recipe=hangs", "campaign.repeats=1"]))}
+    _, said = go(tmp_path, trials, deadline_s=0.2)
+    assert [each[0] for each in said if len(each) == 3] == ["failed", "failed"]
+    (standing,) = standing_of(trials, read(tmp_path / "campaign.jsonl")[0], tmp_path).values()
+    assert all(why.startswith("ended after its deadline of 0.2 s (") for why in standing.failures)
+    with Ledger(tmp_path / "campaign.jsonl", lock_wait_s=0):  # a trial that went on would hold it
+        pass
+
+
+@pytest.mark.parametrize(
+    ("recipe", "why"),
+    [
+        ("refused", "no such file"),
+        ("broken", "ImportError: no torch"),
+        ("silent", "it ended with exit code 7 and said nothing"),
+    ],
+)
+def test_a_trial_that_cannot_start_failed_for_what_it_said_last(tmp_path, recipe, why):
+    trials = {trial.label: trial for trial in planned(parse([f"recipe={recipe}", "campaign.repeats=1"]))}
+    go(tmp_path, trials)
+    (standing,) = standing_of(trials, read(tmp_path / "campaign.jsonl")[0], tmp_path).values()
+    assert (standing.failures, standing.is_failed) == ([why, why], True)
 
 
 def go_elsewhere(root, trials):

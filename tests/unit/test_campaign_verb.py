@@ -137,6 +137,14 @@ def test_sizes_that_were_varied_stand_in_one_table(capsys, tmp_path, key, part, 
     assert len(facts["comparison"][0]["comparisons"]) == 2
 
 
+def test_a_mode_that_this_machine_is_not_in_waits_and_what_to_do_is_said(capsys, tmp_path):
+    code, _, err = said(capsys, "recipe=tiny_llama_peft", "cc=on", "campaign.repeats=1", f"run_root={tmp_path}")
+    assert code == 3
+    assert "1 trial left, the next with CC on" in err
+    assert "--set-cc-mode=on" in err
+    assert "give the same command again" in err
+
+
 def test_a_dry_run_prints_the_plan_with_what_is_done_and_makes_nothing(capsys, tmp_path):
     code, out, _ = said(capsys, *TWO, "dry_run=true", f"run_root={tmp_path / 'new'}")
     plan = json.loads(out.splitlines()[-1])
