@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from cctrain import rundir
+from cctrain.emulation.blocks import ALL, OFF, schedule
+from cctrain.emulation.profile import load_profile
 from cctrain.finish import finish_abandoned, finish_record
 from cctrain.processes import this_process
 from cctrain.records import RunRecord
@@ -26,13 +28,13 @@ def make_run(run_root, owner=None, *, num_steps=3, num_measured=None):
     return run_dir
 
 
-def write_samples(run_dir, *, rank, world, num_steps, loss=1.5, end=None, **changed):
+def write_samples(run_dir, *, rank, world, num_steps, loss=1.5, end=None, of_step=lambda number: {}, **changed):
     ready = {"event": "ready", "data_rank": rank, "data_ranks": world}
     lines = [{"event": "start", "rank": rank, "world_size": world, **this_process()}, ready]
     counts = {"padded_tokens": 10, "real_tokens": 9, "label_tokens": 8, "num_images": 0, "rows": [[10, [9]]]}
     times = {"step_time_s": 0.5, "data_wait_s": 0.1, "phases_s": {"forward": 0.5}, **changed}
     lines += [
-        {"step": number, "loss": loss, "begin_s": 1e9 + number / 2, **counts, **times}
+        {"step": number, "loss": loss, "begin_s": 1e9 + number / 2, **counts, **times, **of_step(number)}
         for number in range(1, num_steps + 1)
     ]
     lines += [{"event": "end", **end}] if end else []
@@ -94,6 +96,47 @@ def test_a_run_without_a_step_still_gets_its_record(tmp_path):
     (run_dir / "samples" / "rank0.jsonl").unlink()
     record = finish_record(run_dir, "no step")
     assert (record["steps"], record["summary"], record["status"]) == ([], None, "partial")
+
+
+BLOCKS = schedule(32, (OFF, ALL), 2)
+
+
+def cut_emulated_run(run_root, num_steps):
+    """The record of an emulated run that was killed after `num_steps` steps, the first of which is its warm-up."""
+    run_dir = make_run(run_root, num_measured=len(BLOCKS))
+    config = {"tolls": load_profile("b300").to_dict(), "cc": {"explain": False}}
+    (run_dir / "config.json").write_text(json.dumps(config))
+
+    def of_step(number):
+        if number == 1:
+            return {"crossings": {"operators": 100, "injected_s": {"launch": 0.0}}}
+        slot = BLOCKS[number - 2]
+        is_tolled = slot.arm == ALL
+        place = {"arm": slot.arm, "block": slot.block, "is_tolled": is_tolled, "is_settling": slot.is_settling}
+        crossings = {"operators": 100, "injected_s": {"launch": 0.1 * is_tolled}}
+        return {**place, "step_time_s": 0.5 if is_tolled else 0.4, "crossings": crossings}
+
+    write_samples(run_dir, rank=0, world=1, num_steps=num_steps, of_step=of_step)
+    return finish_record(run_dir, "rank 0 was killed")
+
+
+@pytest.mark.parametrize(("where", "num_steps", "kinds"), [("warm-up", 1, {None}), ("plain", 7, {None, False})])
+def test_an_emulated_run_killed_before_it_paid_a_toll_has_its_steps_and_no_summary(tmp_path, where, num_steps, kinds):
+    record = cut_emulated_run(tmp_path, num_steps)
+    assert (record["status"], record["failure"]) == ("partial", "rank 0 was killed")
+    assert len(record["steps"]) == num_steps
+    assert {step["is_tolled"] for step in record["steps"]} == kinds
+    assert (record["summary"], record["summary_off"], record["keep_ratio"]) == (None, None, None)
+
+
+def test_an_emulated_run_killed_in_a_tolled_block_has_a_summary_of_both_kinds_of_steps(tmp_path):
+    record = cut_emulated_run(tmp_path, 1 + 8 + 5)
+    assert record["status"] == "partial"
+    assert {step["is_tolled"] for step in record["steps"]} == {None, True, False}
+    assert record["summary"]["step_time_s"]["median"] == 0.5
+    assert record["summary_off"]["step_time_s"]["median"] == 0.4
+    assert record["keep_ratio"]["num_pairs"] == 1
+    assert record["crossings"] == {"counted_by": "operators", "operators": 100, "injected_s": {"launch": 0}}
 
 
 def test_a_finished_run_holds_no_marker_and_no_reserve(tmp_path):
