@@ -76,8 +76,9 @@ class Trials:
         if standing.failures and self._retries and self._observed(point, key, standing).outcome == FAILED:
             standing.failures.clear()
         killed = [event for event in self._ends(key) if event.get("outcome") == KILLED]
+        is_open = not standing.failures or len(standing.failures) == len(killed) < MOST_FAILURES
         # What failed has cost one trial and is not repeated; a trial that was killed with the search gets a second go.
-        if not standing.run and len(standing.failures) == len(killed) < MOST_FAILURES:
+        if not standing.run and is_open:
             campaign.attempt(key)
         return self._observed(point, key, standing)
 
