@@ -16,10 +16,9 @@ from cctrain.campaign.plan import Trial
 from cctrain.errors import RequestError
 from cctrain.platform import versions
 from cctrain.platform.gpu import Gpus
-from cctrain.request.allowed import check_recipe
-from cctrain.request.checks import check_layout, smallest_world
 from cctrain.request.compose import compose_config
 from cctrain.request.recipe import build_recipe, check_shape
+from cctrain.request.startable import check_request, ranks_per_node
 
 _NOT_OF_THE_RUN = ("track", "tune", "run_root", "dry_run")
 
@@ -49,8 +48,7 @@ def _composed(trial: Trial) -> dict[str, Any]:
     try:
         config = compose_config(list(trial.settings), build_recipe)
         check_shape(config.train, "the recipe with its overrides")
-        check_recipe(config.train, config.allow_targets)
-        check_layout(config.train, config.measure, config.launch.nproc_per_node or smallest_world(config.train))
+        check_request(config, ranks_per_node(config) * config.launch.num_nodes)
     except RequestError as error:
         raise RequestError(f"{trial.label}: {error}") from error
     content = dataclasses.asdict(config)

@@ -28,15 +28,12 @@ from cctrain.platform import cc, gpu, machine, versions
 from cctrain.platform.telemetry import Telemetry
 from cctrain.records import RunRecord, finite
 from cctrain.redaction import redacted
-from cctrain.request.allowed import check_recipe
-from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout, smallest_world
+from cctrain.request.checks import Layout, check_gpus, check_hub
 from cctrain.request.compose import compose_config
-from cctrain.request.data import check_packing
 from cctrain.request.data_files import check_jsonl, prepare_data
-from cctrain.request.graphed import check_step, recipe_run, step_chosen
-from cctrain.request.hf import check_engine
+from cctrain.request.graphed import recipe_run, step_chosen
 from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located, recipe_hash
-from cctrain.request.strategy import check_strategy
+from cctrain.request.startable import check_request, ranks_per_node
 from cctrain.sinks.tracking import Tracking, check_sinks
 
 
@@ -141,7 +138,7 @@ def _check(config: Config, world: int | None) -> _Request:
     is_cpu = is_cpu_recipe(config.train)
     nproc_per_node = config.launch.nproc_per_node or max(1, 0 if is_cpu else len(gpus.names))
     num_ranks = world or nproc_per_node * config.launch.num_nodes
-    layout = _check_request(config, num_ranks)
+    layout = check_request(config, num_ranks)
     if not is_cpu and world is None:
         check_gpus(nproc_per_node, len(gpus.names), config.recipe.name)
     mode = cc.observed_mode(config.cc.mode, gpus.cc)
@@ -155,28 +152,17 @@ def _check(config: Config, world: int | None) -> _Request:
     return _Request(config, num_ranks, layout, gpus, mode, nproc_per_node, meeting)
 
 
-def _check_request(config: Config, num_ranks: int) -> Layout:
-    check_recipe(config.train, config.allow_targets)
-    check_engine(config)
-    check_strategy(config)
-    check_packing(config.train, config.data)
-    layout = check_layout(config.train, config.measure, num_ranks)
-    check_step(config, layout)
-    return layout
-
-
 def _submit(config: Config, arguments: list[str]) -> int:
     from cctrain.submit import job
 
-    _check_request(config, (config.launch.nproc_per_node or 1) * config.launch.num_nodes)
+    check_request(config, (config.launch.nproc_per_node or 1) * config.launch.num_nodes)
     return job.submit(config.launch, arguments, is_cpu=is_cpu_recipe(config.train), dry_run=config.dry_run)
 
 
 def _dry_run(config: Config) -> int:
     num_gpus = 0 if is_cpu_recipe(config.train) else len(gpu.observe().names)
-    num_nodes = config.launch.num_nodes
-    nproc_per_node = config.launch.nproc_per_node or num_gpus or max(1, smallest_world(config.train) // num_nodes)
-    layout = _check_request(config, nproc_per_node * num_nodes)
+    nproc_per_node = ranks_per_node(config, num_gpus)
+    layout = check_request(config, nproc_per_node * config.launch.num_nodes)
     run_dir = Path(config.run_root).expanduser() / "RUN_DIR"
     recipe = located(recipe_run(config, layout), run_dir)
     command = launcher.worker_command(nproc_per_node, run_dir, nodes.rendezvous(config.launch))

@@ -11,15 +11,11 @@ from cctrain.config import DEFAULT_BLOCKS, Config, LaunchKind
 from cctrain.emulation.blocks import fewest_steps
 from cctrain.errors import RequestError
 from cctrain.platform import cc, gpu
-from cctrain.request.allowed import check_recipe
-from cctrain.request.checks import Layout, check_gpus, check_hub, check_layout
+from cctrain.request.checks import Layout, check_gpus, check_hub
 from cctrain.request.compose import compose_config
-from cctrain.request.data import check_packing
 from cctrain.request.data_files import check_jsonl
-from cctrain.request.graphed import check_step
-from cctrain.request.hf import check_engine
 from cctrain.request.recipe import build_recipe, check_shape, is_cpu_recipe
-from cctrain.request.strategy import check_strategy
+from cctrain.request.startable import check_request
 from cctrain.tune import space
 from cctrain.tune.problem import Gpu, problem_of
 from cctrain.tune.search import Problem
@@ -76,13 +72,7 @@ def checked(arguments: list[str]) -> Request:
 
     def layout_of(settings: tuple[str, ...]) -> Layout:
         composed = compose_config([*space.joined(own, settings)], build_recipe)
-        check_recipe(composed.train, composed.allow_targets)
-        check_engine(composed)
-        check_strategy(composed)
-        check_packing(composed.train, composed.data)
-        layout = check_layout(composed.train, composed.measure, num_ranks)
-        check_step(composed, layout)
-        return layout
+        return check_request(composed, num_ranks)
 
     layout = layout_of(())
     if not config.dry_run:

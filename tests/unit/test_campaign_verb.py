@@ -170,10 +170,21 @@ def test_a_run_refuses_a_campaigns_keys_and_names_the_verb(capsys, verb):
     assert "python -m cctrain campaign" in capsys.readouterr().err
 
 
-def test_a_wrong_trial_is_refused_before_a_ledger_is_made(capsys, tmp_path):
-    code, _, err = said(capsys, "recipe=tiny_llama_peft,tiny_lama_sft", f"run_root={tmp_path / 'new'}")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["recipe=tiny_llama_peft,tiny_lama_sft"], "Did you mean tiny_llama_sft?"),
+        (
+            ["recipe=tiny_llama_peft", "engine=automodel,hf", "step=graphed"],
+            "engine=hf cc=auto repeat 1: step=graphed is AutoModel's",
+        ),
+        (["recipe=tiny_llama_peft", "train.distributed.strategy=fsdp2,dpd"], "Did you mean ddp?"),
+    ],
+)
+def test_a_trial_that_every_run_would_refuse_is_refused_before_a_ledger_is_made(capsys, tmp_path, arguments, says):
+    code, _, err = said(capsys, *arguments, f"run_root={tmp_path / 'new'}")
     assert code == 2
-    assert "Did you mean tiny_llama_sft?" in err
+    assert says in err
     assert not (tmp_path / "new").exists()
 
 
