@@ -5,8 +5,9 @@
     {"event": "end", ...}       what became of it: `outcome` complete, failed, interrupted or killed;
                                 `run`, `why`, `seconds`
 
-A begin without an end was killed with the campaign; its token leads to whatever run directory it left. It may be the
-trial that took the campaign down, and would on every start: so it counts as failed, and is tried once more.
+A begin without an end was killed with the campaign; its token leads to whatever run directory it left. Kills are no
+failures, and are counted apart: the same command tries the trial again. But it may be the trial that takes the campaign
+down, and would on every start: after MOST_KILLS of them it is given up.
 
 One process writes at a time: it holds a lock on the file, and so does the trial it runs, so that nobody starts beside
 what a killed campaign left.
@@ -33,6 +34,8 @@ KILLED = "killed"
 """The outcome of a trial that ended with its campaign."""
 MOST_FAILURES = 2
 """A failing trial is retried once."""
+MOST_KILLS = 5
+"""More than somebody comes to who stops the campaign at bad moments, or a machine that goes down now and then."""
 
 
 @dataclass(slots=True)
@@ -44,14 +47,31 @@ class Standing:
     seconds: float | None = None
     """How long that took."""
     failures: list[str] = field(default_factory=list)
-    """Why it failed, or was killed with the campaign, each time."""
+    """Why it failed, each time."""
+    kills: list[str] = field(default_factory=list)
+    """What is known of each time that it ended with the campaign."""
     open_tokens: list[str] = field(default_factory=list)
     """Begun, and not ended."""
 
     @property
     def is_failed(self) -> bool:
         """Whether it is given up."""
-        return self.run is None and len(self.failures) >= MOST_FAILURES
+        return self.run is None and (len(self.failures) >= MOST_FAILURES or self.is_deadly)
+
+    @property
+    def is_deadly(self) -> bool:
+        """Whether the campaign was killed during it so often that it may be what kills it."""
+        return len(self.kills) >= MOST_KILLS
+
+    @property
+    def why(self) -> str:
+        """Why it is given up, or failed last."""
+        return (self.kills if self.is_deadly else self.failures)[-1]
+
+    def try_again(self) -> None:
+        """Forget why it was given up."""
+        self.failures.clear()
+        self.kills.clear()
 
     @property
     def is_settled(self) -> bool:
@@ -106,7 +126,7 @@ def standings(events: Iterable[dict[str, Any]]) -> dict[str, Standing]:
         if event.get("outcome") == "complete":  # a second one is of a run that took the place of a lost one
             one.run, one.seconds = str(event.get("run")), event.get("seconds")
         elif event.get("outcome") in ("failed", KILLED):
-            one.failures.append(str(event.get("why")))
+            (one.kills if event["outcome"] == KILLED else one.failures).append(str(event.get("why")))
     return found
 
 

@@ -1,7 +1,7 @@
 """Runs what is left of a campaign: each trial a process of its own, begun and ended in the ledger.
 
 A trial counts by its record on disk, which its token finds, and not by what this process saw: so it does not matter at
-which moment this process is killed. What dies with it is the trial under way, which is then run once more.
+which moment this process is killed. What dies with it is the trial under way, which is then run again.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Campaign:
         Raises KeyboardInterrupt and PlatformError like `run`.
         """
         trial, standing, token = self.trials[key], self.standing[key], secrets.token_hex(4)
-        attempt = len(standing.failures) + 1
+        attempt = len(standing.failures) + len(standing.kills) + 1
         what = {"settings": redacted(trial.settings), "repeat": trial.repeat, "attempt": attempt}
         self.ledger.append("begin", key=key, token=token, **what)
         self.watcher.begins(trial, attempt)

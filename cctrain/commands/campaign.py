@@ -9,18 +9,18 @@ Settings are those of a run; any may be a list with commas, and every combinatio
 emulated runs read, tolls= and cc.blocks=, go to these). Modes that can be switched in place are taken by turns. Where
 CC takes a reboot the order is off, on, off: what the machine is not fit for waits, with exit code 3 and what to do,
 and the same command goes on after it. So it does after a kill at any moment; a trial during which the campaign was
-killed twice may be what killed it, and counts as failed.
+killed five times may be what kills it, and is given up.
 
   campaign=            a file of conf/campaign/; settings on the command line win over its own
   campaign.repeats=    runs of every combination (3, or the preset's)
   campaign.ledger=     what has become of every trial, for people and for the next start (RUN_ROOT/campaign.jsonl)
-  campaign.retry_failed=true    try those again that failed twice
+  campaign.retry_failed=true    try those again that were given up
   campaign.allow=      what the comparison lets pass: steady, for runs that are not
   run_root=            where the run directories go (runs/); for a reboot into another system, one that both see
 
 Ends in the comparison of its runs, and as the last line of stdout one JSON object. Exit code: 0 all done and compared,
 2 the request is wrong or the runs cannot be compared, 3 the rest waits for another mode of the machine, 4 some trials
-failed twice, 130 stopped.
+were given up, 130 stopped.
 """
 
 from __future__ import annotations
@@ -122,9 +122,7 @@ def _standing(matrix: Matrix, ledger: Ledger, trials: Mapping[str, Trial]) -> di
         _note(f"{matrix.ledger}: line {lines} cannot be read and is left out, as a crash leaves it")
     num_killed = settle_killed(ledger, matrix.run_root)
     if num_killed:
-        _note(
-            f"{_counted(num_killed)} begun and not ended by a killed campaign; run again, once, if no record is whole"
-        )
+        _note(f"{_counted(num_killed)} begun and not ended by a killed campaign; run again if no record is whole")
     standing = standing_of(trials, ledger.events, matrix.run_root)
     others = {event["key"] for event in ledger.events if event["event"] != "opened"} - set(trials)
     if others:
@@ -133,7 +131,7 @@ def _standing(matrix: Matrix, ledger: Ledger, trials: Mapping[str, Trial]) -> di
         )
     for one in standing.values():
         if matrix.retry_failed:
-            one.failures.clear()
+            one.try_again()
     return standing
 
 
@@ -164,10 +162,14 @@ def _say(
 ) -> int:
     """The comparison of what is complete, what failed, and why there is more to do. Returns the exit code."""
     compared, problems = _compare(matrix, trials, standing)
-    failed = {trials[key].label: one.failures[-1] for key, one in standing.items() if one.is_failed}
+    given_up = {trials[key].label: one for key, one in standing.items() if one.is_failed}
+    failed = {label: one.why for label, one in given_up.items()}
     num_left = sum(not one.is_settled for one in standing.values())
-    for label, why in failed.items():
-        print(f"failed twice: {label}: {why}", file=sys.stderr)
+    for label, one in given_up.items():
+        how = f"killed {len(one.kills)} times" if one.is_deadly else "failed twice"
+        print(f"{how}: {label}: {one.why}", file=sys.stderr)
+    if given_up:
+        problems.append(f"{_counted(len(given_up))} given up; campaign.retry_failed=true tries again")
     if is_stopped:
         halt_text, code = "stopped; the same command goes on", 130
     elif halt:

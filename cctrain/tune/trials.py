@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.campaign.keys import Keys, platform_identity
-from cctrain.campaign.ledger import KILLED, MOST_FAILURES, Ledger, Standing
+from cctrain.campaign.ledger import Ledger, Standing
 from cctrain.campaign.plan import Trial
 from cctrain.campaign.run import Campaign, Watcher, settle_killed, standing_of
 from cctrain.errors import RequestError
@@ -73,12 +73,11 @@ class Trials:
             campaign.trials = {**campaign.trials, key: trial}
             campaign.standing |= standing_of({key: trial}, campaign.ledger.events, campaign.run_root)
         standing = campaign.standing[key]
-        if standing.failures and self._retries and self._observed(point, key, standing).outcome == FAILED:
-            standing.failures.clear()
-        killed = [event for event in self._ends(key) if event.get("outcome") == KILLED]
-        is_open = not standing.failures or len(standing.failures) == len(killed) < MOST_FAILURES
-        # What failed has cost one trial and is not repeated; a trial that was killed with the search gets a second go.
-        if not standing.run and is_open:
+        has_failed = bool(standing.failures) or standing.is_failed  # once has cost one trial, and is not repeated
+        if has_failed and self._retries and self._observed(point, key, standing).outcome == FAILED:
+            standing.try_again()
+            has_failed = False
+        if not standing.run and not has_failed:
             campaign.attempt(key)
         return self._observed(point, key, standing)
 
@@ -91,7 +90,7 @@ class Trials:
             return observation(point, run_root / standing.run)
         failed = [event for event in self._ends(key) if event.get("outcome") == "failed"]
         run = failed[-1]["run"] if failed else None
-        why = standing.failures[-1]
+        why = standing.why
         is_memory = bool(_RAN_OUT.search(why)) or bool(run and _any_rank_ran_out(run_root / run))
         return Observation(point=point, outcome=OUT_OF_MEMORY if is_memory else FAILED, run=run, why=why)
 

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from cctrain.campaign.ledger import Ledger, read, standings
+from cctrain.campaign.ledger import MOST_KILLS, Ledger, read, standings
 from cctrain.campaign.matrix import parse
 from cctrain.campaign.plan import planned
 from cctrain.campaign.run import Campaign, is_complete, settle_killed, standing_of
@@ -189,17 +189,29 @@ def go_elsewhere(root, trials):
     return process.exitcode
 
 
-def test_a_trial_that_kills_the_campaign_is_tried_twice_then_recorded_and_the_rest_goes_on(tmp_path):
+def test_a_trial_that_kills_the_campaign_is_given_up_in_the_end_and_the_rest_goes_on(tmp_path):
     trials = {trial.label: trial for trial in planned(parse(["recipe=a,deadly,b", "campaign.repeats=1"]))}
-    assert [go_elsewhere(tmp_path, trials) for _ in range(3)] == [-signal.SIGKILL, -signal.SIGKILL, 0]
-    assert starts(tmp_path) == {"a auto 1": 1, "deadly auto 1": 2, "b auto 1": 1}
+    assert [go_elsewhere(tmp_path, trials) for _ in range(MOST_KILLS + 1)] == [*[-signal.SIGKILL] * MOST_KILLS, 0]
+    assert starts(tmp_path) == {"a auto 1": 1, "deadly auto 1": MOST_KILLS, "b auto 1": 1}
     events, _ = read(tmp_path / "campaign.jsonl")
     standing = standing_of(trials, events, tmp_path)
     (deadly,) = [one for one in standing.values() if one.is_failed]
-    assert deadly.failures[1].startswith("the campaign was killed while it ran, from outside or for host memory")
+    assert deadly.why.startswith("the campaign was killed while it ran, from outside or for host memory")
     assert [event["outcome"] for event in events if event["event"] == "end"] == [
-        *("complete", "killed", "killed", "complete"),
+        *("complete", *["killed"] * MOST_KILLS, "complete"),
     ]
+
+
+@pytest.mark.parametrize("num_failures", [0, 1])
+def test_a_trial_that_is_killed_less_often_is_neither_lost_nor_counted_twice(tmp_path, num_failures):
+    trials = trials_of("cc=off", "campaign.repeats=1")
+    with Ledger(tmp_path / "campaign.jsonl") as ledger:
+        for attempt in range(MOST_KILLS - 1 + num_failures):
+            what = {"key": next(iter(trials)), "token": f"{attempt:08d}"}
+            ledger.append("begin", **what)
+            ledger.append("end", **what, outcome="failed" if attempt < num_failures else "killed", why="why")
+    go(tmp_path, trials)
+    assert starts(tmp_path) == {"a off 1": 1}
 
 
 def test_a_trial_that_takes_the_machine_down_is_told_from_one_that_was_killed(tmp_path):
@@ -211,8 +223,8 @@ def test_a_trial_that_takes_the_machine_down_is_told_from_one_that_was_killed(tm
         ledger.opened("off")
         settle_killed(ledger, tmp_path)
         (deadly,) = standings(ledger.events).values()
-    assert (len(deadly.failures), deadly.is_failed) == (1, False)
-    assert deadly.failures[0].startswith("the machine went down while it ran; if that was not its doing")
+    assert (deadly.failures, deadly.is_failed) == ([], False)
+    assert deadly.kills[0].startswith("the machine went down while it ran; if that was not its doing")
 
 
 def test_trials_wait_for_the_mode_that_the_machine_is_not_in_and_brackets_keep_their_order(tmp_path):
@@ -253,7 +265,7 @@ def test_a_run_whose_directory_is_lost_is_run_again(tmp_path):
     assert sorted(starts(tmp_path).values()) == [1, 2]
 
 
-def test_a_partial_record_left_by_a_kill_is_no_run_and_its_trial_is_tried_once_more(tmp_path):
+def test_a_partial_record_left_by_a_kill_is_no_run_and_its_trial_is_tried_again(tmp_path):
     trials = trials_of("cc=off", "campaign.repeats=1")
     with Ledger(tmp_path / "campaign.jsonl") as ledger:
         ledger.append("begin", key=next(iter(trials)), token="abcd1234")
@@ -263,7 +275,7 @@ def test_a_partial_record_left_by_a_kill_is_no_run_and_its_trial_is_tried_once_m
         assert settle_killed(ledger, tmp_path) == 1
         assert settle_killed(ledger, tmp_path) == 0
         (standing,) = standings(ledger.events).values()
-    assert (standing.run, len(standing.failures), standing.is_settled) == (None, 1, False)
+    assert (standing.run, standing.failures, len(standing.kills), standing.is_settled) == (None, [], 1, False)
 
 
 @pytest.mark.parametrize("has_record", [False, True])

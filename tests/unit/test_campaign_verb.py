@@ -77,6 +77,7 @@ def test_a_row_that_failed_is_named_and_the_others_are_compared(capsys, tmp_path
     facts = json.loads(out.splitlines()[-1])
     assert (code, facts["num_failed"], facts["exit_code"]) == (4, 2, 4)
     assert "failed twice: recipe=gemma31b_sft cc=on repeat 1: out of memory" in err
+    assert "2 trials given up; campaign.retry_failed=true tries again" in facts["why"]
     (compared,) = facts["comparison"]
     assert [row["recipe"] for row in compared["comparisons"]] == ["llama70b_peft"]
 

@@ -135,9 +135,11 @@ def test_when_every_trial_fails_that_is_the_answer(capsys, tmp_path):
     assert "tune.retry_failed=true" in out
 
 
-@pytest.mark.parametrize("num_kills", [1, 2])
-def test_a_trial_that_was_killed_is_tried_again_where_failed_ones_are(tmp_path, monkeypatch, num_kills):
-    request = checked([*TINY, "tune.retry_failed=true", f"run_root={tmp_path}"])
+@pytest.mark.parametrize(
+    ("num_kills", "retries", "is_tried"), [(1, False, True), (4, True, True), (5, False, False), (5, True, True)]
+)
+def test_a_trial_that_was_killed_is_tried_again(tmp_path, monkeypatch, num_kills, retries, is_tried):
+    request = checked([*TINY, f"tune.retry_failed={retries}", f"run_root={tmp_path}"])
     monkeypatch.setattr(sys, "executable", "false")  # a trial that fails at once
     with Ledger(request.ledger, verb="tune") as ledger:
         trials, base = Trials(request, ledger, Progress(8, 0)), request.problem.base
@@ -145,7 +147,8 @@ def test_a_trial_that_was_killed_is_tried_again_where_failed_ones_are(tmp_path, 
             end = {"outcome": "killed", "run": None, "why": "the tune was killed while it ran", "seconds": None}
             ledger.append("end", key=trials.named(base)[0], token=f"{kill:08d}", **end)
         one = trials.run(base)
-    assert (one.outcome, one.why) == ("failed", "it ended with exit code 1 and said nothing")
+    why = "it ended with exit code 1 and said nothing" if is_tried else "the tune was killed while it ran"
+    assert (one.outcome, one.why) == ("failed", why)
 
 
 def test_emulated_trials_are_judged_by_their_tolled_steps_and_marked(capsys, tmp_path):
