@@ -1,4 +1,7 @@
-"""How processes on several machines find a run directory: a small file under the run root, which all of them share."""
+"""How processes on several machines find a run directory: a small file under the run root, which all of them share.
+
+What else it says of the first machine, the others hold theirs against: one run has one mode and one kind of GPU.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cctrain.processes import is_alive, is_here, this_process
+from cctrain.errors import PlatformError
+from cctrain.processes import host_name, is_alive, is_here, this_process
 
 WAIT_S = 600.0
 """How long to wait for an announcement."""
+SEEN_VARIABLE = "CCTRAIN_SEEN"
+"""Environment variable of ranks: what was seen of their machine, as JSON, for the `start` line of their samples."""
 
 
 def announce(file: Path, content: Mapping[str, Any]) -> None:
@@ -42,6 +48,22 @@ def wait_for(file: Path, oldest_s: float) -> dict[str, Any] | None:
             return content
         time.sleep(0.05)
     return None
+
+
+def check_alike(seen: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raises PlatformError where what was `seen` of this machine is not as the announcement `found` has it of its
+    own."""
+    here, there = host_name(this_process()), host_name(found)
+    for name, value in seen.items():
+        if found.get(name) != value:
+            raise PlatformError(
+                f"{name} is {_shown(value)} on {here} and {_shown(found.get(name))} on {there}, where the run began; "
+                "the machines of a run must agree"
+            )
+
+
+def _shown(value: Any) -> str:
+    return (", ".join(value) or "none") if isinstance(value, list) else str(value)
 
 
 def _is_stale(content: Mapping[str, Any], oldest: float) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.launcher import first_to_fail
-from cctrain.processes import is_alive, is_here, kill_session
+from cctrain.processes import host_name, is_alive, is_here, kill_session
 from cctrain.samples import SamplesTail, parse_line
 
 _POLL_S = 0.2
@@ -167,7 +167,7 @@ class Follower:
         return {number: self._progress(number) for number in gone if not self.ranks[number].end}
 
     def _where(self, number: int) -> str:
-        return f"rank {number} on {self.ranks[number].start['host'].partition('/')[0]}"
+        return f"rank {number} on {host_name(self.ranks[number].start)}"
 
     def _progress(self, number: int) -> str:
         step = self.ranks[number].last_step

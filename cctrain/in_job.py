@@ -2,7 +2,8 @@
 
 The first rank runs the parent (`python -m cctrain ...`) as a child process, which composes, writes the run directory
 and follows it; every rank waits for its config.json and then trains. Ranks find the run directory through a file under
-the run root named after the job.
+the run root named after the job. The parent has looked at the first rank's machine only, so the first rank of each
+machine looks at its own.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cctrain.announcement import WAIT_S, announce, wait_for
-from cctrain.errors import RequestError, RunError
+from cctrain.announcement import SEEN_VARIABLE, WAIT_S, announce, check_alike, wait_for
+from cctrain.config import CcMode
+from cctrain.errors import PlatformError, RequestError, RunError
 from cctrain.launcher import rank_environment
+from cctrain.platform import cc, gpu
+from cctrain.processes import host_name, this_process
 from cctrain.request.recipe import is_cpu_recipe
+from cctrain.rundir import write_text
 
 _PARENT_OF = "CCTRAIN_PARENT_OF_JOB"
 """Set for the child, a JSON object: the `file` to write the run directory's name to, the job's `world` of ranks, and
@@ -78,9 +83,7 @@ class FirstRank:
 
     def announce(self, run_dir: Path) -> None:
         """Tell the waiting first rank where the run directory is."""
-        part = Path(f"{self.file}.part")
-        part.write_text(str(run_dir), encoding="utf-8")
-        part.replace(self.file)
+        write_text(Path(self.file), str(run_dir))
 
     def is_gone(self) -> bool:
         """Whether it ended: it is no longer the process that started this one."""
@@ -143,10 +146,15 @@ def _first_rank(job: Job, arguments: list[str], pointer: Path) -> int:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(parent.returncode))
             time.sleep(_REFUSAL_S if job.world > 1 else 0)
             return parent.returncode
+        run_dir = Path(said.read_text(encoding="utf-8"))
+        record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
         announcement = {
+            **this_process(),
             "master_addr": socket.gethostname(),
-            "run_dir": said.read_text(encoding="utf-8"),
+            "run_dir": str(run_dir),
             "master_port": _free_port(),
+            "mode": record["mode"],
+            "gpu": record["identity"]["gpu"],
         }
     finally:
         said.unlink(missing_ok=True)
@@ -178,14 +186,37 @@ def _wait_for_run(pointer: Path) -> dict[str, Any]:
 def _train(job: Job, announcement: Mapping[str, Any]) -> int:
     from cctrain import worker
 
-    config = json.loads((Path(announcement["run_dir"]) / "config.json").read_text(encoding="utf-8"))
-    os.environ.update(rank_environment(is_cpu=is_cpu_recipe(config["train"])))
+    run_dir = Path(announcement["run_dir"])
+    config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    is_cpu = is_cpu_recipe(config["train"])
     os.environ.setdefault("RANK", str(job.rank))
     os.environ.setdefault("WORLD_SIZE", str(job.world))
     os.environ.setdefault("LOCAL_RANK", str(job.local_rank))
     os.environ.setdefault("MASTER_ADDR", announcement["master_addr"])
     os.environ.setdefault("MASTER_PORT", str(announcement["master_port"]))
-    return RunError.exit_code if worker.main(Path(announcement["run_dir"])) else 0
+    if job.local_rank == 0:
+        try:
+            _look(CcMode(config["cc"]["mode"]), announcement, is_cpu=is_cpu)
+        except PlatformError as error:
+            worker.begin(run_dir).write(worker.last_words(error))
+            raise
+    os.environ.update(rank_environment(is_cpu=is_cpu))
+    return RunError.exit_code if worker.main(run_dir) else 0
+
+
+def _look(expected: CcMode, announcement: Mapping[str, Any], *, is_cpu: bool) -> None:
+    """Observe this machine for its ranks' samples. Raises PlatformError where it is not as `expected`, or not as the
+    first rank's."""
+    gpus = gpu.observe()
+    seen = {"mode": cc.seen_mode(gpus.cc), "gpu": gpu.models(gpus, is_cpu=is_cpu)}
+    try:
+        seen["mode"] = cc.observed_mode(expected, gpus.cc)
+    except PlatformError as error:
+        first = f"{host_name(announcement)}, where the run began with mode {announcement['mode']}"
+        raise PlatformError(f"{host_name(this_process())} is not as {first}: {error}") from error
+    finally:
+        os.environ[SEEN_VARIABLE] = json.dumps(seen)
+    check_alike(seen, announcement)
 
 
 def _free_port() -> int:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from cctrain import launcher
-from cctrain.announcement import WAIT_S, announce, announced, wait_for
+from cctrain.announcement import SEEN_VARIABLE, WAIT_S, announce, announced, check_alike, wait_for
 from cctrain.config import LaunchConfig
-from cctrain.errors import PlatformError, RequestError, RunError
+from cctrain.errors import RequestError, RunError
 from cctrain.follow import Follower
 from cctrain.launcher import Rendezvous
 from cctrain.samples import SampleFile
@@ -105,9 +105,8 @@ def join(run_root: Path, meeting: Rendezvous, facts: Mapping[str, Any], environm
     run_dir = Path(found["run_dir"])
     if not (run_dir / "config.json").is_file():
         raise RequestError(f"node 0's run directory {run_dir} is not here: all nodes must see run_root at one path")
-    for name, value in facts.items():
-        if found[name] != value:
-            raise PlatformError(f"{name} is {value} on this machine and {found[name]} on node 0; they must agree")
+    check_alike(facts, found)
+    environment = environment | {SEEN_VARIABLE: json.dumps(facts)}
     failure = _train(run_dir, file, meeting, int(facts["nproc_per_node"]), environment)
     line = {"run_dir": str(run_dir), "host": socket.gethostname(), "exit_code": RunError.exit_code if failure else 0}
     print(json.dumps(line | ({"error": failure} if failure else {})))  # noqa: T201 - the last line, as of every verb

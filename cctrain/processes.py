@@ -25,6 +25,11 @@ def is_here(identity: Mapping[str, Any]) -> bool:
     return bool(identity.get("host") == _host())
 
 
+def host_name(identity: Mapping[str, Any]) -> str:
+    """The name of the machine that the process runs, or ran, on, for people."""
+    return str(identity.get("host")).partition("/")[0]
+
+
 def _host() -> str:
     """The host's name with its namespace of pids: containers may share the one and not the other."""
     with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from cctrain.announcement import SEEN_VARIABLE
 from cctrain.emulation import in_rank
 from cctrain.errors import one_line
 from cctrain.launcher import NO_MULTICAST
@@ -36,8 +37,7 @@ def main(run_dir: Path) -> int:
     if rank:
         logging.getLogger().setLevel(logging.WARNING)
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-    samples = SampleFile(run_dir / "samples" / f"rank{rank}.jsonl")
-    samples.write({"event": "start", "rank": rank, "world_size": int(os.environ["WORLD_SIZE"]), **this_process()})
+    samples = begin(run_dir)
     try:
         if in_rank.is_wanted(config) and not is_cpu_recipe(config["train"]):
             in_rank.inject()
@@ -47,9 +47,24 @@ def main(run_dir: Path) -> int:
         samples.write({"event": "end", **engine.train(config, samples)})
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank belongs into the record
         traceback.print_exc()
-        samples.write({"event": "error", "time": time.time(), **explained(error)})
+        samples.write(last_words(error))
         return 1
     return 0
+
+
+def begin(run_dir: Path) -> SampleFile:
+    """This rank's samples, which say now that it has started, and on what machine."""
+    rank = int(os.environ["RANK"])
+    samples = SampleFile(run_dir / "samples" / f"rank{rank}.jsonl")
+    seen = json.loads(os.environ.get(SEEN_VARIABLE, "null"))
+    world = {"rank": rank, "world_size": int(os.environ["WORLD_SIZE"])}
+    samples.write({"event": "start", **world, **this_process(), **({"seen": seen} if seen else {})})
+    return samples
+
+
+def last_words(error: BaseException) -> dict[str, Any]:
+    """The line of a rank that `error` ended."""
+    return {"event": "error", "time": time.time(), **explained(error)}
 
 
 def explained(error: BaseException) -> dict[str, Any]:

@@ -52,7 +52,11 @@ class _Request:
     @property
     def across_nodes(self) -> dict[str, Any]:
         """What the machines of one run must agree on."""
-        return {"mode": self.mode, "nproc_per_node": self.nproc_per_node}
+        return {"mode": self.mode, "gpu": self.gpu_models, "nproc_per_node": self.nproc_per_node}
+
+    @property
+    def gpu_models(self) -> list[str]:
+        return gpu.models(self.gpus, is_cpu=self.is_cpu)
 
     @property
     def is_cpu(self) -> bool:
@@ -231,7 +235,7 @@ def _identity(request: _Request) -> dict[str, Any]:
         },
         "precision": str(model.get("torch_dtype", "auto")),
         "versions": versions.package_versions(config.engine.name.value),
-        "gpu": sorted(set(request.gpus.names)) if not request.is_cpu else ["cpu"],
+        "gpu": request.gpu_models,
         "num_gpus": request.num_ranks,
     }
 

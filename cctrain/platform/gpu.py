@@ -46,6 +46,11 @@ class Gpus:
     """See platform/topology.py."""
 
 
+def models(gpus: Gpus, *, is_cpu: bool) -> list[str]:
+    """Of the GPUs that a run trains on, as its record's identity has them."""
+    return ["cpu"] if is_cpu else sorted(set(gpus.names))
+
+
 def observe(root: Path = Path("/")) -> Gpus:
     """Read NVML once. A machine without a driver has no GPUs and no CC to speak of; not so a container that was given
     GPUs and not NVML."""

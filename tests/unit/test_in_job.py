@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from cctrain import in_job
 from cctrain.errors import RequestError
 from cctrain.in_job import detect
 from cctrain.processes import this_process
+from tests.stub_nvml import StubNvml
 
 TORCHRUN = {
     "RANK": "3",
@@ -123,3 +125,70 @@ def test_the_parent_knows_who_started_it_and_where_to_announce_its_run_directory
 def test_a_first_rank_that_ended_is_told():
     gone = in_job.first_rank({"CCTRAIN_PARENT_OF_JOB": json.dumps({"file": "x", "world": 2, "pid": 0})})
     assert gone.is_gone()
+
+
+# The machines of a job
+
+
+OFF, ON = {"cc_feature": 0}, {"cc_feature": 1, "environment": 2, "ready": 1, "protected_gib": 80}
+STUBS_OFF = {"mode": "off", "gpu": ["Stub GPU"]}
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory):
+    return StubNvml(tmp_path_factory.mktemp("stubs"))
+
+
+@pytest.fixture
+def train_on_another_machine(tmp_path, stubs):
+    """Start the first rank of a second machine, whose driver behaves so, in a job that `first` announced. Its exit
+    code, its stderr, and its samples; one that may train ends with 4, for want of an engine of that name."""
+
+    def train(first, expected="auto", **how):
+        run_dir = tmp_path / "run"
+        for folder in ("samples", "logs"):
+            (run_dir / folder).mkdir(parents=True, exist_ok=True)
+        config = {"cc": {"mode": expected}, "engine": {"name": "none"}, "tolls": None, "measure": {"crossings": False}}
+        (run_dir / "config.json").write_text(json.dumps({**config, "train": {}}))
+        meeting = {"run_dir": str(run_dir), "master_addr": "node0", "master_port": 29500}
+        announced = {"host": "node0/pid:[1]", "time": time.time(), **meeting, **first}
+        job = TORCHRUN | {"LOCAL_RANK": "0"}
+        (tmp_path / detect(job).key).write_text(json.dumps(announced))
+        command = [sys.executable, "-m", "cctrain", "recipe=x", f"run_root={tmp_path}"]
+        environment = stubs.environment(**how) | job
+        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
+        lines = (run_dir / "samples" / "rank3.jsonl").read_text().splitlines()
+        return done.returncode, done.stderr, [json.loads(line) for line in lines]
+
+    return train
+
+
+def test_the_first_rank_of_each_machine_says_what_is_seen_there(train_on_another_machine):
+    code, _, (start, error) = train_on_another_machine(STUBS_OFF, gpus=2, **OFF)
+    assert start["seen"] == STUBS_OFF
+    assert (code, error["kind"]) == (4, "ModuleNotFoundError")
+
+
+@pytest.mark.parametrize(
+    ("first", "expected", "how", "words"),
+    [
+        (STUBS_OFF, "auto", ON, "mode is on on {here} and off on node0, where the run began"),
+        (STUBS_OFF, "off", ON, "{here} is not as node0, where the run began with mode off: cc=off, but this machine's"),
+        (STUBS_OFF | {"mode": "on"}, "on", OFF, "began with mode on: cc=on, but this machine's mode is off (NVML's"),
+        (STUBS_OFF | {"gpu": ["NVIDIA B300"]}, "auto", OFF, "gpu is Stub GPU on {here} and NVIDIA B300 on node0"),
+    ],
+)
+def test_a_machine_unlike_the_first_ranks_trains_nothing_and_names_both(
+    train_on_another_machine, first, expected, how, words
+):
+    code, stderr, (start, error) = train_on_another_machine(first, expected, **how)
+    assert code == 3
+    assert words.format(here=socket.gethostname()) in stderr
+    assert start["seen"] == {"mode": "on" if how is ON else "off", "gpu": ["Stub GPU"]}
+    assert words.format(here=socket.gethostname()) in error["message"]
+
+
+def test_modes_that_are_not_looked_at_need_not_agree(train_on_another_machine):
+    unknown = STUBS_OFF | {"mode": "unknown"}
+    code, _, (start, _) = train_on_another_machine(unknown, "unverified", **ON)
+    assert (code, start["seen"]) == (4, unknown)

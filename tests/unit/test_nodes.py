@@ -70,15 +70,24 @@ def test_an_announcement_lasts_as_long_as_the_run(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_machine_that_differs_from_node_0_does_not_join_it(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": "off"}, "mode is off on {host} and on on {host}, where the run began"),
+        ({"gpu": ["NVIDIA H100"]}, "gpu is NVIDIA H100 on {host} and NVIDIA H200 on {host}"),
+        ({"gpu": []}, "gpu is none on {host} and NVIDIA H200 on"),
+    ],
+)
+def test_a_machine_that_differs_from_node_0_does_not_join_it(tmp_path, change, message):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "config.json").write_text("{}")
+    facts = {"mode": "on", "gpu": ["NVIDIA H200"], "nproc_per_node": 8}
     with (
-        nodes.announcing(run_dir, ELSEWHERE, {"mode": "on", "nproc_per_node": 8}),
-        pytest.raises(PlatformError, match="mode is off on this machine and on on node 0"),
+        nodes.announcing(run_dir, ELSEWHERE, facts),
+        pytest.raises(PlatformError, match=message.format(host=socket.gethostname())),
     ):
-        nodes.join(tmp_path, ELSEWHERE, {"mode": "off", "nproc_per_node": 8}, {})
+        nodes.join(tmp_path, ELSEWHERE, facts | change, {})
 
 
 def test_a_run_directory_that_is_not_here_is_refused(tmp_path):
