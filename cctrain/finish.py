@@ -11,13 +11,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from cctrain import elsewhere
 from cctrain.config import AUTO, MeasureKind
 from cctrain.emulation.blocks import ALL, OFF
 from cctrain.emulation.crossings import mean_crossings
 from cctrain.emulation.outcome import of_arm, outcome, steady_numbers
 from cctrain.emulation.profile import parse_profile
 from cctrain.platform.attestation import attest, nonce
-from cctrain.platform.nccl import nccl_cc_line
+from cctrain.platform.nccl import contradiction, nccl_cc_line
 from cctrain.platform.telemetry import TELEMETRY_FILE
 from cctrain.processes import is_alive, is_here
 from cctrain.readings import GpusUse, reduce_readings
@@ -48,6 +49,8 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
         derived = _step(reduced.ranks)
         derived |= _summary(run_dir, record["identity"], config, reduced)
         seen = _platform(run_dir, record, reduced.ranks)
+        found += elsewhere.notes(record, seen["other_machines"])
+        found += filter(None, [contradiction(seen["nccl"], record["mode"], seen.get("cc") or {})])
     except Exception as error:  # noqa: BLE001 - whatever a damaged sample leads to, the run must get its record
         broken = f"the samples could not be summed up ({type(error).__name__}: {error}); they are in samples/"
         found.append(broken)
@@ -93,17 +96,19 @@ def _trained(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _platform(run_dir: Path, record: dict[str, Any], ranks: dict[int, RankSamples]) -> dict[str, Any]:
     """What was observed before the run, with what only its end can tell: NCCL's word, what the first rank had loaded,
-    and the GPUs' attestation for a nonce of the run's identity and samples."""
+    the machines that other ranks were on, and the GPUs' attestation for a nonce of the run's identity and samples."""
     log = run_dir / "logs" / "rank0.log"
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     loaded = ranks[0].start.get("versions") if 0 in ranks else None
     num_gpus = 0 if record["identity"].get("gpu") == ["cpu"] else sum(is_here(rank.start) for rank in ranks.values())
+    others = elsewhere.other_machines(rank.start for rank in ranks.values())
     number = nonce(record["identity"], (run_dir / "samples").glob("rank*.jsonl"))
     return {
         **record["platform"],
         "versions": {**record["platform"].get("versions", {}), "loaded": loaded},
         "nccl": nccl_cc_line(text),
-        "attestation": attest(number, num_gpus, record["mode"]),
+        "attestation": attest(number, num_gpus, record["mode"], [other["host"] for other in others]),
+        "other_machines": others,
     }
 
 

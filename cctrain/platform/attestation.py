@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ def nonce(identity: dict[str, Any], sample_files: Iterable[Path]) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def attest(nonce: bytes, num_gpus: int, mode: str) -> dict[str, Any]:
+def attest(nonce: bytes, num_gpus: int, mode: str, elsewhere: Sequence[str] = ()) -> dict[str, Any]:
     """`nonce` in hexadecimal, and of each GPU that trained `gpus`: `report`, `certificates` of the GPU and of the
-    attestation, in base64; or `missing`, why there is none. `mode` is the run's."""
+    attestation, in base64; or `missing`, why there is none. `mode` is the run's. The GPUs of the hosts `elsewhere`
+    cannot be asked from here: each host is one entry."""
     if mode in ("off", "emulated"):
         return {"nonce": nonce.hex(), "missing": "CC is off: there is nothing to attest"}
     try:
@@ -38,6 +39,7 @@ def attest(nonce: bytes, num_gpus: int, mode: str) -> dict[str, Any]:
             gpus = [_attest_one(handle, nonce) for handle in visible_handles()[:num_gpus]]
     except pynvml.NVMLError as error:
         return {"nonce": nonce.hex(), "missing": f"NVML: {error}"}
+    gpus += [{"host": host, "missing": "on another machine"} for host in elsewhere]
     return {"nonce": nonce.hex(), "gpus": gpus} if gpus else {"nonce": nonce.hex(), "missing": "no GPU took part"}
 
 

@@ -12,8 +12,8 @@ from cctrain.platform.gpu import Gpus
 
 
 def observe(gpus: Gpus, environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, Any]:
-    """Plain dictionaries, null for what could not be read. `environment` is the ranks'; `nccl` and `attestation` are
-    filled in when the run is over."""
+    """Plain dictionaries, null for what could not be read. `environment` is the ranks'; `nccl`, `attestation` and
+    `other_machines` are filled in when the run is over."""
     multicast_answer = multicast.begin(len(gpus.names))
     return {
         "gpus": dataclasses.asdict(gpus),
@@ -33,4 +33,5 @@ def observe(gpus: Gpus, environment: Mapping[str, str], root: Path = Path("/")) 
         "multicast": multicast_answer(),
         "nccl": None,
         "attestation": None,
+        "other_machines": None,
     }

@@ -291,6 +291,62 @@ def test_a_run_whose_ranks_were_all_done_is_complete_though_its_parent_was_kille
     assert read_record(run_dir)["status"] == "complete"
 
 
+def write_samples_elsewhere(run_dir, rank, host, seen):
+    write_samples(run_dir, rank=rank, world=2, num_steps=3)
+    path = run_dir / "samples" / f"rank{rank}.jsonl"
+    start, _, rest = path.read_text().partition("\n")
+    path.write_text(json.dumps(json.loads(start) | {"host": f"{host}/pid:[1]"} | seen) + "\n" + rest)
+
+
+def on_two_machines(tmp_path, seen, **facts):
+    """The record of a run whose second rank is on node1, where its first rank has `seen` so much."""
+    run_dir = make_run(tmp_path)
+    rundir.write_json(run_dir / "run.json", read_record(run_dir) | {"identity": {"gpu": ["NVIDIA H200"]}} | facts)
+    write_samples(run_dir, rank=0, world=2, num_steps=3)
+    write_samples_elsewhere(run_dir, 1, "node1", seen)
+    return finish_record(run_dir, None)
+
+
+def test_the_record_names_the_machines_that_its_platform_is_not_of(tmp_path):
+    record = on_two_machines(tmp_path, {"seen": {"mode": "off", "gpu": ["NVIDIA H200"]}})
+    other = {"host": "node1", "num_ranks": 1, "mode": "off", "gpu": ["NVIDIA H200"]}
+    assert record["platform"]["other_machines"] == [other]
+    assert "of node1 it has mode and GPU names at most" in record["notes"][0]
+    assert not [note for note in record["notes"] if "unlike" in note or "attested" in note]
+
+
+@pytest.mark.parametrize("change", [{"mode": "on"}, {"gpu": ["NVIDIA B300"]}])
+def test_a_machine_unlike_the_one_that_began_the_run_is_noted(tmp_path, change):
+    record = on_two_machines(tmp_path, {"seen": {"mode": "off", "gpu": ["NVIDIA H200"]} | change})
+    (note,) = [note for note in record["notes"] if "unlike" in note]
+    assert note.startswith("node1 is unlike the machine that began the run: mode ")
+
+
+def test_a_machine_that_nobody_looked_at_is_noted(tmp_path):
+    record = on_two_machines(tmp_path, {})
+    assert record["platform"]["other_machines"][0]["mode"] is None
+    assert "node1 did not say which mode it is in" in record["notes"]
+
+
+def test_with_cc_on_the_gpus_of_other_machines_are_noted_as_not_attested(tmp_path):
+    record = on_two_machines(tmp_path, {"seen": {"mode": "on", "gpu": ["NVIDIA H200"]}}, mode="on")
+    assert "their GPUs are not attested" in record["notes"][0]
+
+
+def test_one_machine_has_no_others(tmp_path):
+    run_dir = make_run(tmp_path)
+    record = finish_record(run_dir, None)
+    assert (record["platform"]["other_machines"], record["notes"]) == ([], [])
+
+
+def test_nccl_that_contradicts_the_mode_is_noted(tmp_path):
+    run_dir = make_run(tmp_path)
+    (run_dir / "logs" / "rank0.log").write_text("h:1 [0] NCCL INFO CC On, workFifoBytes 0\n")
+    assert finish_record(run_dir, None)["notes"] == [
+        "NCCL says that CC is on (logs/rank0.log), the driver that it is off: do not rely on the mode"
+    ]
+
+
 def test_the_record_takes_nccls_word_and_says_why_nothing_was_attested(tmp_path):
     run_dir = make_run(tmp_path)
     (run_dir / "logs" / "rank0.log").write_text("h:1 [0] NCCL INFO CC Off, workFifoBytes 1048576\n")

@@ -13,7 +13,7 @@ from cctrain.config import CcMode
 from cctrain.errors import PlatformError
 from cctrain.platform import cc, multicast
 from cctrain.platform.attestation import attest, nonce
-from cctrain.platform.nccl import nccl_cc_line
+from cctrain.platform.nccl import contradiction, nccl_cc_line
 from tests.stub_nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, StubNvml
 
 SETTINGS, STATE = "nvmlSystemGetConfComputeSettings", "nvmlSystemGetConfComputeState"
@@ -83,8 +83,8 @@ def observe(drivers):
 def attested(drivers):
     """The attestation that a driver that behaves so gives."""
 
-    def attested(number, num_gpus, mode, **how):
-        return drivers.ask(drivers.stubs.environment(**how), "attest", number, num_gpus, mode)
+    def attested(number, num_gpus, mode, elsewhere=(), **how):
+        return drivers.ask(drivers.stubs.environment(**how), "attest", number, num_gpus, mode, elsewhere)
 
     return attested
 
@@ -355,6 +355,27 @@ def test_nccls_own_word_is_read_from_a_log(line, word):
     assert nccl_cc_line(log) == word
 
 
+@pytest.mark.parametrize(
+    ("word", "mode", "facts", "says"),
+    [
+        ("on", "on", {}, None),
+        ("off", "off", {}, None),
+        ("off", "emulated", {}, None),
+        ("on", "unknown", {}, None),
+        (None, "on", {}, None),
+        ("on", "off", {}, "NCCL says that CC is on (logs/rank0.log), the driver that it is off"),
+        ("on", "emulated", {}, "NCCL says that CC is on (logs/rank0.log), the driver that it is off"),
+        ("off", "on", {"bounce_buffer": True}, "NCCL says that CC is off (logs/rank0.log), the driver that it is on"),
+        ("off", "on", {"ppcie": True}, None),  # older NCCL does not know of it
+        ("on", "off", {"nvle": True}, None),  # newer NCCL counts it
+        ("on", "off", {"ppcie": False, "nvle": False}, "NCCL says that CC is on"),
+    ],
+)
+def test_nccls_word_is_held_against_the_mode(word, mode, facts, says):
+    found = contradiction(word and {"cc": word}, mode, facts)
+    assert found is None if says is None else found.startswith(says)
+
+
 # Attestation
 
 
@@ -406,6 +427,12 @@ def test_a_gpu_that_signs_nothing_says_why_beside_the_others(attested, how):
     gpus = attested("00" * 32, 2, "unknown", gpus=2, **how)["gpus"]
     assert gpus[1]["missing"] in ("NVML: Not Supported", "NVML: Function Not Found")
     assert ("report" in gpus[0]) == ("fails" in how)
+
+
+def test_gpus_of_other_machines_are_named_as_missing(attested):
+    gpus = attested("00" * 32, 1, "on", ["node1", "node2"], **ON)["gpus"]
+    assert "report" in gpus[0]
+    assert gpus[1:] == [{"host": host, "missing": "on another machine"} for host in ("node1", "node2")]
 
 
 @pytest.mark.parametrize("mode", ["off", "emulated"])
