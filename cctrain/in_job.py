@@ -27,7 +27,7 @@ from cctrain.config import CcMode
 from cctrain.errors import PlatformError, RequestError, RunError
 from cctrain.launcher import rank_environment
 from cctrain.platform import cc, gpu
-from cctrain.processes import host_name, this_process
+from cctrain.processes import host_name, leave_if_failed, this_process
 from cctrain.request.recipe import is_cpu_recipe
 from cctrain.rundir import write_text
 
@@ -102,21 +102,13 @@ def run_rank(job: Job, arguments: list[str]) -> int:
     run_root.mkdir(parents=True, exist_ok=True)
     pointer = run_root / job.key
     if job.rank:
-        return _left(_train(job, _wait_for_run(pointer)))
+        return leave_if_failed(_train(job, _wait_for_run(pointer)))
     pointer.unlink(missing_ok=True)
     try:
         code = _first_rank(job, arguments, pointer)
     finally:
         pointer.unlink(missing_ok=True)
-    return _left(code)
-
-
-def _left(code: int) -> int:
-    """A rank that failed must not wait for the others in an exit handler."""
-    if code:
-        sys.stdout.flush()
-        os._exit(code)
-    return code
+    return leave_if_failed(code)
 
 
 def _run_root(arguments: list[str]) -> Path:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,16 @@ def die_with_parent(parent: int | None = None) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave_if_failed(code: int) -> int:
+    """End this process with `code` if that is not 0: a rank that failed must not wait for the others in an exit
+    handler. Returns 0."""
+    if code:
+        with contextlib.suppress(OSError):  # of a full disk
+            sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _start(pid: int) -> str | None:

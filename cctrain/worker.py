@@ -7,6 +7,7 @@ the other ranks' samples.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
 import json
@@ -23,7 +24,7 @@ from cctrain.announcement import SEEN_VARIABLE
 from cctrain.emulation import in_rank
 from cctrain.errors import one_line
 from cctrain.launcher import NO_MULTICAST
-from cctrain.processes import die_with_parent, this_process
+from cctrain.processes import die_with_parent, leave_if_failed, this_process
 from cctrain.redaction import redacted
 from cctrain.request.recipe import is_cpu_recipe
 from cctrain.samples import SampleFile
@@ -46,8 +47,10 @@ def main(run_dir: Path) -> int:
         engine: Any = importlib.import_module(f"cctrain.engines.{config['engine']['name']}")
         samples.write({"event": "end", **engine.train(config, samples)})
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank belongs into the record
-        traceback.print_exc()
-        samples.write(last_words(error))
+        with contextlib.suppress(OSError):  # a full disk takes no error line
+            samples.write(last_words(error))
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         return 1
     return 0
 
@@ -90,11 +93,4 @@ def _own_log(path: Path) -> None:
 
 if __name__ == "__main__":
     die_with_parent()
-    code = 1
-    try:
-        code = main(Path(sys.argv[1]))
-    except OSError:
-        traceback.print_exc()  # a full disk takes no error line
-    sys.stdout.flush()
-    if code:
-        os._exit(code)  # a failed rank must not wait for the others in an exit handler
+    leave_if_failed(main(Path(sys.argv[1])))
