@@ -23,7 +23,6 @@ from typing import Any
 from cctrain.announcement import SEEN_VARIABLE
 from cctrain.emulation import in_rank
 from cctrain.errors import one_line
-from cctrain.launcher import NO_MULTICAST
 from cctrain.processes import die_with_parent, leave_if_failed, this_process
 from cctrain.redaction import redacted
 from cctrain.request.recipe import is_cpu_recipe
@@ -42,8 +41,6 @@ def main(run_dir: Path) -> int:
     try:
         if in_rank.is_wanted(config) and not is_cpu_recipe(config["train"]):
             in_rank.inject()
-            if config["tolls"] is not None:
-                os.environ |= NO_MULTICAST  # as CC has it, for the plain steps as well
         engine: Any = importlib.import_module(f"cctrain.engines.{config['engine']['name']}")
         samples.write({"event": "end", **engine.train(config, samples)})
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank belongs into the record

@@ -64,7 +64,7 @@ class _Request:
 
     @property
     def environment(self) -> dict[str, str]:
-        return launcher.rank_environment(is_cpu=self.is_cpu)
+        return launcher.rank_environment(is_cpu=self.is_cpu, has_tolls=self.config.tolls is not None)
 
 
 def run(arguments: list[str]) -> int:

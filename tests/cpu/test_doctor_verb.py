@@ -73,7 +73,7 @@ def test_for_scripts_there_is_the_line_alone(examined):
 def test_a_confidential_machine_is_shown_with_what_hurts_on_it(examined, stubs):
     settings = {"cc_feature": 1, "environment": 2, "ready": 1, "protected_gib": 80, "nvlinks": 18, "gpus": 8}
     environment = stubs.with_cuda(stubs.environment(**settings), multicast="00000000")
-    text, last = examined(**environment, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")
+    text, last = examined(**environment, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7", NCCL_NVLS_ENABLE="1")
     assert "CC on" in text
     assert "8 x Stub GPU, 80.0 GiB" in text
     assert "NV18 between all GPUs" in text

@@ -18,9 +18,8 @@ EMULATED = ("cc=emulated", "tolls=b300")
 @pytest.fixture(scope="module")
 def both(start_cctrain):
     """An emulated run beside a plain one: each is mostly AutoModel's import."""
-    started = [
-        start_cctrain(*ONE_RANK, *kind) for kind in ((*EMULATED, f"cc.blocks={BLOCKS}"), ("measure.crossings=true",))
-    ]
+    kinds = (*EMULATED, f"cc.blocks={BLOCKS}"), ("measure.crossings=true",)
+    started = [start_cctrain(*ONE_RANK, *kind, NCCL_NVLS_ENABLE="1") for kind in kinds]
     return [run.finish() for run in started]
 
 
@@ -59,6 +58,10 @@ def test_an_emulated_run_is_complete_and_says_everywhere_what_it_is(emulated):
     assert "-emulated-" in emulated.run_dir.name
     for words in ("CC emulated, tolls b300", "assumed: launch tolls are paid", "not emulated: NVLink bandwidth"):
         assert words in emulated.stdout
+
+
+def test_its_ranks_have_no_multicast_though_the_user_set_it_and_the_record_says_so(emulated):
+    assert emulated.record["platform"]["host"]["environment"]["NCCL_NVLS_ENABLE"] == "0"
 
 
 def test_a_stand_in_for_a_gpu_is_called_one(emulated):

@@ -1,6 +1,7 @@
-"""How a rank ends that failed: what its last line says of the error, and that it waits for nobody."""
+"""A rank: how one ends that failed, what its last line says of the error, and with which variables it trains."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -33,28 +34,48 @@ def test_out_of_memory_is_told_as_such_with_what_to_lower():
     assert "train.step_scheduler.local_batch_size" in found["message"]
 
 
-FULL_DISK = """
-import atexit, pathlib, resource, sys, types
+RANK_OF_ANOTHER_JOB = """
+import atexit, os, pathlib, resource, sys, types
 from cctrain import in_job
 run_root = pathlib.Path(sys.argv[1])
 
 def train(config, samples):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # from here on nothing more can be written
-    raise RuntimeError("the disk is full")
+    {train}
 
-sys.modules["cctrain.engines.filling"] = types.SimpleNamespace(train=train)
+sys.modules["cctrain.engines.fake"] = types.SimpleNamespace(train=train)
 atexit.register(lambda: (run_root / "waited").touch())
 job = in_job.Job(key="job", rank=1, world=2, local_rank=1)
-in_job.run_rank(job, ["recipe=x", f"run_root={run_root}"])
+in_job.run_rank(job, ["recipe=x", f"run_root={{run_root}}"])
 """
 
 
-def test_a_rank_of_another_job_that_a_full_disk_ends_waits_in_no_exit_handler(tmp_path):
-    for folder in ("samples", "logs"):
-        (tmp_path / "run" / folder).mkdir(parents=True)
-    config = {"engine": {"name": "filling"}, "tolls": None, "measure": {"crossings": False}, "train": {}}
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    announce(tmp_path / "job", {"run_dir": str(tmp_path / "run"), "master_addr": "node0", "master_port": 29500})
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], check=False, timeout=60)
-    assert done.returncode == 4
+@pytest.fixture
+def train_in_another_job(tmp_path):
+    """Be a rank that somebody else started, with an engine that does what `train` says. Returns its exit code."""
+
+    def start(train, tolls=None, **variables):
+        for folder in ("samples", "logs"):
+            (tmp_path / "run" / folder).mkdir(parents=True)
+        recipe = {"dist_env": {"backend": "gloo"}}
+        config = {"engine": {"name": "fake"}, "tolls": tolls, "measure": {"crossings": False}, "train": recipe}
+        (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+        announce(tmp_path / "job", {"run_dir": str(tmp_path / "run"), "master_addr": "node0", "master_port": 29500})
+        script = RANK_OF_ANOTHER_JOB.format(train=train)
+        command = [sys.executable, "-c", script, tmp_path]
+        return subprocess.run(command, check=False, env=os.environ | variables, timeout=60).returncode
+
+    return start
+
+
+def test_a_rank_of_another_job_that_a_full_disk_ends_waits_in_no_exit_handler(train_in_another_job, tmp_path):
+    no_more_bytes = "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    assert train_in_another_job(f"{no_more_bytes}; raise RuntimeError('no space left')") == 4
     assert not (tmp_path / "waited").exists()
+
+
+@pytest.mark.parametrize(("tolls", "value"), [(None, "1"), ({"name": "a profile"}, "0")])
+def test_a_rank_of_another_job_has_no_multicast_under_emulated_tolls(train_in_another_job, tmp_path, tolls, value):
+    said = "return {'value': os.environ['NCCL_NVLS_ENABLE']}"
+    assert train_in_another_job(said, tolls, NCCL_NVLS_ENABLE="1") == 0
+    (end,) = (tmp_path / "run" / "samples" / "rank1.jsonl").read_text().splitlines()[1:]
+    assert json.loads(end)["value"] == value
