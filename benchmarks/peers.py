@@ -4,26 +4,31 @@ Background: whoever chooses a way to fine-tune under confidential computing choo
 list of overrides of the same command, `python -m cctrain`, and so the same model, adapters, token stream, batch and
 timer; a line is one run with `cc=emulated`, whose plain and tolled steps take turns in one process. Lines take turns
 too, a process each: all of them once, then all again in the opposite order, so that a drift of the machine is nobody's.
-Libraries that train no recipe of AutoModel (`others/`) have two processes instead, the second under `cctrain emulate`.
+Libraries that train no recipe of AutoModel (`others/`) have two processes instead, the second under `cctrain emulate`;
+the recipe's loader writes its rows and labels to a file for them (`peers_rows.py`).
 
     python benchmarks/peers.py DIR                        everything that is not in DIR yet, an hour and more
     python benchmarks/peers.py DIR --budget-s 540         as much of it as fits into nine minutes; until num_left is 0
     python benchmarks/peers.py DIR --shapes 4x256 --tasks lora --lines ours AutoModel --repeats 1
+    python benchmarks/peers.py DIR --lines "Trainer + PEFT" "Trainer + PEFT + Liger"      names with blanks are quoted
     python benchmarks/peers.py DIR --tasks lora=tiny_llama_peft --shapes 2x32 --steps 32      on a CPU
     python benchmarks/peers.py DIR --line "mine: +train.optimizer.fused=true"                 a further line
     python benchmarks/peers.py DIR --others OTHERS/others.json          with those that others/install.py could install
     python benchmarks/peers.py DIR --budget-s 0           the table of what is there
 
 A cell, one line at one shape once, has a deadline; what became of it, the error of one that failed included, is a file
-under DIR/cells, and what is there is not run again (`--again` runs those that failed). DIR/results.json and the last
-line of stdout hold the figures: tokens/s/GPU of each line with a 95 % interval over the repeats, off and tolled, the
-share of the floor (the model's FLOPs at the rate of this machine's large matrix products), and how much faster ours is.
+under DIR/cells, and what is there is not run again (`--again` runs those that failed). After a kill the same command
+goes on. The lines come in the order of --lines, so that a short budget has the first of them at every shape.
+DIR/results.json and the last line of stdout hold the figures: tokens/s/GPU of each line with a 95 % interval over the
+repeats, off and tolled, the share of the floor (the model's FLOPs at the rate of this machine's large matrix products),
+how much faster ours is, what failed, and which lines are not run and why.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import subprocess
@@ -36,27 +41,33 @@ from typing import Any
 
 import peers_table
 
+from cctrain.rundir import write_json
 from cctrain.tolls.record import read_tolls
 
 OURS = "ours"
-LINES = {
+LINES: dict[str, tuple[str, ...]] = {
+    OURS: ("step=graphed",),
     "AutoModel": (),
     "AutoModel, layers compiled": ("+train.distributed.enable_compile=true",),
     "Trainer + PEFT": ("engine=hf",),
-    "Trainer + PEFT + Liger": ("engine=hf", "+train.model.use_liger_kernel=true"),
-    "Trainer + PEFT + torch.compile": ("engine=hf", "+train.compile.enabled=true"),
-    OURS: ("step=graphed",),
-}
-OTHERS = {
-    "torchtitan": ("torchtitan",),
-    "torchtitan, compiled": ("torchtitan", "--compile"),
     "torchtune": ("torchtune",),
     "torchtune, compiled": ("torchtune", "--compile"),
+    "torchtitan": ("torchtitan",),
+    "Trainer + PEFT + Liger": ("engine=hf", "+train.model.use_liger_kernel=true"),
+    "Trainer + PEFT + torch.compile": ("engine=hf", "+train.compile.enabled=true"),
+    "torchtitan, compiled": ("torchtitan", "--compile"),
     "Axolotl": ("axolotl",),
+    "Unsloth": ("unsloth",),
 }
-"""Lines that `others/run.py` trains, and its arguments."""
+"""Overrides; of those in OTHERS the arguments of `others/run.py`. What matters most comes first."""
+OTHERS = ("torchtune", "torchtune, compiled", "torchtitan", "torchtitan, compiled", "Axolotl", "Unsloth")
+_NO_SCRIPT = ("unsloth",)
+"""Libraries that `others/run.py` does not train."""
 TASKS = {"lora": "llama8b_peft", "sft": "llama8b_sft"}
 SHAPES = ("4x256", "1x4096", "packed4096")
+_HERE = Path(__file__).resolve().parent
+_ROOT = str(_HERE.parent)
+"""For environments of the others, which have no cctrain."""
 _GRACE_S = 30.0
 """For a run that is told to stop to write its record."""
 
@@ -94,23 +105,50 @@ def shape_overrides(shape: str) -> tuple[str, ...]:
 def plan(flags: argparse.Namespace) -> Iterator[Cell]:
     """Every cell, in the order in which they are run."""
     for repeat in range(flags.repeats):
+        names = list(flags.lines) if repeat % 2 == 0 else list(flags.lines)[::-1]
         for task in flags.tasks:
             for shape in flags.shapes:
-                names = list(flags.lines)
-                for line in names if repeat % 2 == 0 else names[::-1]:
-                    if not (line in OTHERS and shape.startswith("packed")):  # they are given rows of one document
+                for line in names:
+                    if why_not(line, shape, flags) is None:
                         yield Cell(task, shape, line, repeat)
+
+
+def why_not(line: str, shape: str, flags: argparse.Namespace) -> str | None:
+    """Why a line is not run at a shape; None where it is."""
+    if line not in OTHERS:
+        return None
+    library = flags.lines[line][0]
+    if flags.others is None:
+        return "no --others FILE: others/install.py makes one"
+    if library not in flags.others:
+        return f"{library} is not in the --others FILE: others/install.py DIR {library}"
+    tried = flags.others[library]
+    if "python" not in tried:
+        return f"its {tried['failed_at']} failed: {tried['error']}"
+    if library in _NO_SCRIPT:
+        return "others/run.py has no script for it"
+    return "others/run.py gives it rows of one document, not packed ones" if shape.startswith("packed") else None
+
+
+def not_run(flags: argparse.Namespace) -> list[dict[str, str]]:
+    """The lines that are not run, with the shapes at which they are not, and why."""
+    found = [(line, shape, why_not(line, shape, flags)) for line in flags.lines for shape in flags.shapes]
+    return [{"line": line, "shape": shape, "why": why} for line, shape, why in found if why]
 
 
 def command(cell: Cell, flags: argparse.Namespace) -> list[str]:
     """What runs a cell."""
     return [
-        *(sys.executable, "-m", "cctrain", f"recipe={flags.tasks[cell.task]}", "weights=random", "track=none"),
+        *(sys.executable, "-m", "cctrain", *recipe_overrides(cell, flags), "track=none"),
         *("cc=emulated", f"tolls={flags.tolls}", f"cc.blocks={flags.blocks}", "launch.nproc_per_node=1"),
         *(f"measure.warmup={flags.warmup}", f"measure.steps={flags.steps}", f"run_root={flags.folder / 'runs'}"),
-        *shape_overrides(cell.shape),
         *flags.lines[cell.line],
     ]
+
+
+def recipe_overrides(cell: Cell, flags: argparse.Namespace) -> tuple[str, ...]:
+    """What is trained, the same for every line."""
+    return (f"recipe={flags.tasks[cell.task]}", "weights=random", *shape_overrides(cell.shape))
 
 
 def run(cell: Cell, flags: argparse.Namespace) -> dict[str, Any]:
@@ -123,27 +161,49 @@ def run(cell: Cell, flags: argparse.Namespace) -> dict[str, Any]:
 
 def _run_recipe(cell: Cell, flags: argparse.Namespace, deadline: float) -> dict[str, Any]:
     printed, error = _finished(command(cell, flags), deadline)
-    return {"run_dir": next((one["run_dir"] for one in printed if "run_dir" in one), None), "error": error}
+    run_dir = next((one["run_dir"] for one in printed if "run_dir" in one), None)
+    if not (error or run_dir):
+        error = "it printed no run_dir"
+    return {"run_dir": run_dir and os.path.relpath(run_dir, flags.folder), "error": error}
 
 
 def _run_other(cell: Cell, flags: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    """Two processes, the second under the tolls."""
-    timed = {}
+    """Two processes, the second under the tolls. Where only that fails, the first one's figures stay."""
+    rows = _rows_file(cell, flags)
+    if not rows.exists():
+        make = [sys.executable, str(_HERE / "peers_rows.py"), str(rows), "--steps", str(flags.warmup + flags.steps)]
+        _, error = _finished([*make, *recipe_overrides(cell, flags)], deadline)
+        if error:
+            return {"error": f"its rows: {error}"}
+    timed: dict[str, Any] = {}
     program = other_command(cell, flags)
     emulate = [sys.executable, "-m", "cctrain", "emulate", "--tolls", flags.tolls, "--", *program]
     for mode, argv in (("off", program), ("tolled", emulate)):
         printed, error = _finished(argv, deadline)
         if not error and mode == "tolled" and not any(one.get("processes") for one in printed):
             error = "the emulation met no process of it: is there a GPU?"
-        if error:
-            return {"error": error}
-        timed[mode] = next(one for one in printed if "step_times_s" in one)
+        times = next((one for one in printed if "step_times_s" in one), None)
+        if error or times is None:
+            return {"error": f"{mode}: {error or 'it printed no step times'}", "timed": timed}
+        timed[mode] = times
     return {"timed": timed}
+
+
+def _rows_file(cell: Cell, flags: argparse.Namespace) -> Path:
+    folder: Path = flags.folder / "rows"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{cell.task}-{cell.shape}.pt"
 
 
 def _finished(argv: Sequence[str], deadline: float) -> tuple[list[dict[str, Any]], str | None]:
     """The JSON objects that a program printed, the last one first, and what went wrong with it."""
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))}
+    try:
+        process = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
+        )
+    except OSError as error:
+        return [], f"cannot start {argv[0]}: {error.strerror}"
     late = None
     try:
         stdout, stderr = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
@@ -174,11 +234,11 @@ def _json(line: str) -> dict[str, Any] | None:
 
 def other_command(cell: Cell, flags: argparse.Namespace) -> list[str]:
     """What runs a cell of another library."""
-    name, *more = OTHERS[cell.line]
+    name, *more = flags.lines[cell.line]
     size = ["--size", "tiny"] if flags.tasks[cell.task].startswith("tiny") else []
     return [
-        *(flags.others[name]["python"], str(Path(__file__).parent / "others" / "run.py"), name, *more, *size),
-        *("--task", cell.task, "--shape", cell.shape, "--steps", str(flags.steps), "--warmup", str(flags.warmup)),
+        *(flags.others[name]["python"], str(_HERE / "others" / "run.py"), name, *more, *size, "--task", cell.task),
+        *("--rows", str(_rows_file(cell, flags)), "--steps", str(flags.steps), "--warmup", str(flags.warmup)),
     ]
 
 
@@ -208,9 +268,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="where everything goes, and what is there is not run again")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="NAME[=RECIPE]")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
-    parser.add_argument("--lines", nargs="+", default=list(LINES), metavar="NAME", help=", ".join(LINES))
+    parser.add_argument("--lines", nargs="+", default=list(LINES), metavar="NAME", help="; ".join(LINES))
     parser.add_argument("--line", action="append", default=[], metavar="NAME: OVERRIDE ...", help="a further line")
-    parser.add_argument("--others", type=Path, metavar="FILE", help="of others/install.py: adds what it could install")
+    parser.add_argument("--others", type=Path, metavar="FILE", help="of others/install.py: what it could install")
     parser.add_argument("--ours", default=OURS, metavar="NAME", help="the line that the others are held against")
     parser.add_argument("--tolls", default="b300")
     parser.add_argument("--repeats", type=int, default=3)
@@ -224,15 +284,46 @@ def parse() -> argparse.Namespace:
     flags = parser.parse_args()
     flags.folder = flags.folder.resolve()
     flags.tasks = _named(flags.tasks, TASKS)
+    for shape in flags.shapes:
+        shape_overrides(shape)  # says what is wrong with one
+    further = dict(_further(line, parser) for line in flags.line)
     for name in flags.lines:
         if name not in LINES:
-            parser.error(f"--lines {name}: allowed is {', '.join(LINES)}; a new one is --line 'NAME: OVERRIDES'")
-    flags.others = json.loads(flags.others.read_text(encoding="utf-8")) if flags.others else {}
-    others = {name: () for name, (library, *_) in OTHERS.items() if "python" in flags.others.get(library, {})}
-    further = dict(line.split(":", 1) for line in flags.line)
-    further = {name: tuple(overrides.split()) for name, overrides in further.items()}
-    flags.lines = {name: LINES[name] for name in flags.lines} | others | further
+            parser.error(f"--lines {name}: allowed is {'; '.join(LINES)}; a new one is --line 'NAME: OVERRIDES'")
+    flags.lines = {name: LINES[name] for name in flags.lines} | further
+    if flags.ours not in flags.lines:
+        parser.error(f"--ours {flags.ours}: allowed is one of the lines, {'; '.join(flags.lines)}")
+    if flags.others:
+        flags.others = _others(flags.others, parser)
     return flags
+
+
+def _further(line: str, parser: argparse.ArgumentParser) -> tuple[str, tuple[str, ...]]:
+    name, colon, overrides = line.partition(":")
+    if not colon or name in LINES:
+        parser.error(f"--line {line}: allowed is 'NAME: OVERRIDE ...' with a new name")
+    return name, tuple(overrides.split())
+
+
+def _others(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """What others/install.py wrote."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        parser.error(f"--others {path}: {error}; allowed is the others.json of others/install.py")
+    return found
+
+
+def _same_settings(flags: argparse.Namespace) -> None:
+    """One folder holds cells of one kind: with other settings they would be repeats of each other."""
+    path = flags.folder / "settings.json"
+    settings = {name: getattr(flags, name) for name in ("tolls", "warmup", "steps", "blocks")}
+    settings |= {f"tasks {task}": recipe for task, recipe in flags.tasks.items()}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, value in settings.items():
+        if known.get(name, value) != value:
+            sys.exit(f"--{name}={value}: {flags.folder} was begun with {known[name]}; name another folder")
+    write_json(path, settings | known)
 
 
 def main() -> None:
@@ -241,6 +332,8 @@ def main() -> None:
     begin = time.monotonic()
     cells, left = flags.folder / "cells", 0
     cells.mkdir(parents=True, exist_ok=True)
+    _same_settings(flags)
+    tflops = matmul_tflops(flags)
     took_s: dict[tuple[str, str, str], float] = {}
     for number, cell in enumerate(order := list(plan(flags)), start=1):
         path = cells / f"{cell.name}.json"
@@ -256,12 +349,12 @@ def main() -> None:
         print(f"{number}/{len(order)}: {cell.line}, {cell.task} {cell.shape}", file=sys.stderr, flush=True)
         done = run(cell, flags)
         took_s[kind] = done["seconds"]
-        path.write_text(json.dumps(done, indent=1), encoding="utf-8")
+        write_json(path, done)
         if done["error"]:
             print(f"  failed: {done['error']}", file=sys.stderr, flush=True)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(cells.glob("*.json"))]
-    results = peers_table.results(found, flags.ours, matmul_tflops(flags) if found else None)
-    (flags.folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    results = {**peers_table.results(found, flags.folder, flags.ours, tflops), "not_run": not_run(flags)}
+    write_json(flags.folder / "results.json", results)
     peers_table.show(results)
     print(json.dumps({"num_left": left, **results}))
 

@@ -32,15 +32,18 @@ class Rate:
     is_steady: bool
 
 
-def results(cells: Sequence[Mapping[str, Any]], ours: str, matmul_tflops: float | None) -> dict[str, Any]:
-    """What the cells came to: a row a line, task and shape, and the cells that failed with their errors."""
+def results(cells: Sequence[Mapping[str, Any]], folder: Path, ours: str, matmul_tflops: float | None) -> dict[str, Any]:
+    """What the cells came to: a row a line, task and shape, and the cells that failed with their errors.
+
+    Run directories are relative to `folder`, which may have come from another machine.
+    """
     rates: dict[Key, dict[int, dict[str, Rate]]] = {}
     floors: dict[tuple[str, str], float | None] = {}
     for cell in cells:
         place = (cell["task"], cell["shape"])
-        if not cell["error"]:
-            rates.setdefault((*place, cell["line"]), {})[cell["repeat"]] = _rates(cell)
-            floors[place] = floors.get(place) or _floor(cell, matmul_tflops)
+        if not cell["error"] or cell.get("timed"):
+            rates.setdefault((*place, cell["line"]), {})[cell["repeat"]] = _rates(cell, folder)
+            floors[place] = floors.get(place) or _floor(cell, folder, matmul_tflops)
     failed = [{name: cell[name] for name in ("task", "shape", "line", "repeat", "error")} for cell in cells]
     return {
         "ours": ours,
@@ -50,10 +53,10 @@ def results(cells: Sequence[Mapping[str, Any]], ours: str, matmul_tflops: float 
     }
 
 
-def _rates(cell: Mapping[str, Any]) -> dict[str, Rate]:
+def _rates(cell: Mapping[str, Any], folder: Path) -> dict[str, Rate]:
     """By mode: of both arms of a run of cctrain, or of the two processes of another library."""
     if cell["run_dir"]:
-        arms = [arm for arm in arms_of(read_run(Path(cell["run_dir"]) / "run.json")) if arm.is_sound]
+        arms = [arm for arm in arms_of(read_run(folder / cell["run_dir"] / "run.json")) if arm.is_sound]
         return {MODES[arm.mode]: Rate(arm.tokens_per_s_per_gpu, arm.why_unsteady is None) for arm in arms}
     return {mode: _of_steps(**timed) for mode, timed in cell["timed"].items()}
 
@@ -104,11 +107,11 @@ def _figures(found: Mapping[int, Rate], ours: Mapping[int, Rate], floor: float |
     }
 
 
-def _floor(cell: Mapping[str, Any], tflops: float | None) -> float | None:
+def _floor(cell: Mapping[str, Any], folder: Path, tflops: float | None) -> float | None:
     """Tokens/s/GPU if nothing but the model's matrix products took time, at the rate of large ones."""
     if not cell["run_dir"] or not tflops:
         return None
-    steps = json.loads((Path(cell["run_dir"]) / "run.json").read_text(encoding="utf-8"))["steps"]
+    steps = json.loads((folder / cell["run_dir"] / "run.json").read_text(encoding="utf-8"))["steps"]
     flops = sum(step["model_flops"] or 0.0 for step in steps)
     return tflops * 1e12 * sum(step["padded_tokens"] for step in steps) / flops if flops else None
 
@@ -122,6 +125,11 @@ def show(found: Mapping[str, Any]) -> None:
         console.print(
             f"failed: {one['line']}, {one['task']} {one['shape']}, repeat {one['repeat'] + 1}: {one['error']}"
         )
+    shapes: dict[tuple[str, str], list[str]] = {}
+    for one in found["not_run"]:
+        shapes.setdefault((one["line"], one["why"]), []).append(one["shape"])
+    for (line, why), names in shapes.items():
+        console.print(f"not run: {line}, {' '.join(names)}: {why}")
 
 
 def _table(task: str, shape: str, found: Mapping[str, Any]) -> Table:

@@ -91,13 +91,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", default=list(PACKAGES), metavar="NAME", help=", ".join(PACKAGES))
     flags = parser.parse_args()
+    if unknown := sorted(set(flags.names) - set(PACKAGES)):
+        parser.error(f"{', '.join(unknown)}: allowed is {', '.join(PACKAGES)}")
     flags.folder.mkdir(parents=True, exist_ok=True)
     path = flags.folder.resolve() / "others.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name in flags.names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         found[name] = attempt(name, path.parent)
-    path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(json.dumps(found))
 
 

@@ -1,14 +1,16 @@
 """One line of `peers.py` that is no recipe of AutoModel: another library's own trainer on the same shape of model.
 
-    PYTHON benchmarks/others/run.py torchtitan --task lora --shape 4x256 --steps 96 --warmup 15
-    PYTHON benchmarks/others/run.py torchtune --size tiny --shape 2x32 --steps 8 --warmup 2     on a CPU
+    PYTHON benchmarks/others/run.py torchtitan --task lora --rows ROWS.pt --steps 96 --warmup 15
+    PYTHON benchmarks/others/run.py torchtune --size tiny --rows ROWS.pt --steps 8 --warmup 2     on a CPU
 
-Runs in that library's environment (`install.py`). Its loop is left as it is; what is put in place are the data (random
-tokens, each with a label, rows of one length) and the weights (random), and a time stamp of cctrain's at each step's
-end. LoRA of rank 8 on all linear layers of attention and MLP, Adam, gradients clipped to 1, bf16, no activation
-checkpointing. Attention is torch's sdpa, and flex attention in torchtitan, which no longer takes another.
-torchtitan reads its loss each tenth step, its default, the others each step. Axolotl computes under autocast with
-float32 adapters, its default.
+Runs in that library's environment (`install.py`). Its loop is left as it is; what is put in place are the data (those
+that the recipe's own loader gives the other lines, token ids and labels, which `peers_rows.py` has written to ROWS.pt
+for as many steps), the weights (random), and a time stamp of cctrain's at each step's end. torchtune and Axolotl
+shift labels by themselves, so that the last token of a row, whose label is the token after the row, has none there.
+LoRA of rank 8 on all linear layers of attention and MLP, Adam, gradients clipped to 1, bf16, no activation
+checkpointing. Attention is torch's sdpa, and flex attention in torchtitan, which no longer takes another. torchtitan
+reads its loss each tenth step, its default, the others each step. Axolotl computes under autocast with float32
+adapters, its default.
 The last line of stdout is one JSON object with the times of the steps after the warm-up.
 """
 
@@ -17,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import itertools
 import json
 import os
 import shutil
@@ -36,8 +37,8 @@ from cctrain.timing.timer import StepTimer
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
 RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519"}
-NUM_BATCHES = 64
-"""Made beforehand and taken in turn."""
+NO_LABEL = -100
+TOKENIZER = Path(__file__).resolve().parents[2] / "recipes" / "models" / "tokenizer-llama"
 
 
 def step_timer() -> StepTimer:
@@ -49,11 +50,18 @@ def step_timer() -> StepTimer:
     return StepTimer(DeviceClock())
 
 
-def rows(options: argparse.Namespace, vocab_size: int) -> Iterator[torch.Tensor]:
-    """Token ids of shape (micro-batch, sequence + 1), for ever."""
-    generator = torch.Generator().manual_seed(1111)
-    shape = (NUM_BATCHES, options.micro_batch, options.seq_len + 1)
-    return itertools.cycle(torch.randint(3, vocab_size, shape, generator=generator))
+def read_rows(path: Path, num_steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids and labels, shifted by one already, of each step: two tensors of shape (micro-batch, tokens)."""
+    found = torch.load(path, weights_only=True)
+    steps = list(zip(found["input_ids"].long(), found["labels"].long(), strict=True))
+    if len(steps) < num_steps:
+        raise SystemExit(f"--rows {path} has {len(steps)} steps, fewer than --warmup and --steps together: {num_steps}")
+    return steps[:num_steps]
+
+
+def unshifted(labels: torch.Tensor) -> torch.Tensor:
+    """For a library that shifts labels itself."""
+    return torch.cat([torch.full_like(labels[:, :1], NO_LABEL), labels[:, :-1]], dim=1)
 
 
 def torchtitan(options: argparse.Namespace, timer: StepTimer) -> None:
@@ -75,7 +83,7 @@ def torchtitan(options: argparse.Namespace, timer: StepTimer) -> None:
     config.model_spec = model_registry(
         "debugmodel" if is_tiny else "8B", converters=[lora] if options.task == "lora" else None
     )
-    config.loss.loss_fn.global_vocab_size = vocab_size = config.model_spec.model.vocab_size
+    config.loss.loss_fn.global_vocab_size = config.model_spec.model.vocab_size
     config.training.local_batch_size, config.training.seq_len = options.micro_batch, options.seq_len
     config.training.steps, config.training.dtype = options.warmup + options.steps, "bfloat16"
     config.training.disable_cuda_graphs = not torch.cuda.is_available()
@@ -90,9 +98,9 @@ def torchtitan(options: argparse.Namespace, timer: StepTimer) -> None:
 
     class Rows:
         def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-            for ids in rows(options, vocab_size):
+            for ids, labels in options.rows:
                 positions = torch.arange(options.seq_len).expand(options.micro_batch, -1).contiguous()
-                yield {"input": ids[:, :-1].contiguous(), "positions": positions}, ids[:, 1:].contiguous()
+                yield {"input": ids, "positions": positions}, labels
 
     config.dataloader = _Ready(Rows())
     trainer = config.build()
@@ -160,8 +168,7 @@ def torchtune(options: argparse.Namespace, timer: StepTimer) -> None:
             return built
 
         def _setup_data(self, **_: Any) -> Any:
-            batches = itertools.islice(rows(options, sizes["vocab_size"]), options.warmup + options.steps)
-            data = [{"tokens": ids[:, :-1], "labels": ids[:, :-1]} for ids in batches]
+            data = [{"tokens": ids, "labels": unshifted(labels)} for ids, labels in options.rows]
             sampler = torch.utils.data.DistributedSampler(data, num_replicas=1, rank=0, shuffle=False)
             return torch.utils.data.DataLoader(data, batch_size=None, sampler=sampler)
 
@@ -212,9 +219,9 @@ def axolotl(options: argparse.Namespace, timer: StepTimer) -> None:
         shutil.copy(Path(options.tokenizer) / name, folder / "model")
     num_steps = options.warmup + options.steps
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-        for ids in itertools.islice(rows(options, 1000), num_steps):  # the tokenizer has so many
-            for row in ids[:, :-1].tolist():
-                file.write(json.dumps({"input_ids": row, "labels": row, "attention_mask": [1] * len(row)}) + "\n")
+        for ids, labels in options.rows:
+            for row, label in zip(ids.tolist(), unshifted(labels).tolist(), strict=True):
+                file.write(json.dumps({"input_ids": row, "labels": label, "attention_mask": [1] * len(row)}) + "\n")
 
     class Stamps(BasePlugin):  # type: ignore[misc]
         def post_trainer_create(self, _: Any, trainer: Any) -> None:
@@ -246,7 +253,12 @@ def axolotl(options: argparse.Namespace, timer: StepTimer) -> None:
             "attn_implementation": "sdpa",
         },
         **{"gradient_checkpointing": False, "logging_steps": 1, "save_strategy": "no", "val_set_size": 0},
-        **{"sample_packing": False, "torch_compile": options.compile, "pad_to_sequence_len": True},
+        **{
+            "sample_packing": False,
+            "curriculum_sampling": True,
+            "torch_compile": options.compile,
+            "pad_to_sequence_len": True,
+        },
         "special_tokens": {"pad_token": "<pad>"},
     }
     if options.task == "lora":
@@ -275,17 +287,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=("torchtitan", "torchtune", "axolotl"))
     parser.add_argument("--task", choices=("lora", "sft"), default="lora")
-    parser.add_argument("--shape", default="4x256")
+    parser.add_argument("--rows", type=Path, required=True, help="of peers_rows.py")
     parser.add_argument("--size", choices=("8b", "tiny"), default="8b")
     parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--warmup", type=int, default=15)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--tokenizer", default="recipes/models/tokenizer-llama", help="torchtitan wants one")
+    parser.add_argument("--tokenizer", default=str(TOKENIZER), help="torchtitan and Axolotl want one")
     options = parser.parse_args()
-    try:
-        options.micro_batch, options.seq_len = map(int, options.shape.split("x"))
-    except ValueError:
-        parser.error(f"--shape {options.shape}: allowed is SAMPLESxTOKENS; packed rows are not made here")
+    options.rows = read_rows(options.rows, options.warmup + options.steps)
+    options.micro_batch, options.seq_len = options.rows[0][0].shape
     os.environ |= RANK_OF_ONE | OFFLINE
     timer = step_timer()
     {"torchtitan": torchtitan, "torchtune": torchtune, "axolotl": axolotl}[options.name](options, timer)

@@ -1,0 +1,60 @@
+"""The rows that a recipe's own loader gives its engines, in one file, for libraries that train no such recipe.
+
+    python benchmarks/peers_rows.py ROWS.pt --steps 111 recipe=llama8b_peft data=synthetic data.seq_len=256
+
+The file is a dictionary of two tensors of int32 of the shape (steps, micro-batch, tokens), which `torch.load` reads:
+`input_ids`, and `labels`, shifted by one already, -100 where no loss is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cctrain.engines.hf_model import build_loader
+from cctrain.request.compose import compose_config
+from cctrain.request.data_files import prepare_data
+from cctrain.request.recipe import build_recipe, located
+
+KEYS = ("input_ids", "labels")
+
+
+def batches(train: dict[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
+    """A micro-batch at a time, epoch after epoch, as on the only rank of a run."""
+    loader = build_loader(train, data_rank=0, data_ranks=1, first=nullcontext())
+    for epoch in count():
+        if hasattr(loader.sampler, "set_epoch"):
+            loader.sampler.set_epoch(epoch)
+        yield from loader
+
+
+def rows(overrides: list[str], num_steps: int) -> dict[str, torch.Tensor]:
+    """Of the first `num_steps` steps of the run that these overrides ask for; a step is one micro-batch."""
+    config = compose_config(overrides, build_recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_data(config.data, Path(folder), is_vlm=False)
+        taken = list(islice(batches(located(config.train, Path(folder))), num_steps))
+    return {key: torch.stack([batch[key] for batch in taken]).to(torch.int32) for key in KEYS}
+
+
+def main() -> None:
+    """Make them, write them where nobody finds half of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("overrides", nargs="+")
+    flags = parser.parse_args()
+    part = flags.out.with_name(flags.out.name + ".part")
+    torch.save(rows(flags.overrides, flags.steps), part)
+    part.replace(flags.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""`benchmarks/peers.py`, without training: other libraries' lines through a program that prints what others/run.py
+prints, the order of the lines, and what is not run.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TIMES = {"off": [0.5] + [0.1, 0.11, 0.09, 0.1] * 10, "tolled": [0.5] + [0.2, 0.21, 0.19, 0.2] * 10}
+
+
+@pytest.fixture
+def peers(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import peers as module
+
+    return module
+
+
+def program(path, *, tolled="times", off="times", processes=1):
+    """Stands for both Pythons: cctrain's, which makes rows and emulates, and the other library's."""
+    kinds = {"times": lambda mode: {"step_times_s": TIMES[mode], "tokens_per_step": 64}, "nothing": lambda _: {}}
+    lines = {mode: json.dumps(kinds[how](mode)) for mode, how in (("off", off), ("tolled", tolled)) if how in kinds}
+    dies = "echo 'out of memory' >&2; exit 1"
+    say = {mode: f"echo 'loading'; echo '{lines[mode]}'" if mode in lines else dies for mode in ("off", "tolled")}
+    path.write_text(
+        "#!/bin/sh\n"
+        f'echo "$*" >> {path}.calls\n'
+        'case "$*" in\n'
+        '*peers_rows.py*) : > "$2" ;;\n'
+        f"*emulate*) {say['tolled']}; echo '{json.dumps({'processes': processes})}' ;;\n"
+        f"*) {say['off']} ;;\n"
+        "esac\n"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def trained(peers, tmp_path, monkeypatch):
+    """What a cell of torchtune came to, with such a program in place of it."""
+
+    def run(**behaviour):
+        fake = program(tmp_path / "python", **behaviour)
+        monkeypatch.setattr(sys, "executable", fake)
+        cell = peers.Cell("lora", "2x32", "torchtune", 0)
+        return peers.run(cell, settings(peers, tmp_path, {"torchtune": {"python": fake}}))
+
+    return run
+
+
+def settings(peers, folder, others, **more):
+    known = {"tasks": {"lora": "tiny_llama_peft"}, "shapes": ["2x32"], "repeats": 2, "lines": peers.LINES}
+    known |= {"tolls": "b300", "steps": 40, "warmup": 1, "blocks": 2, "cell_s": 60.0, "folder": folder}
+    return SimpleNamespace(**(known | {"others": others} | more))
+
+
+def results(peers, cell, tmp_path):
+    return peers.peers_table.results([cell], tmp_path, "torchtune", None)
+
+
+def test_another_librarys_line_is_its_median_rate_over_the_steady_steps_off_and_tolled(peers, trained, tmp_path):
+    cell = trained()
+    assert cell["error"] is None
+    (row,) = results(peers, cell, tmp_path)["rows"]
+    assert row["off"]["tokens_per_s_per_gpu"] == pytest.approx(640)
+    assert row["tolled"]["tokens_per_s_per_gpu"] == pytest.approx(320)
+    assert (row["off"]["num_unsteady"], row["keep_ratio"]) == (0, pytest.approx(0.5))
+
+
+def test_it_trains_on_the_recipes_rows_which_are_made_once(trained, tmp_path):
+    trained()
+    trained()
+    calls = (tmp_path / "python.calls").read_text().splitlines()
+    (made,) = [call for call in calls if "peers_rows.py" in call]
+    rows = str(tmp_path / "rows" / "lora-2x32.pt")
+    for words in (rows, "--steps 41", "recipe=tiny_llama_peft", "data.seq_len=32", "local_batch_size=2"):
+        assert words in made
+    assert all(f"--rows {rows} --steps 40 --warmup 1" in call for call in calls if call != made)
+
+
+def test_a_level_that_shifts_is_named_unsteady(peers):
+    assert not peers.peers_table._of_steps([0.1] * 30 + [0.2] * 30, 64).is_steady
+    assert peers.peers_table._of_steps([0.1, 0.11, 0.09] * 20, 64).is_steady
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error"),
+    [
+        ({"tolled": "dies"}, "tolled: out of memory"),
+        ({"tolled": "nothing"}, "tolled: it printed no step times"),
+        ({"processes": 0}, "tolled: the emulation met no process of it: is there a GPU?"),
+    ],
+)
+def test_what_it_reached_without_tolls_stays_where_only_the_tolled_run_fails(
+    peers, trained, tmp_path, behaviour, error
+):
+    cell = trained(**behaviour)
+    assert cell["error"] == error
+    found = results(peers, cell, tmp_path)
+    assert found["rows"][0]["off"]["tokens_per_s_per_gpu"] == pytest.approx(640)
+    assert found["rows"][0]["tolled"] is None
+    assert [one["error"] for one in found["failed"]] == [error]
+
+
+def test_one_that_does_not_train_has_an_error_and_no_row(peers, trained, tmp_path):
+    cell = trained(off="dies")
+    assert cell["error"] == "off: out of memory"
+    assert results(peers, cell, tmp_path)["rows"] == []
+
+
+def test_a_python_that_is_gone_fails_its_own_line_only(peers, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "python"))
+    flags = settings(peers, tmp_path, {"torchtune": {"python": "/gone/python"}})
+    cell = peers.run(peers.Cell("lora", "2x32", "torchtune", 0), flags)
+    assert cell["error"] == "off: cannot start /gone/python: No such file or directory"
+
+
+def test_the_most_telling_lines_come_first_and_the_next_repeat_turns_the_order_round(peers, tmp_path):
+    ready = {name: {"python": "python"} for name in ("torchtune", "torchtitan", "axolotl")}
+    order = list(peers.plan(settings(peers, tmp_path, ready)))
+    first = [cell.line for cell in order if cell.repeat == 0]
+    assert first[:5] == ["ours", "AutoModel", "AutoModel, layers compiled", "Trainer + PEFT", "torchtune"]
+    assert [cell.line for cell in order if cell.repeat == 1] == first[::-1]
+
+
+@pytest.mark.parametrize(
+    ("others", "line", "shape", "why"),
+    [
+        (None, "torchtune", "2x32", "no --others FILE"),
+        ({}, "torchtune", "2x32", "others/install.py DIR torchtune"),
+        ({"torchtune": {"failed_at": "import", "error": "ImportError: no"}}, "torchtune", "2x32", "ImportError: no"),
+        ({"unsloth": {"failed_at": "import", "error": "ImportError: nms"}}, "Unsloth", "2x32", "ImportError: nms"),
+        ({"unsloth": {"python": "python"}}, "Unsloth", "2x32", "no script"),
+        ({"torchtune": {"python": "python"}}, "torchtune", "packed64", "rows of one document"),
+    ],
+)
+def test_a_line_that_is_not_run_says_why(peers, tmp_path, others, line, shape, why):
+    flags = settings(peers, tmp_path, others, shapes=[shape], lines={"ours": (), line: peers.LINES[line]})
+    assert {cell.line for cell in peers.plan(flags)} == {"ours"}
+    (row,) = peers.not_run(flags)
+    assert (row["line"], row["shape"]) == (line, shape)
+    assert why in row["why"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["--lines", "our"], "allowed is ours; AutoModel; AutoModel, layers compiled"),
+        (["--ours", "mine"], "--ours mine: allowed is one of the lines"),
+        (["--line", "mine"], "allowed is 'NAME: OVERRIDE ...'"),
+        (["--line", "ours: engine=hf"], "with a new name"),
+        (["--shapes", "4by256"], "allowed is SAMPLESxTOKENS"),
+        (["--tasks", "qlora"], "allowed is lora, sft, or NAME=RECIPE"),
+        (["--others", "nowhere.json"], "allowed is the others.json of others/install.py"),
+    ],
+)
+def test_a_typing_error_is_told_before_anything_runs(tmp_path, typed, told):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "peers.py", tmp_path / "folder", *typed],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_folder_that_was_begun_with_other_settings_is_left_alone(peers, tmp_path):
+    peers._same_settings(settings(peers, tmp_path, None))
+    peers._same_settings(settings(peers, tmp_path, None, tasks={"sft": "tiny_llama_sft"}))
+    with pytest.raises(SystemExit, match=r"--steps=50: .* was begun with 40; name another folder"):
+        peers._same_settings(settings(peers, tmp_path, None, steps=50))
+    with pytest.raises(SystemExit, match="--tasks lora=llama8b_peft"):
+        peers._same_settings(settings(peers, tmp_path, None, tasks={"lora": "llama8b_peft"}))
