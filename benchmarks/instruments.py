@@ -87,14 +87,17 @@ class Lightning(_Plain):
 class HuggingFace(_Plain):
     """The speed metrics of transformers' Trainer: counts over the host's time since training began."""
 
+    def __init__(self) -> None:
+        from transformers.trainer_utils import speed_metrics
+
+        self._speed_metrics = speed_metrics
+
     def now(self) -> float:
         return time.time()
 
     def step_end(self) -> None:
-        from transformers.trainer_utils import speed_metrics
-
         super().step_end()
-        self._last = speed_metrics("train", self.begin, num_tokens=self.num_steps * self.tokens)
+        self._last = self._speed_metrics("train", self.begin, num_tokens=self.num_steps * self.tokens)
 
     def stop(self) -> list[float]:
         return [float(self._last["train_tokens_per_second"])]
