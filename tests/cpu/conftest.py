@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -161,6 +162,13 @@ def clean_environment(tmp_path_factory) -> dict[str, str]:
     fixed = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     fixed["WANDB_MODE"] = "disabled"
     return kept | fixed | {"HF_HOME": str(tmp_path_factory.mktemp("huggingface"))}
+
+
+def free_ports(num: int) -> list[int]:
+    """Ports that nobody has now, each another one."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("", 0))) for _ in range(num)]
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def heed_ctrl_c() -> None:

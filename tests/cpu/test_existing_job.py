@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from tests.cpu.conftest import free_ports
+
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -55,7 +57,7 @@ def test_the_record_is_finished_although_the_first_rank_was_killed(start_cctrain
 
 
 def test_a_first_rank_that_is_stopped_before_it_trains_leaves_no_parent_behind(start_cctrain):
-    job = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
+    job = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
     run = start_cctrain("recipe=tiny_llama_peft", **job)  # its peer never comes
     run.wait_until(lambda: any(run.run_root.glob("*/config.json")), "no run directory")
     run.process.kill()

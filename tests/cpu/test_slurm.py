@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cpu.conftest import free_ports
+
 SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sh"
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 SETTINGS = (
@@ -38,7 +40,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
-NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=2 State=UNKNOWN
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]},{ports[2]}] CPUs=2 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=10 State=UP
 """
 
@@ -60,7 +62,7 @@ def slurm(tmp_path_factory):
         (folder / name).mkdir()
     configuration = folder / "slurm.conf"
     host = socket.gethostname()
-    configuration.write_text(CONFIGURATION.format(host=host, folder=folder, ports=(16817, 16820, 16821)))
+    configuration.write_text(CONFIGURATION.format(host=host, folder=folder, ports=free_ports(3)))
     key = folder / "munge.key"
     key.write_bytes(bytes(range(256)) * 4)
     key.chmod(0o400)

@@ -4,7 +4,6 @@ Where namespaces are not permitted, two "machines" of one host, told apart by la
 """
 
 import contextlib
-import itertools
 import json
 import os
 import secrets
@@ -15,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.cpu.conftest import free_ports
+
 TINY = ("recipe=tiny_llama_peft", "launch.num_nodes=2", "launch.nproc_per_node=1")
 SHORT = ("data=synthetic", "data.seq_len=64", "measure.warmup=2", "measure.steps=4")
 ENDLESS = ("data=recipe", "measure.warmup=5", "measure.steps=5000")
-_ports = itertools.count(29410)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def _ip(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def nodes():
+def network():
+    """Two nodes and a cable between them, or why there can be none."""
     tag = secrets.token_hex(2)
     pair = [Node(f"node{number}-{tag}", f"10.77.0.{number + 1}") for number in (0, 1)]
     try:
@@ -60,10 +61,18 @@ def nodes():
                 _ip("-n", node.name, "link", "set", link, "up")
         yield pair
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"needs the right to make network namespaces: {error}")
+        yield f"needs the right to make network namespaces: {error}"
     finally:
         for node in pair:
-            subprocess.run(["ip", "netns", "delete", node.name], check=False, capture_output=True)
+            with contextlib.suppress(OSError):  # there may be no `ip`
+                subprocess.run(["ip", "netns", "delete", node.name], check=False, capture_output=True)
+
+
+@pytest.fixture
+def nodes(network):
+    if isinstance(network, str):
+        pytest.skip(network)
+    return network
 
 
 @pytest.fixture
@@ -84,10 +93,9 @@ def start_both(start_cctrain, nodes, tmp_path):
 
 @pytest.fixture
 def cut(nodes):
-    """Cut the cable between the machines, at one of its ends; it is mended after the test."""
-    yield lambda end: _ip("-n", nodes[end].name, "link", "set", "eth0", "down")
-    for node in nodes:
-        _ip("-n", node.name, "link", "set", "eth0", "up")
+    """Cut the cable between the machines: with one end down neither hears the other. It is mended after the test."""
+    yield lambda: _ip("-n", nodes[1].name, "link", "set", "eth0", "down")
+    _ip("-n", nodes[1].name, "link", "set", "eth0", "up")
 
 
 def assert_one_complete_record(first, second):
@@ -108,8 +116,10 @@ def test_the_same_command_on_two_machines_gives_one_record(start_both):
     assert len({start["host"] for start in starts}) == 2
 
 
-def test_two_machines_of_one_host_are_told_apart_by_their_rank(start_cctrain, tmp_path):
-    where = f"launch.rdzv_endpoint=127.0.0.1:{next(_ports)}"
+def test_two_machines_of_one_host_are_told_apart_by_their_rank(network, start_cctrain, tmp_path):
+    if not isinstance(network, str):
+        pytest.skip("needed only where there can be no network namespaces")
+    where = f"launch.rdzv_endpoint=127.0.0.1:{free_ports(1)[0]}"
     runs = [
         start_cctrain(*TINY, *SHORT, where, f"launch.node_rank={rank}", run_root=tmp_path / "runs") for rank in (1, 0)
     ]
@@ -153,12 +163,11 @@ def test_a_machine_that_dies_ends_the_run_as_partial(start_both, nodes):
     assert_partial(first, second, because=f"rank {rank} on {nodes[1].name} fell silent after step ")
 
 
-@pytest.mark.parametrize("end", [0, 1])
-def test_a_cable_that_is_cut_ends_the_run_as_partial_on_both_sides(start_both, nodes, cut, end):
+def test_a_cable_that_is_cut_ends_the_run_as_partial_on_both_sides(start_both, nodes, cut):
     first, second = start_both(*ENDLESS)
     first.wait_for_steps(4)
     rank, _ = rank_of(first, nodes[1])
-    cut(end)
+    cut()
     first.wait_until_gone(90)
     why = f"{nodes[1].name} has not reached node 0 ({nodes[0].address}:29400) for "
     assert_partial(first, second, because=f"rank {rank}: {why}")
