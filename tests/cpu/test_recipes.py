@@ -89,7 +89,8 @@ def test_a_run_leaves_only_its_run_directory(llama_peft):
     assert list(Path(llama_peft.process.args[-1].partition("=")[2]).iterdir()) == [llama_peft.run_dir]
     names = {path.name for path in llama_peft.run_dir.iterdir()}
     assert names >= {"automodel.yaml", "config.json", "logs", "run.json", "samples"}
-    assert not names & {"running.json", ".reserve"}
+    assert not names & {"running.json", ".reserve", "wandb"}  # the default tracker is told WANDB_MODE=disabled
+    assert "wandb" not in llama_peft.stderr
 
 
 @pytest.fixture(scope="module")

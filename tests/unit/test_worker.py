@@ -28,8 +28,11 @@ def test_a_rank_says_the_first_line_and_what_it_announces(text, message):
     assert explained(RuntimeError(text)) == {"kind": "RuntimeError", "message": message}
 
 
-def test_out_of_memory_is_told_as_such_with_what_to_lower():
-    found = explained(MemoryError())
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_out_of_memory_is_told_as_such_with_what_to_lower(error):
+    found = explained(error)
     assert found["kind"] == "out_of_memory"
     assert "train.step_scheduler.local_batch_size" in found["message"]
 
