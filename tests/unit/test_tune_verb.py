@@ -1,5 +1,7 @@
 """The verb tune from the command line, every trial being in the ledger: what it finds, says, writes and refuses."""
 
+import contextlib
+import io
 import json
 import signal
 import sys
@@ -27,7 +29,7 @@ SECONDS = {1: 0.4, 2: 0.3, 4: 0.2}
 """Of a step, by micro-batch."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def own_signals():
     """The verb takes SIGTERM and SIGHUP for a Ctrl-C; this process goes on after it."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
@@ -66,15 +68,30 @@ def done(root, arguments, record_of=complete, repeats=1):
             ledger.append("end", key=key, token=token, seconds=20.0, **{**outcome, **run})
 
 
-def said(capsys, *arguments):
-    code = main(["tune", *map(str, arguments)])
-    out, err = capsys.readouterr()
-    return code, out, err, json.loads(out.splitlines()[-1])
+def said(*arguments):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(["tune", *map(str, arguments)])
+    return code, out.getvalue(), err.getvalue(), json.loads(out.getvalue().splitlines()[-1])
 
 
-def test_the_fastest_is_found_with_the_settings_to_copy_and_its_gain(capsys, tmp_path):
-    done(tmp_path, TINY)
-    code, out, err, facts = said(capsys, *TINY, f"run_root={tmp_path}")
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A run root with every point tried, and what the search of it said."""
+    root = tmp_path_factory.mktemp("searched")
+    done(root, TINY)
+    return root, said(*TINY, f"run_root={root}")
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """The same of emulated trials, of which the largest micro-batch keeps the most and enough."""
+    root, keep = tmp_path_factory.mktemp("emulated"), {1: 0.5, 2: 0.7, 4: 0.9}
+    done(root, EMULATED, lambda number, point: complete(number, point, keep=keep))
+    return root, said(*EMULATED, "tune.min_keep=0.8", f"run_root={root}")
+
+
+def test_the_fastest_is_found_with_the_settings_to_copy_and_its_gain(searched):
+    _, (code, out, err, facts) = searched
     assert (code, facts["exit_code"]) == (0, 0), err
     assert facts["chosen"] == ["train.step_scheduler.local_batch_size=4"]
     assert "add: train.step_scheduler.local_batch_size=4" in out
@@ -89,34 +106,33 @@ def test_the_fastest_is_found_with_the_settings_to_copy_and_its_gain(capsys, tmp
     assert "real tokens/s/GPU; at most" in err
 
 
-def test_repeats_give_the_gain_an_interval(capsys, tmp_path):
+def test_repeats_give_the_gain_an_interval(tmp_path):
     arguments = (*TINY, "tune.repeats=4")
     done(tmp_path, arguments, repeats=5)
-    code, out, _, facts = said(capsys, *arguments, f"run_root={tmp_path}")
+    code, out, _, facts = said(*arguments, f"run_root={tmp_path}")
     assert (code, facts["num_pairs"]) == (0, 4)
     low, high = facts["gain_ci95"]
     assert 1.4 < low < facts["gain"] < high < 1.6
     assert "over 4 further pairs of runs" in out
 
 
-def test_the_same_command_again_says_the_same(capsys, tmp_path):
-    done(tmp_path, TINY)
-    first = said(capsys, *TINY, f"run_root={tmp_path}")
-    again = said(capsys, *TINY, "tune.max_trials=5", f"run_root={tmp_path}")
+def test_the_same_command_again_says_the_same(searched):
+    root, first = searched
+    again = said(*TINY, "tune.max_trials=5", f"run_root={root}")
     assert first[-1] == again[-1]
 
 
-def test_a_recipe_that_is_best_as_it_stands_is_left_alone(capsys, tmp_path):
+def test_a_recipe_that_is_best_as_it_stands_is_left_alone(tmp_path):
     done(tmp_path, TINY, lambda number, point: complete(number, point, {1: 0.4, 2: 0.2, 4: 0.3}))
-    code, out, _, facts = said(capsys, *TINY, f"run_root={tmp_path}")
+    code, out, _, facts = said(*TINY, f"run_root={tmp_path}")
     assert (code, facts["chosen"], facts["gain"]) == (0, [], 1.0)
     assert "fastest as it stands" in out
 
 
-def test_out_of_memory_and_failures_are_recorded_and_the_rest_goes_on(capsys, tmp_path):
+def test_out_of_memory_and_failures_are_recorded_and_the_rest_goes_on(tmp_path):
     why = {4: "rank 1: out of GPU memory: lower ...", 1: "rank 0 was killed"}
     done(tmp_path, TINY, lambda number, point: why.get(point.micro_batch) or complete(number, point))
-    code, out, _, facts = said(capsys, *TINY, f"run_root={tmp_path}")
+    code, out, _, facts = said(*TINY, f"run_root={tmp_path}")
     outcomes = {one["point"]["micro_batch"]: one["outcome"] for one in facts["trials"]}
     assert code == 0
     assert outcomes[2] == "complete"
@@ -126,9 +142,9 @@ def test_out_of_memory_and_failures_are_recorded_and_the_rest_goes_on(capsys, tm
     assert "out of memory" in out
 
 
-def test_when_every_trial_fails_that_is_the_answer(capsys, tmp_path):
+def test_when_every_trial_fails_that_is_the_answer(tmp_path):
     done(tmp_path, TINY, lambda number, point: "ended after its deadline of 60 s (hangs)")
-    code, out, _, facts = said(capsys, *TINY, f"run_root={tmp_path}")
+    code, out, _, facts = said(*TINY, f"run_root={tmp_path}")
     assert (code, facts["chosen"], facts["gain"]) == (4, None, None)
     assert facts["num_trials"] == 3
     assert "the last one: ended after its deadline" in out
@@ -151,30 +167,24 @@ def test_a_trial_that_was_killed_is_tried_again(tmp_path, monkeypatch, num_kills
     assert (one.outcome, one.why) == ("failed", why)
 
 
-def test_emulated_trials_are_judged_by_their_tolled_steps_and_marked(capsys, tmp_path):
-    keep = {1: 0.5, 2: 0.7, 4: 0.9}
-    done(tmp_path, EMULATED, lambda number, point: complete(number, point, keep=keep))
-    code, out, _, facts = said(capsys, *EMULATED, "tune.min_keep=0.8", f"run_root={tmp_path}")
+def test_emulated_trials_are_judged_by_their_tolled_steps_and_marked(emulated):
+    root, (code, out, _, facts) = emulated
     assert (code, facts["mode"], facts["keep_ratio"]) == (0, "emulated", 0.9)
     assert facts["real_tokens_per_s_per_gpu"] == pytest.approx(0.9 * 4 * 256 / 0.2, rel=0.05)
     assert "never a measurement of CC" in out.replace("\n", " ")
-    assert "never a measurement of CC" in (tmp_path / "tune-tiny_llama_peft.html").read_text()
+    assert "never a measurement of CC" in (root / "tune-tiny_llama_peft.html").read_text()
 
 
-def test_where_nothing_keeps_enough_nothing_is_recommended(capsys, tmp_path):
-    keep = {1: 0.5, 2: 0.7, 4: 0.9}
-    done(tmp_path, EMULATED, lambda number, point: complete(number, point, keep=keep))
-    code, out, _, facts = said(capsys, *EMULATED, "tune.min_keep=0.95", f"run_root={tmp_path}")
+def test_where_nothing_keeps_enough_nothing_is_recommended(emulated):
+    code, out, _, facts = said(*EMULATED, "tune.min_keep=0.95", f"run_root={emulated[0]}")
     assert (code, facts["chosen"], facts["command"]) == (1, None, None)
     assert "tune.min_keep=0.95 (the most that was kept is 90.0 %)" in out
 
 
-def test_the_report_needs_nothing_else_and_the_curve_is_there(capsys, tmp_path):
-    keep = {1: 0.5, 2: 0.7, 4: 0.9}
-    done(tmp_path, EMULATED, lambda number, point: complete(number, point, keep=keep))
-    _, _, _, facts = said(capsys, *EMULATED, f"run_root={tmp_path}")
-    page = (tmp_path / "tune-tiny_llama_peft.html").read_text()
-    assert facts["html"] == str(tmp_path / "tune-tiny_llama_peft.html")
+def test_the_report_needs_nothing_else_and_the_curve_is_there(emulated):
+    root, (_, _, _, facts) = emulated
+    page = (root / "tune-tiny_llama_peft.html").read_text()
+    assert facts["html"] == str(root / "tune-tiny_llama_peft.html")
     assert "<script" not in page
     assert "https://" not in page.replace("http://www.w3.org", "")
     assert "loss of throughput, %" in page
@@ -183,8 +193,8 @@ def test_the_report_needs_nothing_else_and_the_curve_is_there(capsys, tmp_path):
     assert Path(png).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_dry_run_names_the_settings_and_makes_nothing(capsys, tmp_path):
-    code, _, _, plan = said(capsys, *TINY, "dry_run=true", f"run_root={tmp_path / 'new'}")
+def test_a_dry_run_names_the_settings_and_makes_nothing(tmp_path):
+    code, _, _, plan = said(*TINY, "dry_run=true", f"run_root={tmp_path / 'new'}")
     sizes = ([f"train.step_scheduler.local_batch_size={size}"] for size in (1, 4))
     assert (code, plan["settings"]) == (0, [next(sizes), [], next(sizes)])
     assert plan["first"][:2] == ["recipe=tiny_llama_peft", "data=synthetic"]
@@ -224,17 +234,17 @@ def test_a_step_that_a_run_would_be_refused_with_costs_no_trial(tmp_path, settin
         ("train.step_scheduler.local_batch_size=3", "train.step_scheduler.global_batch_size=4 does not divide"),
     ],
 )
-def test_a_wrong_request_is_refused_by_its_key_before_anything_is_made(capsys, tmp_path, wrong, says):
+def test_a_wrong_request_is_refused_by_its_key_before_anything_is_made(tmp_path, wrong, says):
     kept = [one for one in TINY if one.partition("=")[0] != wrong.partition("=")[0]]
-    code, _, err, _ = said(capsys, *kept, wrong, f"run_root={tmp_path / 'new'}")
+    code, _, err, _ = said(*kept, wrong, f"run_root={tmp_path / 'new'}")
     assert code == 2
     assert says in err
     assert not (tmp_path / "new").exists()
 
 
-def test_a_length_that_the_data_do_not_read_is_refused(capsys, tmp_path):
+def test_a_length_that_the_data_do_not_read_is_refused(tmp_path):
     arguments = ("recipe=tiny_llama_peft", "data=recipe", "launch.nproc_per_node=1", "tune.seq_len=[64,128]")
-    code, _, err, _ = said(capsys, *arguments, f"run_root={tmp_path}")
+    code, _, err, _ = said(*arguments, f"run_root={tmp_path}")
     assert code == 2
     assert "data.seq_len=64 is read with data=" in err
 
