@@ -4,7 +4,6 @@ import itertools
 import json
 import re
 import statistics
-import time
 
 import pytest
 
@@ -15,9 +14,7 @@ def run(start_cctrain):
     micro_batches = ("train.step_scheduler.local_batch_size=1", "train.step_scheduler.global_batch_size=4")
     auto = ("measure.steps=auto", "measure.max_steps=100000", "data.seq_len=64")
     run = start_cctrain("recipe=tiny_llama_peft", "measure=seed", *auto, *micro_batches)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not run.run_dirs or len(samples(run, 0)) < 30):
-        time.sleep(0.2)
+    run.wait_until(lambda: bool(run.run_dirs) and len(samples(run, 0)) >= 30, "no 30 steps")
     (run.run_dir / "stop.json").write_text('{"why": "enough"}')
     return run.finish()
 
