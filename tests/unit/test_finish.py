@@ -120,8 +120,8 @@ def cut_emulated_run(run_root, num_steps):
     return finish_record(run_dir, "rank 0 was killed")
 
 
-@pytest.mark.parametrize(("where", "num_steps", "kinds"), [("warm-up", 1, {None}), ("plain", 7, {None, False})])
-def test_an_emulated_run_killed_before_it_paid_a_toll_has_its_steps_and_no_summary(tmp_path, where, num_steps, kinds):
+@pytest.mark.parametrize(("num_steps", "kinds"), [(1, {None}), (7, {None, False})], ids=["warm-up", "plain block"])
+def test_an_emulated_run_killed_before_it_paid_a_toll_has_its_steps_and_no_summary(tmp_path, num_steps, kinds):
     record = cut_emulated_run(tmp_path, num_steps)
     assert (record["status"], record["failure"]) == ("partial", "rank 0 was killed")
     assert len(record["steps"]) == num_steps
