@@ -183,5 +183,6 @@ def _tell_dead(follower: Follower, why: str) -> None:
     """A rank that was killed cannot say so, and node 0 does not see its process."""
     for number, progress in follower.dead_here().items():
         line = {"event": "error", "kind": "killed", "time": time.time(), "message": f"{why}, after {progress}"}
-        with contextlib.suppress(OSError):
-            SampleFile(follower.run_dir / "samples" / f"rank{number}.jsonl").write(line)
+        path = follower.run_dir / "samples" / f"rank{number}.jsonl"
+        with contextlib.suppress(OSError), contextlib.closing(SampleFile(path)) as samples:
+            samples.write(line)

@@ -46,6 +46,10 @@ class SampleFile:
         if written < len(text.encode()):
             raise OSError(28, "No space left on device")
 
+    def close(self) -> None:
+        """Nothing is written after this."""
+        os.close(self._descriptor)
+
 
 class SamplesTail:
     """What the ranks of a run append to their samples files, as they grow."""

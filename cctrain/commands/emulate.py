@@ -11,7 +11,6 @@ profile, 3 where emulation cannot be had (CC really on, no compiler, no CUPTI, a
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -20,9 +19,9 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 from cctrain import launcher
+from cctrain.commands.flags import Parser
 from cctrain.config import CcMode
 from cctrain.emulation.injector import left_behind, process_environment
 from cctrain.emulation.profile import load_profile
@@ -31,18 +30,12 @@ from cctrain.platform import cc, gpu
 from cctrain.records import finite
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"emulate: {message}")
-
-
 def run(arguments: list[str]) -> int:
     """Run the command that stands after `--`. Returns its exit code; raises CctrainError."""
-    parser = _Parser(prog="python -m cctrain emulate", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("emulate", __doc__)
     parser.usage = "python -m cctrain emulate [--tolls NAME|FILE] -- COMMAND ..."
     parser.add_argument("--tolls", metavar="NAME|FILE", help="b300, hopper, h100 or a file; without, only count")
-    own, _, command = _split(arguments)
+    own, command = _split(arguments)
     flags = parser.parse_args(own)
     if not command:
         raise RequestError(f"no program to run: {parser.usage}")
@@ -87,8 +80,7 @@ def _run(command: list[str], environment: Mapping[str, str]) -> int:
             signal.signal(stop, handler)
 
 
-def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
-    if "--" not in arguments:
-        return arguments, "", []
-    at = arguments.index("--")
-    return arguments[:at], "--", arguments[at + 1 :]
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Our own, and the program with its own."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
