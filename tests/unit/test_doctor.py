@@ -339,6 +339,19 @@ def test_recipes_that_the_same_thing_hurts_share_a_row():
     assert "in llama8b_peft, llama8b_sft" in text
 
 
+def test_the_table_says_which_engine_runs_which_recipe_and_why_not():
+    findings = [finding(TWO_H200, f"recipe={name}") for name in ("llama8b_peft", "tiny_llama_sft", "llama70b_peft")]
+    assert [bool(one.not_hf) for one in findings] == [False, False, True]
+    text = printed(seen_machine(), "on", None, findings)
+    for words in (
+        "automodel runs llama8b_peft, tiny_llama_sft, llama70b_peft",
+        "hf runs llama8b_peft, tiny_llama_sft ",
+        "hf not llama70b_peft: train.distributed.tp_size=4; allowed is none",
+    ):
+        assert words in text
+    assert "hf runs none of these" in printed(seen_machine(), "on", None, findings[2:])
+
+
 def test_gpus_of_several_kinds_and_ways_are_all_shown():
     gpus = seen_machine()["gpus"] | {
         "names": ("A", "B", "A"),
