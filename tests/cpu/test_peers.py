@@ -72,6 +72,33 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_may_wait(first, clea
     assert len(list((folder / "runs").iterdir())) == 1
 
 
+def test_the_rows_for_other_libraries_are_those_that_automodels_own_loader_gives(tmp_path, monkeypatch):
+    import torch
+    from nemo_automodel import NeMoAutoTokenizer
+    from nemo_automodel.components.config.loader import ConfigNode
+    from nemo_automodel.recipes._typed_config import RecipeConfig
+
+    from cctrain.request.compose import compose_config
+    from cctrain.request.data_files import prepare_data
+    from cctrain.request.recipe import build_recipe, located
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import peers_rows
+
+    overrides = ["recipe=tiny_llama_peft", "weights=random", "data=synthetic", "data.seq_len=512"]
+    found = peers_rows.rows(overrides, 4)
+    config = compose_config(overrides, build_recipe)
+    prepare_data(config.data, tmp_path, is_vlm=False)
+    train = located(config.train, tmp_path)
+    tokenizer = NeMoAutoTokenizer.from_pretrained(train["dataset"]["tokenizer"]["pretrained_model_name_or_path"])
+    loader = RecipeConfig(ConfigNode(train)).dataloader.build(tokenizer=tokenizer, dp_rank=0, dp_world_size=1)
+    for key in ("input_ids", "labels"):
+        expected = torch.stack([batch[key] for _, batch in zip(range(4), loader, strict=False)])
+        assert torch.equal(found[key], expected.to(torch.int32))
+        assert found[key].shape[-1] == 512
+    assert -100 in found["labels"]
+
+
 def test_a_cell_past_its_deadline_is_ended_and_named(tmp_path, clean_environment):
     _, found = peers(tmp_path, clean_environment, "--cell-s", "1")
     assert {one["line"]: one["error"] for one in found["failed"]}["Trainer + PEFT"] == "not done by its deadline"
