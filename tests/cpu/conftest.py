@@ -171,9 +171,10 @@ def free_ports(num: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def heed_ctrl_c() -> None:
-    """Tests that a script starts in the background inherit an ignored SIGINT; a terminal hands down none."""
+def heed_stops() -> None:
+    """Tests that a script starts in the background, or nohup, inherit ignored signals; a terminal hands down none."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
@@ -199,7 +200,7 @@ def start_cctrain(tmp_path_factory, clean_environment) -> Iterator[Callable[...,
                 stdout=stdout,
                 stderr=stderr,
                 text=True,
-                preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - the tests have one thread
+                preexec_fn=heed_stops,  # noqa: PLW1509 - the tests have one thread
             )
         started.append(Run(process, root, output))
         return started[-1]

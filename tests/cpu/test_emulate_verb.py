@@ -12,7 +12,7 @@ import time
 import pytest
 
 from cctrain.emulation.injector import INJECTION
-from tests.cpu.conftest import heed_ctrl_c
+from tests.cpu.conftest import heed_stops
 from tests.stub_driver import build_driver
 
 PROGRAM = """
@@ -52,7 +52,7 @@ def start(environment):
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,
-            preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - the tests have one thread
+            preexec_fn=heed_stops,  # noqa: PLW1509 - the tests have one thread
         )
         started.append(process)
         return process

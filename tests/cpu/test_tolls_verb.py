@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cctrain.tolls import families
-from tests.cpu.conftest import heed_ctrl_c
+from tests.cpu.conftest import heed_stops
 
 VERB = "import sys; from cctrain.__main__ import main; code = main(['tolls', *sys.argv[1:]])"
 COMMAND = [sys.executable, "-c", f"{VERB}; assert 'torch' not in sys.modules; sys.exit(code)"]
@@ -82,7 +82,7 @@ def test_ctrl_c_ends_it_with_code_4_and_leaves_neither_file_nor_process(tmp_path
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - the tests have one thread
+        preexec_fn=heed_stops,  # noqa: PLW1509 - the tests have one thread
     )
     try:
         worker = wait_for(lambda: next(iter(workers(tmp_path)), None))
