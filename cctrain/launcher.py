@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _RANK_DEFAULTS = {
     "NCCL_DEBUG": "INFO",  # says once for each communicator whether it knows of CC
     "NCCL_DEBUG_SUBSYS": "INIT",
 }
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,33 @@ def first_to_fail(log: Path) -> int | None:
 
 
 def launch(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start torchrun in a session of its own (a Ctrl-C reaches us, not it), ending when we do."""
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - this process has one thread when it launches
-        )
+    """Start torchrun in a session of its own (a Ctrl-C reaches us, not it), ending when we do. A stop that comes while
+    it starts is raised once it can be ended."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # raised in the middle of a fork, Python would lose it
+    process = None
+    try:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=partial(_begin, os.getpid()),  # noqa: PLW1509 - this process has one thread when it launches
+            )
+    finally:
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+        except KeyboardInterrupt:
+            if process:
+                process.kill()
+                process.wait()
+            raise
+    return process
+
+
+def _begin(parent: int) -> None:
+    """In torchrun's process, before it is torchrun."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+    die_with_parent(parent)
