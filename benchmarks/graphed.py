@@ -50,7 +50,7 @@ from cctrain.config import Config
 from cctrain.emulation import in_rank
 from cctrain.emulation.blocks import SETTLING_STEPS, schedule
 from cctrain.emulation.injector import attached
-from cctrain.emulation.profile import load_profile
+from cctrain.emulation.profile import emulated_note, load_profile
 from cctrain.engines import automodel
 from cctrain.engines.compiled import compile_layers
 from cctrain.errors import RequestError
@@ -237,16 +237,17 @@ def difference(base: Sequence[float], other: Sequence[float]) -> dict[str, float
     }
 
 
-def tables(made: dict[str, Any], title: str) -> Iterator[Table]:
-    """Times, and losses."""
-    times = Table(title=title)
+def tables(made: dict[str, Any], title: str, tolls: str | None) -> Iterator[Table]:
+    """Times, and losses; `tolls` is the profile of the tolled steps, None where there are none."""
+    times = Table(title=title, caption=emulated_note() if tolls else None)
     for name in ("line", "mode", "step", "over the first line's", "kept under tolls", "of the floor", "MFU"):
         times.add_column(name, justify="left" if name in ("line", "mode") else "right")
     for name, line in made["lines"].items():
         for mode, seconds in line["step_s"].items():
             floor, mfu = line["floor_s"], line["mfu"] if mode == OFF else None
             times.add_row(
-                *(name, mode, f"{1e3 * seconds:.1f} ms", _text(line["over_first"][mode])),
+                *(name, f"emulated {tolls}" if mode == TOLLED else mode, f"{1e3 * seconds:.1f} ms"),
+                _text(line["over_first"][mode]),
                 _text(line["keep_ratio"]) if mode == TOLLED else "",
                 f"{seconds / floor:.2f}x" if floor else "n/a",
                 f"{mfu:.1%}" if mfu else "",
@@ -335,11 +336,12 @@ def main() -> None:
     setting = {"device": device, "matmul_tflops": rates, "cpu": seen["cpu"], "num_cores": seen["num_cores"]}
     given = {name: value for name, value in vars(options).items() if name not in ("out", "profile", "configs")}
     setting |= {"torch": torch.__version__, **given, "modes": modes}
+    setting["emulated"] = emulated_note() if TOLLED in modes else None
     if options.out:
         options.out.write_text(json.dumps(setting | made, default=str), encoding="utf-8")
-    tolls = f", {options.tolls}" if TOLLED in modes else ""
+    tolls = options.profile.name if TOLLED in modes else None
     unrecorded = "" if is_gpu else ", unrecorded"
-    for table in tables(made, f"{' '.join(options.override)} {options.shape}{tolls}, on {device}{unrecorded}"):
+    for table in tables(made, f"{' '.join(options.override)} {options.shape}, on {device}{unrecorded}", tolls):
         Console(width=140).print(table)
     print(json.dumps({**setting, **{name: made[name] for name in ("num_steps", "lines")}}, default=str), flush=True)
     os._exit(0)  # AutoModel's exit handlers wait for process groups that have no peers here

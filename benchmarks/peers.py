@@ -353,7 +353,8 @@ def main() -> None:
         if done["error"]:
             print(f"  failed: {done['error']}", file=sys.stderr, flush=True)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(cells.glob("*.json"))]
-    results = {**peers_table.results(found, flags.folder, flags.ours, tflops), "not_run": not_run(flags)}
+    results = peers_table.results(found, flags.folder, flags.ours, tflops, flags.tolls)
+    results |= {"not_run": not_run(flags)}
     write_json(flags.folder / "results.json", results)
     peers_table.show(results)
     print(json.dumps({"num_left": left, **results}))

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from cctrain import ratios, stats
 from cctrain.comparison.arms import arms_of
+from cctrain.emulation.profile import emulated_note
 from cctrain.load import read_run
 
 MODES = {"off": "off", "emulated": "tolled"}
@@ -32,7 +33,9 @@ class Rate:
     is_steady: bool
 
 
-def results(cells: Sequence[Mapping[str, Any]], folder: Path, ours: str, matmul_tflops: float | None) -> dict[str, Any]:
+def results(
+    cells: Sequence[Mapping[str, Any]], folder: Path, ours: str, matmul_tflops: float | None, tolls: str
+) -> dict[str, Any]:
     """What the cells came to: a row a line, task and shape, and the cells that failed with their errors.
 
     Run directories are relative to `folder`, which may have come from another machine.
@@ -47,6 +50,8 @@ def results(cells: Sequence[Mapping[str, Any]], folder: Path, ours: str, matmul_
     failed = [{name: cell[name] for name in ("task", "shape", "line", "repeat", "error")} for cell in cells]
     return {
         "ours": ours,
+        "tolls": tolls,
+        "emulated": emulated_note(),
         "matmul_tflops": matmul_tflops,
         "rows": [_row(key, found, rates.get((*key[:2], ours), {}), floors[key[:2]]) for key, found in rates.items()],
         "failed": [one for one in failed if one["error"]],
@@ -134,9 +139,11 @@ def show(found: Mapping[str, Any]) -> None:
 
 def _table(task: str, shape: str, found: Mapping[str, Any]) -> Table:
     ours = found["ours"]
-    made = Table(title=f"{task} {shape}, padded tokens/s/GPU with 95 % intervals over runs")
+    title = f"{task} {shape}, padded tokens/s/GPU with 95 % intervals over runs"
+    made = Table(title=title, caption=found["emulated"])
     made.add_column("line")
-    for name in ("off", "of floor", f"{ours} over it", "tolled", "of floor", f"{ours} over it", "keep ratio", "runs"):
+    over = ("of floor", f"{ours} over it")
+    for name in ("off", *over, f"emulated {found['tolls']}", *over, "keep ratio", "runs"):
         made.add_column(name, justify="right")
     rows = [row for row in found["rows"] if (row["task"], row["shape"]) == (task, shape)]
     for row in sorted(rows, key=lambda row: -(row["tolled"] or {}).get("tokens_per_s_per_gpu", 0)):

@@ -27,7 +27,7 @@ from cctrain import rundir
 from cctrain.commands.flags import Parser
 from cctrain.config import CcMode
 from cctrain.emulation.injector import check_not_inside, process_environment
-from cctrain.emulation.profile import load_profile
+from cctrain.emulation.profile import emulated_note, load_profile
 from cctrain.errors import RequestError, RunError
 from cctrain.nearest import did_you_mean
 from cctrain.platform import cc, gpu, machine
@@ -128,6 +128,7 @@ def _measure(flags: argparse.Namespace) -> int:
     _write(flags.out, to_json(record))
     table.print_tolls(record)
     facts = {"out": str(flags.out), "mode": record.mode, "num_readings": len(record.readings)}
+    facts |= {"emulated": emulated_note()} if profile else {}
     facts |= {"duration_s": record.duration_s, "waived": record.waived, "failed": record.failed}
     if record.failed:
         print(outcome.log, end="", file=sys.stderr)

@@ -53,8 +53,22 @@ ASSUMED = (
     "launch tolls are paid by the thread that calls",
     "a CUDA graph pays one toll, however many kernels it holds",
 )
-NOT_EMULATED = ("NVLink bandwidth", "tolls inside a CUDA graph", "tolls that the GPU's front end pays")
+NOT_EMULATED = (
+    "NVLink bandwidth",
+    "tolls inside a CUDA graph",
+    "tolls that the GPU's front end pays",
+    "tolls of copies that are handed over by the batch",
+)
 """Both are printed beside every emulated or predicted figure."""
+
+
+def emulated_note() -> str:
+    """What an emulated figure is, rests on and leaves out, as text beside it."""
+    return (
+        "Emulated: tolls injected into a machine without CC, an estimate, never a measurement of CC. "
+        f"Assumed: {'; '.join(ASSUMED)}. Not emulated: {'; '.join(NOT_EMULATED)}"
+    )
+
 
 Points = tuple[tuple[int, float], ...]
 """Bytes and microseconds, bytes rising."""

@@ -51,6 +51,7 @@ def _table(crossings: Processes, profile: Profile | None) -> Table:
         cells = [counts["copies"][kind] for counts in crossings.values()]
         name = f"copies {kind.replace('_', ', ')}"
         table.add_row(name, *(f"{cell['count']:,} of {cell['bytes'] / 1e6:,.1f} MB" for cell in cells))
+    table.add_row("other copies, unpaid", *(f"{counts['other_copies']:,}" for counts in crossings.values()))
     table.add_row("time in those calls", *(f"{counts['in_driver_s']:.3f} s" for counts in crossings.values()))
     if profile:
         for name in profile.classes():

@@ -38,6 +38,8 @@ def crossings_rows(crossings: Mapping[str, Any] | None) -> list[tuple[str, str]]
         for kind, copy in copies
         if copy["count"] >= 0.5
     ]
+    if crossings["other_copies"] >= 0.5:
+        parts.append(f"{crossings['other_copies']:,.0f} other copies, which pay no toll")
     return [("a plain step crosses", ", ".join(parts))]
 
 

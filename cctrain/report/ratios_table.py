@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cctrain.comparison.compare import Answer, Comparison
+from cctrain.emulation.profile import emulated_note
 from cctrain.report import words
 from cctrain.report.panels import by_title
 
@@ -19,7 +20,6 @@ _CAPTION = (
     "kept: throughput of the left over that of the right, of the runs' median padded tokens/s/GPU (between steps or "
     "engines: real ones); 1 is free. The 95 % interval is over runs"
 )
-_EMULATED = "Emulated: tolls injected into this machine without CC. It is an estimate, never a measurement of CC"
 _NOT_A_TERMINAL = 120
 
 
@@ -28,8 +28,7 @@ def print_answer(answer: Answer, console: Console | None = None) -> None:
     console = console or Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = _NOT_A_TERMINAL
-    emulated = f". {_EMULATED}" if any(one.is_emulated for one in answer.comparisons) else ""
-    table = Table(title="What is kept of the throughput", caption=_CAPTION + emulated)
+    table = Table(title="What is kept of the throughput", caption=". ".join(filter(None, (_CAPTION, _note(answer)))))
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in (COLUMNS[0], "verdict") else "right")
     for name, rows in rows_by_title(answer):
@@ -50,7 +49,7 @@ def markdown(answer: Answer) -> str:
         lines += ["|---|" + "---:|" * (len(COLUMNS) - 2) + "---|"]
         lines += [f"| {' | '.join(map(_escaped, row))} |" for row in rows]
         lines += [""]
-    lines += [f"- {_escaped(line)}" for line in _lines(answer)]
+    lines += [f"- {_escaped(line)}" for line in (*_lines(answer), _note(answer)) if line]
     return "\n".join(lines)
 
 
@@ -63,6 +62,7 @@ def facts(answer: Answer, min_keep: float | None = None) -> dict[str, Any]:
         "ci95": worst.ci95,
         "verdict": worst.verdict,
         "is_emulated": worst.is_emulated,
+        "emulated": _note(answer),
         "num_runs": worst.num_runs,
         "why": words.sentence(worst, answer.options.margin),
         "gate": gate,
@@ -116,6 +116,11 @@ def _row(one: Comparison) -> list[str]:
     runs = f"{len(one.base_arms)} + {len(one.other_arms)}" if one.pairing != "same run" else f"{one.num_runs}"
     kept, loss = f"{one.keep_ratio:.3f}", words.percent(1 - one.keep_ratio)
     return [words.what(one), kept, interval, loss, f"{rates[0]:,.0f} -> {rates[1]:,.0f}", runs, one.verdict]
+
+
+def _note(answer: Answer) -> str | None:
+    """What emulated figures rest on; None where there are none."""
+    return emulated_note() if any(one.is_emulated for one in answer.comparisons) else None
 
 
 def _middle(values: Sequence[float]) -> float:

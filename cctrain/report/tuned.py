@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cctrain.campaign.plan import Trial
 from cctrain.campaign.run import Ending
+from cctrain.emulation.profile import emulated_note
 from cctrain.ratios import ratio_of_runs
 from cctrain.report.campaign import duration
 from cctrain.report.words import percent
@@ -25,7 +26,6 @@ _NOT_A_TERMINAL = 140
 _MOST_PLANNED = 60
 SETTING = "setting: micro-batches a step x rows of each (x tokens of a row)"
 COLUMNS = ("trial", "setting", "real tokens/s/GPU", "kept", "tokens a step", "peak GiB", "")
-EMULATED = "Emulated: tolls injected into this machine without CC. It is an estimate, never a measurement of CC"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +130,16 @@ def _remark(problem: Problem, one: Observation, best: Observation | None) -> str
     return ", ".join(words)
 
 
+def note(seen: Sequence[Observation]) -> str | None:
+    """What emulated figures rest on; None where there are none."""
+    return emulated_note() if any(one.keep_ratio is not None for one in seen) else None
+
+
 def print_trials(problem: Problem, seen: Sequence[Observation], best: Observation | None = None) -> None:
     """The trials, to stdout."""
     if not seen:
         return
-    is_emulated = any(one.keep_ratio is not None for one in seen)
-    caption = f"{SETTING}. {EMULATED}" if is_emulated else SETTING
-    table = Table(title="Trials", caption=caption)
+    table = Table(title="Trials", caption=". ".join(filter(None, (SETTING, note(seen)))))
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("setting", "") else "right")
     for row in rows(problem, seen, best):
@@ -198,6 +201,7 @@ def facts(answer: Answer) -> dict[str, Any]:
     return {
         "recipe": answer.recipe,
         "mode": answer.mode,
+        "emulated": note(answer.result.seen),
         "chosen": None if answer.chosen is None else list(answer.chosen),
         "command": answer.command if answer.chosen is not None else None,
         "real_tokens_per_s_per_gpu": best and best.rate,

@@ -34,12 +34,12 @@ def write(answer: Answer, folder: Path) -> tuple[Path, list[Path]]:
 def page(answer: Answer, pictures: list[Picture]) -> str:
     """The whole file."""
     colours = ";".join(f"--{name}:{colour}" for name, colour in LIGHT.items())
-    is_emulated = any(one.keep_ratio is not None for one in answer.result.seen)
+    emulated = tuned.note(answer.result.seen)
     return Template((_HERE / "tuned.html").read_text(encoding="utf-8")).substitute(
         title=text(f"{answer.recipe}: {_headline(answer)}"),
         style=Template((_HERE / "page.css").read_text(encoding="utf-8")).substitute(light=colours),
         about=text(f"{len(answer.result.seen)} trials of {len(answer.problem.points)} settings, CC {answer.mode}"),
-        emulated=f"<aside class=warning><p>{text(tuned.EMULATED)}.</p></aside>" if is_emulated else "",
+        emulated=f"<aside class=warning><p>{text(emulated)}.</p></aside>" if emulated else "",
         found="".join(f"<p>{text(line)}</p>" for line in tuned.sentences(answer)),
         command=f"<pre>{text(answer.command)}</pre>" if answer.chosen is not None else "",
         figures="".join(map(figure, pictures)),

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from cctrain.emulation.profile import emulated_note
 from cctrain.tolls.diff import Difference
 from cctrain.tolls.published import HARDWARE, published_beside
 from cctrain.tolls.record import Facts, TollsRecord
@@ -30,7 +31,8 @@ def print_tolls(record: TollsRecord, console: Console | None = None) -> None:
     num_gpus = record.identity["num_gpus"]
     machine = f"{num_gpus} x {record.identity['gpu']}" if num_gpus else "no GPU"
     tolls = f", tolls of {record.tolls['name']}" if record.tolls else ""
-    table = Table(title=f"tolls  ·  {machine}  ·  CC {record.mode}{tolls}", caption=_CAPTION)
+    caption = f"{_CAPTION}. {emulated_note()}" if record.mode == "emulated" else _CAPTION
+    table = Table(title=f"tolls  ·  {machine}  ·  CC {record.mode}{tolls}", caption=caption)
     for column in ("toll", "of", "measured", "95 % interval", *HARDWARE):
         table.add_column(column, justify="right" if column in ("measured", "95 % interval") else "left")
     for reading in record.readings:

@@ -1,11 +1,15 @@
 """benchmarks/graphed.py: both steps in one process train the same, and typing errors are told before any set-up."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from cctrain.emulation.profile import emulated_note
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "graphed.py"
 
@@ -43,3 +47,20 @@ def test_what_is_mistyped_is_refused_before_anything_is_set_up(arguments, messag
     assert done.returncode != 0
     assert message in done.stderr
     assert "setting up" not in done.stdout
+
+
+@pytest.mark.parametrize("tolls", ["b300", None])
+def test_tolled_steps_are_called_emulated_with_the_profile_and_what_they_rest_on(monkeypatch, tolls):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import graphed
+
+    modes = ("off", graphed.TOLLED) if tolls else ("off",)
+    line = {"step_s": dict.fromkeys(modes, 0.1), "over_first": dict.fromkeys(modes), "keep_ratio": None}
+    series = graphed.difference([1.0, 2.0], [1.0, 2.0])
+    line |= {"floor_s": None, "mfu": None, "loss_difference": series, "norm_difference": series}
+    console = Console(file=io.StringIO(), width=140)
+    for table in graphed.tables({"num_steps": 2, "lines": {"stock": line}}, "a title", tolls):
+        console.print(table)
+    text = " ".join(console.file.getvalue().split())
+    assert ("emulated b300" in text) == (emulated_note() in text) == bool(tolls)
+    assert "tolled" not in text

@@ -61,7 +61,7 @@ def settings(peers, folder, others, **more):
 
 
 def results(peers, cell, tmp_path):
-    return peers.peers_table.results([cell], tmp_path, "torchtune", None)
+    return peers.peers_table.results([cell], tmp_path, "torchtune", None, "b300")
 
 
 def test_another_librarys_line_is_its_median_rate_over_the_steady_steps_off_and_tolled(peers, trained, tmp_path):

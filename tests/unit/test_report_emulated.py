@@ -141,6 +141,14 @@ def test_a_plain_steps_crossings_are_listed_without_those_that_are_none():
     assert crossings_rows(None) == []
 
 
+def test_copies_that_pay_no_toll_are_said_in_the_summary_and_of_each_process():
+    counts = counted(tuple(31 * (name == "other_copies") for name in _WORDS))
+    assert crossings_rows({"counted_by": "cupti", **counts})[0][1] == "31 other copies, which pay no toll"
+    text = printed(lambda console: print_crossings({12: counts}, load_profile("b300"), console))
+    (line,) = (line for line in text.splitlines() if "other copies, unpaid" in line)
+    assert "31" in line
+
+
 def test_operators_of_the_stand_in_are_not_called_launches():
     ((_, shown),) = crossings_rows({"counted_by": "operators", "operators": 1234.5, "injected_s": {"launch": 0.0}})
     assert shown == "1,234 operators, each in place of a launch"
