@@ -38,7 +38,7 @@ Fine-tune with NVIDIA NeMo AutoModel, time every step, and record what confident
 
 settings
   recipe=           llama70b_peft  llama70b_sft  llama8b_peft  llama8b_sft  gemma31b_peft  gemma31b_sft
-                    tiny_llama_peft  tiny_llama_sft  tiny_gemma_peft  tiny_gemma_sft  or a file
+                    llama1b_peft  tiny_llama_peft  tiny_llama_sft  tiny_gemma_peft  tiny_gemma_sft  or a file
   cc=               auto (take what is seen)  on, off (stop where it is not so)  unverified
                     emulated: no CC, but its tolls injected, in blocks of steps that alternate with plain ones
   tolls=            cc=emulated: b300  hopper  h100  or a file, as of `tolls --diff`    cc.blocks=   pairs of blocks

@@ -95,6 +95,8 @@ class RecipeConfig:
     """Name in the record; for a recipe file of your own, its file name."""
     file: str = "???"
     """The AutoModel recipe file, relative to recipes/ or absolute."""
+    pretrained: str | None = None
+    """Weights in place of those that the file names, for a recipe that is another one's at another size."""
     model: str | None = None
     """Directory under recipes/ with the model's config.json, used by weights=random."""
     text: str | None = None

@@ -46,6 +46,8 @@ class Steps:
     """A row a step, a column a rank."""
     padded_tokens: Floats
     real_tokens: Floats
+    model_flops: Floats
+    """NaN in the steps that do not say."""
     is_warmup: Flags
     arm: Ints
     """1 where an emulated run paid all tolls, 0 where none, -1 where a part, and in other runs."""
@@ -180,6 +182,7 @@ def _steps(rows: list[Any], *, is_emulated: bool) -> Steps:
         rank_step_time_s=_rank_times(rows),
         padded_tokens=_numbers(rows, "padded_tokens"),
         real_tokens=_numbers(rows, "real_tokens"),
+        model_flops=_known(rows, "model_flops"),
         is_warmup=np.array(_column(rows, "is_warmup", (bool,)), dtype=bool),
         arm=arm,
         block=block,
@@ -215,6 +218,12 @@ def _check_types(column: Iterable[Any], kinds: tuple[type, ...], name: str) -> N
 
 def _numbers(rows: Sequence[dict[str, Any]], name: str) -> Floats:
     return _finite(_column(rows, name, (int, float)), name)
+
+
+def _known(rows: Sequence[dict[str, Any]], name: str) -> Floats:
+    values = [row.get(name) for row in rows]
+    _check_types(values, (int, float, type(None)), name)
+    return _finite(values, name)
 
 
 def _finite(column: Any, name: str) -> Floats:

@@ -48,7 +48,7 @@ from cctrain.report import campaign as report
 from cctrain.report import ratios_table
 
 _BY = {
-    **{"step": "step", "engine": "engine", "data.seq_len": "sequence"},
+    **{"step": "step", "engine": "engine", "data.seq_len": "sequence", "recipe.model": "model"},
     **{f"train.step_scheduler.{which}_batch_size": "batch" for which in ("local", "global")},
     **{f"train.distributed.{which}_size": "layout" for which in ("tp", "pp", "cp", "dp")},
     "launch.nproc_per_node": "layout",

@@ -44,6 +44,8 @@ class Arm:
     half_width: float | None
     """Of the 95 % interval of the mean step time from the noise within this run, relative to it."""
     tokens_per_step: float
+    flops_per_token: float
+    """Of the model, a padded token; NaN where the record does not say."""
     phases_s: Mapping[str, float]
     """Mean a step."""
 
@@ -90,6 +92,9 @@ def _arm(run: Run, mode: str, label: str, measured: Ints) -> Arm:
         useful=float(steps.real_tokens[steady].sum() / steps.padded_tokens[steady].sum()) if is_sound else math.nan,
         half_width=half,
         tokens_per_step=float(np.median(steps.padded_tokens[steady])) if is_sound else math.nan,
+        flops_per_token=float(steps.model_flops[steady].sum() / steps.padded_tokens[steady].sum())
+        if is_sound
+        else math.nan,
         phases_s=_phases(steps.phases_s, steady),
     )
 

@@ -24,6 +24,7 @@ _WAYS_OUT = {
     field: f" (add --by {name} to put them side by side)"
     for field, name in (
         *(("engine", "engine"), ("step_kind", "step"), ("identity.sequence.seq_len", "sequence")),
+        ("identity.model", "model"),
         *((f"identity.batch.{key}_batch_size", "batch") for key in ("local", "global")),
         *((f"identity.layout.{key}", "layout") for key in ("data", "tensor")),
     )

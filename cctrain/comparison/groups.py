@@ -17,7 +17,7 @@ from cctrain.comparison.comparable import alike
 from cctrain.errors import RequestError
 from cctrain.load import Run
 
-_SIDE_BY_SIDE = ("sequence", "batch", "layout")
+_SIDE_BY_SIDE = ("model", "sequence", "batch", "layout")
 """What stands in one table without being held against each other."""
 FIELDS = ("step", "engine", "tolls", *_SIDE_BY_SIDE)
 """What `by` tells settings apart by; tolls (the profile of an emulated run) are told apart by anyway."""
@@ -177,6 +177,8 @@ def _number(value: object) -> float:
 
 def setting_of(run: Run, name: str) -> str:
     """What `run` has of one of `FIELDS`, for people; empty for tolls."""
+    if name == "model":
+        return str(run.identity.get("model")).rpartition("/")[2]
     facts = facts_of(run, name)
     if name == "sequence":
         named = ("lengths", "packed")

@@ -36,6 +36,8 @@ def build_recipe(config: Config) -> dict[str, Any]:
     name = recipe["recipe"]
     if not path.is_absolute():
         recipe = _symbolic(recipe)
+    if config.recipe.pretrained:
+        recipe["model"]["pretrained_model_name_or_path"] = config.recipe.pretrained
     _put_weights(recipe, config.weights, config.recipe)
     put_data(recipe, config.data, config.recipe, is_vlm=name == VLM)
     _put_measuring(recipe, config.measure)

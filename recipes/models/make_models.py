@@ -1,4 +1,4 @@
-"""Write the architecture files beside this script: config.json of five models, one tokenizer, one processor.
+"""Write the architecture files beside this script: config.json of six models, one tokenizer, one processor.
 
 They let a recipe build a model with random weights, with no access to a model hub. Run it again after a change:
 
@@ -183,6 +183,17 @@ CONFIGS = {
         num_attention_heads=32,
         num_key_value_heads=8,
         head_dim=128,
+    ),
+    # Source: the published config.json of Llama-3.2-1B-Instruct.
+    "llama-3.2-1b": llama(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        rope_scaling={**llama()["rope_scaling"], "factor": 32.0},
+        tie_word_embeddings=True,
     ),
     # Sizes: transformers' convert_gemma4_weights.py, variant gemma-4-31b; the position table is the default's.
     "gemma-4-31b": gemma(

@@ -5,7 +5,7 @@ import json
 import signal
 
 import pytest
-from make_records import run_record, write
+from make_records import emulated_record, run_record, write
 
 from cctrain.__main__ import main
 from cctrain.campaign.keys import Keys, platform_identity
@@ -193,3 +193,21 @@ def test_help_is_the_verbs_own(capsys):
     code, out, _ = said(capsys, "--help")
     assert code == 0
     assert "campaign.repeats=" in out
+
+
+def test_a_campaign_over_models_and_layouts_ends_in_one_table(capsys, tmp_path):
+    axes = ("recipe=llama1b_peft,llama8b_peft", "train.distributed.tp_size=1,2", "launch.nproc_per_node=2")
+    whole = (*axes, "train.step_scheduler.global_batch_size=8", "cc=emulated", "tolls=b300", "campaign.repeats=1")
+
+    def record_of(number, trial):
+        width = 2 if "train.distributed.tp_size=2" in trial.settings else 1
+        layout = {"world": 2, "data": 2 // width, "tensor": width, "pipeline": 1, "context": 1}
+        record = emulated_record(number, recipe=trial.settings[0].removeprefix("recipe="), num_gpus=2)
+        return dataclasses.replace(record, identity={**record.identity, "layout": layout})
+
+    done(tmp_path, whole, record_of)
+    _, out, err = said(capsys, *whole, "campaign.allow=steady", f"run_root={tmp_path}")
+    (compared,) = json.loads(out.splitlines()[-1])["comparison"]
+    found = sorted((row["recipe"], row["setting"]) for row in compared["comparisons"])
+    layouts = ("data 2", "tensor 2")
+    assert found == [(recipe, layout) for recipe in ("llama1b_peft", "llama8b_peft") for layout in layouts], err

@@ -60,7 +60,14 @@ def test_every_conf_file_composes(choice):
 
 
 def test_every_recipe_file_has_an_entry_in_conf():
-    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == NAMES
+    named = {yaml.safe_load((CONF / "recipe" / f"{name}.yaml").read_text())["recipe"]["file"] for name in NAMES}
+    assert {path.name for path in RECIPES.glob("*.yaml")} == named
+
+
+def test_a_recipe_at_another_size_names_weights_of_its_own():
+    models = [composed("recipe=llama1b_peft", f"weights={kind}").train["model"] for kind in ("pretrained", "random")]
+    assert models[0]["pretrained_model_name_or_path"] == "meta-llama/Llama-3.2-1B-Instruct"
+    assert models[1]["config"]["pretrained_model_name_or_path"] == "{recipes}/models/llama-3.2-1b"
 
 
 def test_on_and_off_stay_words():

@@ -1,6 +1,9 @@
-"""The curve of loss against tokens: along which size it goes, and which points are one line."""
+"""The curves of loss against tokens, models and layouts: along which it goes, and which points are one line."""
 
 import dataclasses
+import itertools
+import re
+import shutil
 
 from make_records import emulated_record, write
 
@@ -8,7 +11,7 @@ from cctrain.comparison.compare import compare
 from cctrain.comparison.groups import Options
 from cctrain.load import read_runs
 from cctrain.report.plots.canvas import WIDE
-from cctrain.report.plots.keep import has_lines, losses_by_tokens
+from cctrain.report.plots.losses import caption, has_lines, losses
 
 
 def curve(tmp_path, sizes, by):
@@ -20,10 +23,14 @@ def curve(tmp_path, sizes, by):
         steps = tuple(dataclasses.replace(step, padded_tokens=tokens, real_tokens=tokens) for step in record.steps)
         record = dataclasses.replace(record, identity={**record.identity, "batch": batch}, steps=steps)
         write(tmp_path, dataclasses.replace(record, run_id=f"run-{number}"))
-    answer = compare(read_runs([tmp_path]), Options(by=by, allow=("steady",)))
+    return drawn(tmp_path, by)
+
+
+def drawn(folder, by):
+    answer = compare(read_runs([folder]), Options(by=by, allow=("steady",)))
     if not has_lines(answer):
         return {}
-    axes = losses_by_tokens(answer, WIDE).axes[0]
+    axes = losses(answer, WIDE).axes[0]
     lines = [line for line in axes.lines if not line.get_label().startswith("_")]
     return {line.get_label(): list(line.get_xdata()) for line in lines}
 
@@ -41,3 +48,63 @@ def test_batches_of_other_lengths_are_lines_of_their_own(tmp_path):
 
 def test_one_size_is_no_curve(tmp_path):
     assert curve(tmp_path, [(4, 1, 256)], by=("batch",)) == {}
+
+
+GFLOP = {"llama1b_peft": 4.9, "llama8b_peft": 31.0, "llama70b_peft": 280.0}
+MODELS = dict(zip(GFLOP, ("models/llama-3.2-1b", "models/llama-3.1-8b", "models/llama-3.3-70b"), strict=True))
+
+
+def of_models(folder, recipes=tuple(GFLOP), widths=(1,), profiles=("b300",), **changed):
+    """Runs of each recipe, on as many GPUs as share a layer."""
+    for number, (recipe, width, profile) in enumerate(itertools.product(recipes, widths, profiles)):
+        keep = 0.95 - 0.3 / (1 + GFLOP[recipe] / 10) - 0.02 * width
+        record = emulated_record(number, recipe=recipe, profile=profile, keep=keep)
+        steps = tuple(
+            dataclasses.replace(step, model_flops=GFLOP[recipe] * 1e9 * step.padded_tokens) for step in record.steps
+        )
+        layout = {"world": width, "data": 1, "tensor": width, "pipeline": 1, "context": 1}
+        facts = {**record.identity, "model": MODELS[recipe], "layout": layout, "recipe_hash": f"{recipe}{width}"}
+        record = dataclasses.replace(record, identity=facts, steps=steps, run_id=f"run-{number}")
+        write(folder, dataclasses.replace(record, **changed))
+
+
+def test_recipes_of_other_sizes_are_one_line_along_models_for_each_profile(tmp_path):
+    of_models(tmp_path, profiles=("b300", "hopper"))
+    found = drawn(tmp_path, by=("model",))
+    assert found == {f"llama_peft, emulated {name}": [4.9, 31, 280] for name in ("b300", "hopper")}
+
+
+def test_layouts_are_lines_of_their_own_along_models(tmp_path):
+    of_models(tmp_path, widths=(1, 2))
+    found = drawn(tmp_path, by=("model", "layout"))
+    assert [name.split(", ")[1] for name in found] == ["one rank", "tensor 2"]
+    assert list(found.values()) == [[4.9, 31, 280]] * 2
+
+
+def test_where_layouts_alone_are_told_apart_a_line_goes_along_them(tmp_path):
+    of_models(tmp_path, recipes=("llama1b_peft", "llama8b_peft"), widths=(1, 2))
+    found = drawn(tmp_path, by=("layout",))
+    assert found == {f"{name}, emulated b300": [1, 2] for name in ("llama1b_peft", "llama8b_peft")}
+
+
+def test_models_whose_flops_are_not_known_are_no_curve(tmp_path):
+    of_models(tmp_path)
+    for path in tmp_path.glob("*/run.json"):
+        path.write_text(re.sub(r'"model_flops": *[0-9.e+]+', '"model_flops": null', path.read_text()))
+    assert drawn(tmp_path, by=("model",)) == {}
+
+
+def test_the_caption_speaks_of_intervals_where_there_are_some(tmp_path):
+    of_models(tmp_path / "single", recipes=("llama1b_peft", "llama8b_peft"))
+    shutil.copytree(tmp_path / "single", tmp_path / "repeated")
+    for path in (tmp_path / "repeated").glob("*/run.json"):
+        twin = path.parents[1] / f"{path.parent.name}-again"
+        twin.mkdir()
+        (twin / "run.json").write_text(path.read_text().replace(f'"{path.parent.name}"', f'"{twin.name}"'))
+    captions = {
+        folder: caption(compare(read_runs([tmp_path / folder]), Options(by=("model",), allow=("steady",))))
+        for folder in ("single", "repeated")
+    }
+    assert captions["single"].startswith("Points without a bar are of single runs")
+    assert captions["repeated"].startswith("Bars are 95 % intervals over runs. A wider model")
+    assert all("not measured under CC" in said for said in captions.values())

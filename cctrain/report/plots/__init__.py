@@ -13,7 +13,7 @@ from cctrain.comparison.compare import Answer, Comparison
 from cctrain.report import words
 from cctrain.report.explained import explained
 from cctrain.report.panels import by_title, sides
-from cctrain.report.plots import keep, shares, steps
+from cctrain.report.plots import keep, losses, shares, steps
 from cctrain.report.plots.canvas import NARROW, WIDE, Canvas, Picture
 
 __all__ = ["NARROW", "WIDE", "Picture", "pictures", "write_pngs"]
@@ -27,10 +27,9 @@ def pictures(answer: Answer) -> dict[str, list[Picture]]:
     kept += "The green band is what counts as free."
     kept += " Squares are emulated, not measured under CC." * any(one.is_emulated for one in answer.comparisons)
     shown = {"": [Picture("keep_ratio", "Throughput kept", kept, partial(keep.keep_ratios, answer), title)]}
-    if keep.has_lines(answer):
-        caption = "Bars are 95 % intervals over runs. A micro-batch of more tokens hides what the host pays per launch."
-        draw = partial(keep.losses_by_tokens, answer)
-        shown[""].append(Picture("loss_by_tokens", "Loss against tokens a micro-batch", caption, draw))
+    if losses.has_lines(answer):
+        sweep, draw = losses.sweep_of(answer), partial(losses.losses, answer)
+        shown[""].append(Picture(f"loss_by_{sweep.name}", f"Loss against {sweep.what}", losses.caption(answer), draw))
     for number, (name, group) in enumerate(by_title(answer).items()):
         file = f"{number}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:60]}"
         shown[name] = [

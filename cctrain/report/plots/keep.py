@@ -1,4 +1,4 @@
-"""Keep ratios with their intervals, and loss against tokens a micro-batch."""
+"""Keep ratios with their intervals."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cctrain.comparison.compare import Answer, Comparison
-from cctrain.comparison.groups import facts_of, setting_of
-from cctrain.load import Run
 from cctrain.report import words
 from cctrain.report.panels import by_title, sides
 from cctrain.report.plots.canvas import Canvas
@@ -89,59 +87,3 @@ def _row(one: Comparison, colour: str) -> _Row:
     interval = one.ci95 or one.within_run_ci95
     label = f"{one.keep_ratio:.3f}  {one.verdict}"
     return _Row(words.what(one), one.keep_ratio, label, interval, colour, _MARKERS[one.is_emulated], bool(one.ci95))
-
-
-def losses_by_tokens(answer: Answer, canvas: Canvas) -> Figure:
-    """Loss of each recipe, layout and mode against the tokens that a GPU has in a micro-batch."""
-    figure = canvas.figure(300)
-    axes = figure.add_subplot()
-    canvas.style(axes, grid="both")
-    lines = _lines(answer)
-    palette = ["on", "off", "emulated1", "emulated2", "emulated3", "phase4", "muted"]
-    axes.axhline(0, color=canvas.colours["free"], linewidth=1.5)
-    for index, (name, points) in enumerate(lines.items()):
-        colour = canvas.colours[palette[index % len(palette)]]
-        tokens, losses = [point[0] for point in points], [point[1] * 100 for point in points]
-        axes.plot(tokens, losses, color=colour, marker="o", markersize=7, linewidth=2, label=canvas.short(name))
-        for token, _, ci95 in points:
-            if ci95:
-                axes.plot([token] * 2, [100 - 100 * end for end in ci95], color=colour, linewidth=4, alpha=0.4)
-    axes.set_xscale("log", base=2)
-    ticks = sorted({point[0] for points in lines.values() for point in points})
-    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("padded tokens a micro-batch and GPU")
-    axes.set_ylabel("loss of throughput, %")
-    canvas.legend(axes, 1 if canvas.is_narrow else 3)
-    return figure
-
-
-_Point = tuple[float, float, tuple[float, float] | None]
-
-
-def _lines(answer: Answer) -> dict[str, list[_Point]]:
-    """By recipe, mode and whatever else is told apart, but for the one size that a line goes along: batches, else
-    lengths."""
-    by, lines = answer.options.by, dict[str, list[_Point]]()
-    swept = "batch" if "batch" in by else "sequence"
-    for one in answer.comparisons:
-        if not words.is_of_settings(one) and one.base != "on":
-            arm = one.other_arms[0]
-            point = (arm.tokens_per_step / arm.run.num_gpus / _micro_batches(arm.run), 1 - one.keep_ratio, one.ci95)
-            other = one.other if one.other.startswith("emulated") else f"CC {one.other}"
-            settings = [setting_of(arm.run, name) for name in by if name not in (swept, "tolls")]
-            lines.setdefault(", ".join([one.recipe, *settings, other]), []).append(point)
-    return {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
-
-
-def _micro_batches(run: Run) -> float:
-    """Of a step; 1 where the record does not tell."""
-    batch, num_ranks = facts_of(run, "batch"), facts_of(run, "layout").get("data", 1)
-    named = (batch.get("global_batch_size"), batch.get("local_batch_size"), num_ranks)
-    sizes = [size for size in named if isinstance(size, int) and size > 0]
-    return max(1.0, sizes[0] / (sizes[1] * sizes[2])) if len(sizes) == len(named) else 1.0
-
-
-def has_lines(answer: Answer) -> bool:
-    """Whether any recipe ran with two numbers of tokens a micro-batch: a point alone shows nothing."""
-    return any(len({point[0] for point in points}) > 1 for points in _lines(answer).values())
