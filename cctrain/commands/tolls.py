@@ -33,7 +33,7 @@ from cctrain.nearest import did_you_mean
 from cctrain.platform import cc, gpu, machine
 from cctrain.records import finite, to_json
 from cctrain.tolls import child, families
-from cctrain.tolls.diff import IDENTITY, MODE, check_comparable, differences
+from cctrain.tolls.diff import IDENTITY, MODE, check_comparable, differences, who_pays
 from cctrain.tolls.profile import control_warning, emulation_profile
 from cctrain.tolls.record import Facts, TollsRecord, read_tolls
 
@@ -82,7 +82,7 @@ def _diff(flags: argparse.Namespace) -> int:
     table.print_differences(tolls, (off.mode, on.mode))
     num_single = len(off.readings) + len(on.readings) - 2 * len(tolls)
     warnings = [f"{num_single} readings are in one of the files only"] if num_single else []
-    for warning in filter(None, [*warnings, control_warning(profile)]):
+    for warning in filter(None, [*warnings, who_pays(tolls), control_warning(profile)]):
         print(f"note: {warning}", file=sys.stderr)
     if flags.out:
         _write(flags.out, json.dumps(finite(profile), allow_nan=False, indent=1) + "\n")

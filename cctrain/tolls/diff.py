@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from cctrain.emulation.profile import ASSUMED
 from cctrain.errors import RequestError
 from cctrain.tolls.record import Reading, TollsRecord
 
@@ -70,3 +71,31 @@ def check_comparable(off: TollsRecord, on: TollsRecord, allowed: Collection[str]
     if unlike:
         names = " ".join(entry.partition(" ")[0] for entry in unlike)
         raise RequestError(f"the two files differ in {', '.join(unlike)}; --allow {names} takes them all the same")
+
+
+_HIDDEN, _PAID = 0.1, 0.9
+"""Shares of a launch's toll that show behind work: below the first work hides it, from the second it hides nothing."""
+
+
+def who_pays(tolls: Collection[Difference]) -> str | None:
+    """Whether work hides the toll of a launch: then the host pays it, else the GPU, and what emulation assumes first
+    does not hold. None where nothing was measured, or a launch has no toll."""
+    launch = next((one.toll for one in tolls if _is_launch(one)), 0.0)
+    busy = sorted((one.off.conditions["kernel_us"], one.toll) for one in tolls if one.off.name == "launch_busy")
+    if not busy or launch <= 0:
+        return None
+    behind = ", ".join(f"{toll:.1f} us behind {kernel_us} us" for kernel_us, toll in busy)
+    share = busy[-1][1] / launch  # of the longest work, which hides most
+    if share < _HIDDEN:
+        found = f"the host pays it and work hides it, as emulation assumes ({ASSUMED[0]})"
+    elif share >= _PAID:
+        found = f"the GPU's front end pays it, and emulation, which assumes that {ASSUMED[0]}, does not show this"
+    else:
+        found = (
+            f"host and GPU share it, or it was not measured well: it neither bears out nor refutes that {ASSUMED[0]}"
+        )
+    return f"a launch's toll of {launch:.1f} us shows as {behind} of work: {found}"
+
+
+def _is_launch(one: Difference) -> bool:
+    return one.off.name == "launch_pipelined" and one.off.conditions.get("via") == "torch"

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from cctrain.commands import tolls as verb
-from cctrain.emulation.profile import load_profile
+from cctrain.emulation.profile import ASSUMED, load_profile
 from cctrain.errors import RequestError
 from cctrain.records import to_json
 from cctrain.tolls import table
-from cctrain.tolls.diff import Difference, check_comparable, differences
+from cctrain.tolls.diff import Difference, check_comparable, differences, who_pays
 from cctrain.tolls.profile import control_warning, emulation_profile
 from cctrain.tolls.published import PUBLISHED, published_beside
 from cctrain.tolls.record import Reading, TollsRecord, read_tolls
@@ -268,6 +268,34 @@ def test_a_control_that_moved_is_pointed_out():
     assert control_warning(profile_of(*B300)) is None
     assert "matmul runs at 0.900" in control_warning(profile_of(("matmul", 100.0, 90.0, "TFLOP/s", {})))
     assert control_warning(profile_of(B300[0])) is None
+
+
+@pytest.mark.parametrize(
+    ("behind", "found"),
+    [
+        ((4.0, 1.0, 0.4), "the host pays it and work hides it"),
+        ((18.0, 18.1, 18.2), "the GPU's front end pays it"),
+        ((18.0, 12.0, 7.0), "neither bears out nor refutes"),
+    ],
+)
+def test_who_pays_for_a_launch_follows_from_what_shows_behind_the_longest_work(behind, found):
+    busy = [
+        ("launch_busy", float(us), us + toll, "us", {"via": "driver", "kernel_us": us})
+        for us, toll in zip((20, 50, 200), behind, strict=True)
+    ]
+    said = who_pays(differences(*both(("launch_pipelined", 7.4, 26.0, "us", {"via": "torch"}), *busy)))
+    assert found in said
+    assert ASSUMED[0] in said
+    assert f"{behind[2]:.1f} us behind 200 us" in said
+
+
+def test_nobody_is_said_to_pay_where_work_or_the_toll_of_a_launch_is_not_known():
+    launch, busy = (
+        ("launch_pipelined", 7.4, 7.4, "us", {"via": "torch"}),
+        ("launch_busy", 20.0, 20.0, "us", {"kernel_us": 20}),
+    )
+    assert who_pays(differences(*both(launch))) is None
+    assert who_pays(differences(*both(launch, busy))) is None
 
 
 # The tables
