@@ -18,6 +18,7 @@ import numpy.typing
 
 from cctrain.errors import RequestError
 from cctrain.records import SCHEMA_VERSION
+from cctrain.redaction import redacted
 from cctrain.untrusted import LARGEST, cleaned, expect, json_of, line, printable, shown, strict
 
 MODES = ("off", "on", "emulated", "unknown")
@@ -124,13 +125,20 @@ def _files_at(path: Path) -> list[Path]:
 def read_run(path: Path) -> Run:
     """The run in a file `run.json`. Raises RequestError, in one printable line, for anything else."""
     try:
-        return _parse(path, json_of(path, _MOST_BYTES))
+        return _parse(path, _redacted(json_of(path, _MOST_BYTES)))
     except (OSError, MemoryError) as error:
         raise RequestError(f"{shown(path)} cannot be read: {_reason(error)}") from error
     except RecursionError as error:
         raise RequestError(f"{shown(path)} is not a run.json: it is nested too deeply") from error
     except ValueError as error:
         raise RequestError(f"{shown(path)} is not a run.json that this cctrain reads: {_reason(error)}") from error
+
+
+def _redacted(node: Any) -> Any:
+    """Whoever wrote the record may have left secrets in it; its steps, most of it, hold numbers."""
+    steps = node.get("steps") if isinstance(node, dict) else None
+    rest = {key: value for key, value in node.items() if key != "steps"} if isinstance(node, dict) else node
+    return redacted(rest) if steps is None else {**redacted(rest), "steps": steps}
 
 
 def _parse(path: Path, node: Any) -> Run:

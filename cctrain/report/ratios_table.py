@@ -136,6 +136,7 @@ def _lines(answer: Answer) -> list[str]:
             f"{words.title(one)}: {words.headline(one)}.",
             words.sentence(one, margin),
             *words.remarks(one, margin),
+            *([f"It {beside}."] if (beside := words.beside_seed(one)) else []),
         ]
         lines.append(" ".join(parts))
     return [*lines, *words.allowed(answer), *(f"note: {note}" for note in answer.notes)]

@@ -28,7 +28,7 @@ def beside_seed(one: Comparison) -> str:
         return ""
     lost = 1 - one.keep_ratio
     if one.ci95 and one.ci95[0] <= 1 - seed[1] <= one.ci95[1]:
-        return f"the seed post's {percent(seed[1])} is within the interval"
+        return f"holds the seed post's {percent(seed[1])} within its interval"
     return f"misses the seed post's {percent(seed[1])} by {(lost - seed[1]) * 100:+.1f} points"
 
 

@@ -335,6 +335,6 @@ def test_an_emulated_loss_says_whether_it_misses_the_seed_posts(tmp_path):
         answered(tmp_path / str(keep), *(emulated_record(n, keep=keep, recipe="llama70b_peft") for n in range(4)))
         for keep in (0.703, 0.9)
     )
-    assert "is within the interval" in words.beside_seed(near.comparisons[0])
+    assert "within its interval" in words.beside_seed(near.comparisons[0])
     assert words.beside_seed(far.comparisons[0]).startswith("misses the seed post's 29.7 % by -19.")
     assert words.beside_seed(answered(tmp_path / "other", emulated_record(1)).comparisons[0]) == ""

@@ -1,5 +1,6 @@
 """The verb compare from the command line: what is printed, and the exit code."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -135,3 +136,31 @@ def test_the_report_and_the_figures_are_written_where_asked(capsys, runs, tmp_pa
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert facts["html"] == str(tmp_path / "report.html")
     assert sorted(facts["png"]) == sorted(map(str, (tmp_path / "figures").iterdir()))
+
+
+def test_a_secret_in_somebody_elses_record_is_in_no_output(capsys, tmp_path):
+    token = "hf_" + "q" * 34
+    for number, mode in enumerate(("off", "on")):
+        record = run_record(mode, number, notes=(f"logged in with {token}",), num_steps=40)
+        record = dataclasses.replace(
+            record,
+            command=(*record.command, f"train.model.token={token}"),
+            platform={**record.platform, "environment": {"HF_HOME": f"/home/{token}", "HF_TOKEN": "of-no-known-form"}},
+        )
+        write(tmp_path / "runs", record)
+    assert token in next((tmp_path / "runs").glob("*/run.json")).read_text()
+    flags = ("--allow", "steady", "--html", tmp_path / "report.html")
+    outputs = [said(capsys, tmp_path / "runs", *flags, *more)[1] for more in ((), ("--json",), ("--markdown",))]
+    page = (tmp_path / "report.html").read_text()
+    for text in (*outputs, page):
+        assert token not in text
+        assert "of-no-known-form" not in text
+    assert "train.model.token=[redacted]" in page
+
+
+def test_a_row_of_the_seed_post_that_emulation_does_not_reach_is_said_to_be_missed(capsys, tmp_path):
+    for number in range(3):
+        write(tmp_path, emulated_record(number, recipe="llama70b_peft", keep=0.9))
+    for flags in ((), ("--markdown",)):
+        out = said(capsys, tmp_path, *flags)[1]
+        assert "It misses the seed post's 29.7 % by -19" in out.replace("\\", "")
