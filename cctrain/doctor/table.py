@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cctrain.console import console_of
 from cctrain.doctor.fit import Fit
 from cctrain.doctor.hurts import Hurt
 from cctrain.doctor.judge import Finding
 
-_NOT_A_TERMINAL = 130
 _CAPTION = (
     "memory is an estimate, for micro-batches of the recipe's size and samples of so many tokens. Overrides go behind "
     "`python -m cctrain recipe=NAME`, variables before it"
@@ -34,10 +34,7 @@ def print_findings(
         for name, text in section:
             table.add_row(name, text)
         table.add_section()
-    console = console or Console(markup=False)
-    if not console.is_terminal:
-        console.width = _NOT_A_TERMINAL  # rich takes 80, which breaks every other override
-    console.print(table)
+    console_of(console).print(table)
 
 
 def _machine(seen: dict[str, Any]) -> list[tuple[str, str]]:

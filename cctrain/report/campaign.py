@@ -10,8 +10,9 @@ from rich.table import Table
 from cctrain.campaign.ledger import Standing
 from cctrain.campaign.plan import Trial
 from cctrain.campaign.run import Ending
+from cctrain.console import console_of
 
-_NOT_A_TERMINAL = 120
+_WIDTH = 120
 
 
 def state(standing: Standing) -> str:
@@ -21,9 +22,6 @@ def state(standing: Standing) -> str:
 
 def print_plan(trials: Mapping[str, Trial], standing: Mapping[str, Standing]) -> None:
     """Every trial in its order, to stdout."""
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = _NOT_A_TERMINAL
     table = Table(title="The campaign, in its order")
     for column in ("", "trial", "machine", "state"):
         table.add_column(column, justify="right" if not column else "left")
@@ -34,7 +32,7 @@ def print_plan(trials: Mapping[str, Trial], standing: Mapping[str, Standing]) ->
             phase = trial.phase
         machine = f"CC {trial.machine}" if trial.machine else "any"
         table.add_row(str(number), trial.label, machine, state(standing[key]))
-    console.print(table)
+    console_of(width=_WIDTH).print(table)
 
 
 def duration(seconds: float) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from cctrain.console import console_of
 from cctrain.emulation.profile import ASSUMED, NOT_EMULATED, Profile
 from cctrain.predict import Base, Part, Prediction, Range
 
-_NOT_A_TERMINAL = 130
 _WHAT = {
     "launch_us": "launches",
     "graph_launch_us": "graph launches",
@@ -22,9 +22,7 @@ _WHAT = {
 
 def print_prediction(base: Base, profile: Profile, prediction: Prediction, console: Console | None = None) -> None:
     """Print what `profile` would add to a step of `base`; to stdout where no console is given."""
-    console = console or Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = _NOT_A_TERMINAL  # rich takes 80, in which every other cell wraps
+    console = console_of(console)
     table = Table("crossing", "a step", "toll", "adds to a step", title=f"predicted  ·  tolls of {profile.name}")
     for column in table.columns[1:]:
         column.justify = "right"

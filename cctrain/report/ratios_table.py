@@ -10,24 +10,23 @@ from rich.table import Table
 from rich.text import Text
 
 from cctrain.comparison.compare import Answer, Comparison
+from cctrain.console import console_of
 from cctrain.emulation.profile import emulated_note
 from cctrain.report import words
 from cctrain.report.panels import by_title
 
 COLUMNS = ("held against each other", "kept", "95 % interval", "loss", "tokens/s/GPU", "runs", "verdict")
+_WIDTH = 120
 _STYLES = {"costs": "bold red", "free": "bold green", "gains": "bold green", "unclear": "bold yellow"}
 _CAPTION = (
     "kept: throughput of the left over that of the right, of the runs' median padded tokens/s/GPU (between steps or "
     "engines: real ones); 1 is free. The 95 % interval is over runs"
 )
-_NOT_A_TERMINAL = 120
 
 
 def print_answer(answer: Answer, console: Console | None = None) -> None:
     """A table and the verdict in a sentence; to stdout where no console is given."""
-    console = console or Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = _NOT_A_TERMINAL
+    console = console_of(console, _WIDTH)
     table = Table(title="What is kept of the throughput", caption=". ".join(filter(None, (_CAPTION, _note(answer)))))
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in (COLUMNS[0], "verdict") else "right")

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cctrain.campaign.plan import Trial
 from cctrain.campaign.run import Ending
+from cctrain.console import console_of
 from cctrain.emulation.profile import emulated_note
 from cctrain.ratios import ratio_of_runs
 from cctrain.report.campaign import duration
@@ -22,7 +23,7 @@ from cctrain.tune.point import Observation
 from cctrain.tune.search import Problem, Result, is_allowed
 from cctrain.tune.space import joined
 
-_NOT_A_TERMINAL = 140
+_WIDTH = 140
 _MOST_PLANNED = 60
 SETTING = "setting: micro-batches a step x rows of each (x tokens of a row)"
 COLUMNS = ("trial", "setting", "real tokens/s/GPU", "kept", "tokens a step", "peak GiB", "")
@@ -99,7 +100,7 @@ def print_plan(problem: Problem) -> None:
         table.add_row(point.label, f"{sum(memory):.1f}" if memory else "unknown")
     more = len(problem.points) - _MOST_PLANNED
     table.caption = f"and {more} more" if more > 0 else None
-    _console().print(table)
+    console_of(width=_WIDTH).print(table)
 
 
 def rows(problem: Problem, seen: Sequence[Observation], best: Observation | None) -> list[tuple[str, ...]]:
@@ -144,13 +145,13 @@ def print_trials(problem: Problem, seen: Sequence[Observation], best: Observatio
         table.add_column(column, justify="left" if column in ("setting", "") else "right")
     for row in rows(problem, seen, best):
         table.add_row(*(Text(cell) for cell in row), style="bold" if best and "best" in row[-1].split(", ") else None)
-    _console().print(table)
+    console_of(width=_WIDTH).print(table)
 
 
 def print_answer(answer: Answer) -> None:
     """The trials, why the search stopped, what to copy and what it gains."""
     print_trials(answer.problem, answer.result.seen, answer.result.best)
-    console = _console()
+    console = console_of(width=_WIDTH)
     for line in (f"stopped: {answer.result.why}", *sentences(answer)):
         console.print(line, soft_wrap=True)
 
@@ -214,10 +215,3 @@ def facts(answer: Answer) -> dict[str, Any]:
         "why": answer.result.why,
         "trials": [dataclasses.asdict(one) for one in answer.result.seen],
     }
-
-
-def _console() -> Console:
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = _NOT_A_TERMINAL
-    return console

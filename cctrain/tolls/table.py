@@ -9,13 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from cctrain.console import console_of
 from cctrain.emulation.profile import emulated_note
 from cctrain.tolls.diff import Difference
 from cctrain.tolls.published import HARDWARE, published_beside
 from cctrain.tolls.record import Facts, TollsRecord
 from cctrain.tolls.replicates import NUM_PROCESSES
 
-_NOT_A_TERMINAL = 130
 _CAPTION = (
     f"measured: undisturbed, the fastest tenth of the best of {NUM_PROCESSES} processes; interval: of any process. "
     "B300, Hopper, H100: published, where defined alike; CC off -> on, x: on over off, +: what CC adds (sources: "
@@ -61,9 +61,7 @@ def print_differences(tolls: Sequence[Difference], modes: tuple[str, str], conso
 
 
 def _print(table: Table, lines: Sequence[str], console: Console | None) -> None:
-    console = console or Console(markup=False)
-    if not console.is_terminal:
-        console.width = _NOT_A_TERMINAL  # rich takes 80, in which every other cell wraps
+    console = console_of(console)
     console.print(table)
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
