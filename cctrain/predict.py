@@ -26,10 +26,9 @@ from typing import Any
 
 from cctrain.emulation.profile import RATIOS, Profile, copy_toll_us
 from cctrain.errors import RequestError
-from cctrain.untrusted import expect, json_of, shown
+from cctrain.untrusted import expect, json_of, number, shown
 
 _MOST_BYTES = 64 << 20
-_MOST = 1e12
 _COPIES = ("h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable")
 _COUNTS = {
     "launches": "launch_us",
@@ -145,9 +144,9 @@ def _part(base: Base, profile: Profile, toll: str, count: float) -> Part:
         us = copy_toll_us(profile.points(toll), base.copy_bytes[toll])
         each = Range(us, us, us)
     else:
-        number = profile.number(toll)
-        low, high = profile.tolls[toll].interval or (number, number)
-        each = Range(low, number, high)
+        paid = profile.number(toll)
+        low, high = profile.tolls[toll].interval or (paid, paid)
+        each = Range(low, paid, high)
     if toll in RATIOS:
         return Part(toll, count, each, Range(each.low - 1, each.value - 1, each.high - 1).times(count))
     return Part(toll, count, each, each.times(count * 1e-6))
@@ -187,13 +186,13 @@ def _parse(path: Path, node: Any) -> Base:
     expect(crossings, dict, "crossings")
     name = "summary_off" if node.get("mode") == "emulated" else "summary"
     summary = expect(node.get(name), dict, name)
-    step_time_s = _number(expect(summary.get("step_time_s"), dict, f"{name}.step_time_s").get("mean"), f"{name} mean")
+    step_time_s = number(expect(summary.get("step_time_s"), dict, f"{name}.step_time_s").get("mean"), f"{name} mean")
     if not step_time_s:
         raise ValueError(f"the mean step time of its {name} is 0")
     by_operators = crossings.get("counted_by") == "operators"
-    counts = {"launch_us": _number(crossings.get("operators"), "operators")} if by_operators else _counts(crossings)
+    counts = {"launch_us": number(crossings.get("operators"), "operators")} if by_operators else _counts(crossings)
     copies = {} if by_operators else _copies(crossings)
-    times = {key: 0.0 if by_operators else _number(crossings.get(key), key) for key in ("in_driver_s", "blocked_s")}
+    times = {key: 0.0 if by_operators else number(crossings.get(key), key) for key in ("in_driver_s", "blocked_s")}
     return Base(
         path=path,
         counted_by="operators" if by_operators else "cupti",
@@ -201,7 +200,7 @@ def _parse(path: Path, node: Any) -> Base:
         is_steady=expect(summary.get("steady_state"), dict, f"{name}.steady_state").get("is_steady") is True,
         counts={**counts, **{toll: count for toll, (count, _) in copies.items()}},
         copy_bytes={
-            toll: _number(num_bytes / count, f"mean bytes of {toll}")
+            toll: number(num_bytes / count, f"mean bytes of {toll}")
             for toll, (count, num_bytes) in copies.items()
             if count
         },
@@ -211,7 +210,7 @@ def _parse(path: Path, node: Any) -> Base:
 
 
 def _counts(crossings: Mapping[str, Any]) -> dict[str, float]:
-    return {toll: _number(crossings.get(name), name) for name, toll in _COUNTS.items()}
+    return {toll: number(crossings.get(name), name) for name, toll in _COUNTS.items()}
 
 
 def _copies(crossings: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -219,7 +218,7 @@ def _copies(crossings: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     found = {}
     for kind in _COPIES:
         copy = expect(copies.get(kind), dict, f"copies.{kind}")
-        numbers = tuple(_number(copy.get(key), f"copies.{kind}.{key}") for key in ("count", "bytes"))
+        numbers = tuple(number(copy.get(key), f"copies.{kind}.{key}") for key in ("count", "bytes"))
         found[f"copy_{kind}_us"] = (numbers[0], numbers[1])
     return found
 
@@ -231,11 +230,5 @@ def _emulated(node: Mapping[str, Any]) -> dict[str, Any] | None:
     ci95 = keep.get("ci95")
     if ci95 is not None:
         low, high = expect(ci95, list, "keep_ratio.ci95")
-        ci95 = (_number(low, "keep_ratio.ci95"), _number(high, "keep_ratio.ci95"))
-    return {"sha256": tolls.get("sha256"), "keep_ratio": _number(keep.get("value"), "keep_ratio"), "ci95": ci95}
-
-
-def _number(node: Any, what: str) -> float:
-    if isinstance(node, bool) or not isinstance(node, (int, float)) or not 0 <= node < _MOST:
-        raise ValueError(f"{what} is {shown(node)}, not a number of 0 or more")
-    return float(node)
+        ci95 = (number(low, "keep_ratio.ci95"), number(high, "keep_ratio.ci95"))
+    return {"sha256": tolls.get("sha256"), "keep_ratio": number(keep.get("value"), "keep_ratio"), "ci95": ci95}

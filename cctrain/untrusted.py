@@ -50,6 +50,13 @@ def expect(node: Any, kind: type, what: str) -> Any:
     return node
 
 
+def number(node: Any, what: str, low: float = 0.0, high: float = LARGEST) -> float:
+    """`node`, where it is a number from `low` to `high`. Raises ValueError for anything else."""
+    if isinstance(node, bool) or not isinstance(node, (int, float)) or not low <= node <= high:
+        raise ValueError(f"{what} is {shown(node)}, allowed is a number from {low:g} to {high:g}")
+    return float(node)
+
+
 def strict(node: Any, what: str) -> Any:
     """`node` as it is, where all of its names and texts are printable and it is of a bearable size."""
     for path, value in _walk(node, what):

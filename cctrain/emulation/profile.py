@@ -26,7 +26,7 @@ from cctrain.emulation.strict_yaml import read_yaml
 from cctrain.errors import RequestError
 from cctrain.nearest import did_you_mean
 from cctrain.packaged import CONF
-from cctrain.untrusted import printable, shown
+from cctrain.untrusted import number, printable, shown
 
 KIND = "cctrain emulation profile"
 SCHEMA_VERSION = 1
@@ -236,7 +236,7 @@ def _value(name: str, node: Any) -> float | bool | Points | None:
         if not isinstance(node, bool):
             raise ValueError(f"value of {name} is {shown(node)}, allowed is true or false")
         return node
-    return _points(name, node) if name in TABLES else _number(node, f"value of {name}", _BOUNDS[name])
+    return _points(name, node) if name in TABLES else number(node, f"value of {name}", *_BOUNDS[name])
 
 
 def _points(name: str, node: Any) -> Points:
@@ -246,10 +246,10 @@ def _points(name: str, node: Any) -> Points:
     for pair in node:
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"value of {name} holds {shown(pair)}, not a pair [bytes, us]")
-        num_bytes = _number(pair[0], f"bytes of {name}", (0, _MOST_COPY_BYTES))
+        num_bytes = number(pair[0], f"bytes of {name}", 0, _MOST_COPY_BYTES)
         if not num_bytes.is_integer():
             raise ValueError(f"bytes of {name} is {num_bytes}, not a whole number")
-        points.append((int(num_bytes), _number(pair[1], f"microseconds of {name}", (0.0, _MOST_COPY_US))))
+        points.append((int(num_bytes), number(pair[1], f"microseconds of {name}", 0.0, _MOST_COPY_US)))
     if any(right <= left for (left, _), (right, _) in pairwise(points)):
         raise ValueError(f"bytes of {name} do not rise from point to point")
     return tuple(points)
@@ -260,17 +260,10 @@ def _interval(name: str, node: Any, value: Any) -> tuple[float, float]:
         raise ValueError(f"interval of {name}: tables and flags have none, allowed is null")
     if not isinstance(node, list) or len(node) != 2:
         raise ValueError(f"interval of {name} is {shown(node)}, not [low, high]")
-    low, high = (_number(end, f"interval of {name}", _BOUNDS[name]) for end in node)
+    low, high = (number(end, f"interval of {name}", *_BOUNDS[name]) for end in node)
     if value is None or not low <= value <= high:
         raise ValueError(f"interval of {name} is [{low:g}, {high:g}], which does not hold its value {value}")
     return low, high
-
-
-def _number(node: Any, what: str, bounds: tuple[float, float]) -> float:
-    low, high = bounds
-    if isinstance(node, bool) or not isinstance(node, (int, float)) or not low <= node <= high:
-        raise ValueError(f"{what} is {shown(node)}, allowed is a number from {low:g} to {high:g}")
-    return float(node)
 
 
 def _text(node: Any, what: str, most: int) -> str:
