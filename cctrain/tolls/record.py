@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.errors import RequestError
-from cctrain.untrusted import json_of
+from cctrain.untrusted import expect, json_of, number, shown
 
 SCHEMA_VERSION = 2
 _KIND = "tolls"
@@ -85,14 +85,14 @@ def read_tolls(path: Path) -> TollsRecord:
 
 
 def _parse_record(node: Any) -> TollsRecord:
-    node = _expect(node, dict, "the file")
+    node = expect(node, dict, "the file")
     if node.get("kind") != _KIND:
-        raise ValueError(f"kind is {_show(node.get('kind'))}, not {_KIND}")
+        raise ValueError(f"kind is {shown(node.get('kind'))}, not {_KIND}")
     if node.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {_show(node.get('schema_version'))}, this cctrain reads {SCHEMA_VERSION}")
+        raise ValueError(f"schema_version is {shown(node.get('schema_version'))}, this cctrain reads {SCHEMA_VERSION}")
     if node.get("mode") not in _MODES:
-        raise ValueError(f"mode is {_show(node.get('mode'))}, not one of {', '.join(_MODES)}")
-    readings = tuple(parse_reading(entry) for entry in _expect(node.get("readings"), list, "readings"))
+        raise ValueError(f"mode is {shown(node.get('mode'))}, not one of {', '.join(_MODES)}")
+    readings = tuple(parse_reading(entry) for entry in expect(node.get("readings"), list, "readings"))
     if len({reading.key for reading in readings}) < len(readings):
         raise ValueError("it holds a reading twice")
     return TollsRecord(
@@ -106,61 +106,44 @@ def _parse_record(node: Any) -> TollsRecord:
 
 def parse_reading(node: Any) -> Reading:
     """A reading from JSON. Raises ValueError where it is none."""
-    node = _expect(node, dict, "a reading")
+    node = expect(node, dict, "a reading")
     name = _text(node.get("name"), "name")
     interval = node.get("interval")
     if interval is not None:
-        low, high = (_number(value, f"interval of {name}") for value in _pair(interval, name))
+        low, high = (number(value, f"interval of {name}") for value in _pair(interval, name))
         interval = (low, high)
-    processes = _expect(node.get("process_values", []), list, f"process_values of {name}")
+    processes = expect(node.get("process_values", []), list, f"process_values of {name}")
     return Reading(
         name=name,
         unit=_text(node.get("unit"), f"unit of {name}"),
-        value=_number(node.get("value"), f"value of {name}"),
+        value=number(node.get("value"), f"value of {name}"),
         interval=interval,
-        num_blocks=int(_number(node.get("num_blocks"), f"num_blocks of {name}")),
+        num_blocks=int(number(node.get("num_blocks"), f"num_blocks of {name}")),
         conditions=_facts(node.get("conditions"), f"conditions of {name}"),
-        process_values=tuple(_number(value, f"process_values of {name}") for value in processes),
+        process_values=tuple(number(value, f"process_values of {name}") for value in processes),
     )
-
-
-def _expect(node: Any, kind: type, what: str) -> Any:
-    if not isinstance(node, kind):
-        raise ValueError(f"{what} is {_show(node)}, not a {kind.__name__}")
-    return node
 
 
 def _pair(node: Any, name: str) -> list[Any]:
     if not isinstance(node, list) or len(node) != 2:
-        raise ValueError(f"interval of {name} is {_show(node)}, not two numbers")
+        raise ValueError(f"interval of {name} is {shown(node)}, not two numbers")
     return node
-
-
-def _number(node: Any, what: str) -> float:
-    if isinstance(node, bool) or not isinstance(node, (int, float)) or not 0 <= node < 1e15:
-        raise ValueError(f"{what} is {_show(node)}, not a number of 0 or more")
-    return float(node)
 
 
 def _text(node: Any, what: str) -> str:
     if not isinstance(node, str) or not node or len(node) > _MOST_CHARACTERS or not node.isprintable():
-        raise ValueError(f"{what} is {_show(node)}, not a line of text")
+        raise ValueError(f"{what} is {shown(node)}, not a line of text")
     return node
 
 
 def _facts(node: Any, what: str) -> Facts:
-    facts = _expect(node, dict, what)
+    facts = expect(node, dict, what)
     for key, value in facts.items():
         _text(key, what)
         if isinstance(value, str):
             _text(value, f"{key} in {what}")
         elif value is not None:
-            _number(value, f"{key} in {what}")
-            _expect(value, int, f"{key} in {what}")
+            number(value, f"{key} in {what}")
+            if not isinstance(value, int):
+                raise ValueError(f"{key} in {what} is {shown(value)}, not a whole number")
     return dict(facts)
-
-
-def _show(node: Any) -> str:
-    """Short, and safe for a terminal, whatever it is."""
-    shown = ascii(node)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."
