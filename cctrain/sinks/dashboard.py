@@ -95,7 +95,7 @@ def build(project: str, entity: str | None) -> Dashboard:
         runset_settings=ws.RunsetSettings(groupby=[ws.Config("recipe"), ws.Config("mode")]),
     )
     blocks: list[Any] = [wr.P(_TEXT), wr.TableOfContents()]
-    for part in _parts():
+    for part in parts:
         runsets = [wr.Runset(name=name, filters=runs) for name, runs in part.runs]  # of the Report's own project
         blocks += [wr.H2(part.title), wr.P(part.text), wr.PanelGrid(runsets=runsets, panels=list(part.panels))]
     report = wr.Report(entity=owner, project=project, title=TITLE, description="Made by cctrain", blocks=blocks)
