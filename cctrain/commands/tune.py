@@ -6,8 +6,9 @@
     python -m cctrain tune recipe=llama8b_peft dry_run=true          what may be tried
 
 Settings are those of a run, and are the recipe as it stands: the first trial. What is tried beside it: the micro-batch
-(and with it accumulation), activation checkpointing, layout (tensor parallelism against replicas) and step. The global
-batch, the length of samples and packing are part of the training and stay, unless these name others:
+(and with it accumulation), activation checkpointing, layout (tensor parallelism; with adapters also whole replicas,
+strategy=ddp, where a GPU holds them) and step. The global batch, the length of samples and packing are part of the
+training and stay, unless these name others:
 
   tune.global_batch=[LOW,HIGH]  tune.seq_len=[A,B]  tune.packing=[0,A]     what may become of them
   tune.over=[...]          what may be changed: micro_batch, activation_checkpointing, layout, step

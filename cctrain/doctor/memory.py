@@ -1,10 +1,10 @@
 """GPU memory that a recipe takes at its peak, estimated from its settings and the model's config.json.
 
-What torch allocates on a rank: weights, optimizer state, the layers that FSDP gathers, and at the peak either the
-activations, when the backward pass begins, or the gradients they have become, when it ends. Kept activations are the
-inputs and outputs of every linear and of attention; with activation checkpointing what goes into attention and MLP, and
-one layer in full. Not counted: norms, images' patches, buffers of NCCL. tests/unit/test_doctor.py holds it against the
-peaks measured under docs/evidence.
+What torch allocates on a rank: weights, optimizer state, the layers that FSDP gathers or the buckets that DDP exchanges
+gradients in, and at the peak either the activations, when the backward pass begins, or the gradients they have become,
+when it ends. Kept activations are the inputs and outputs of every linear and of attention; with activation
+checkpointing what goes into attention and MLP, and one layer in full. Not counted: norms, images' patches, buffers of
+NCCL. tests/unit/test_doctor.py holds it against the peaks measured under docs/evidence.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from cctrain.flops import Shape, Training, Unit, shape_of, training_of
 from cctrain.request.checks import Layout
+from cctrain.request.strategy import is_ddp
 
 _LOGIT_BYTES = 16
 """Of a logit in the loss: bfloat16, its float32 copy, log-softmax, and the gradients of the first two."""
@@ -54,7 +55,7 @@ class _Sizes:
 
 def estimate(config: Mapping[str, Any], recipe: Mapping[str, Any], layout: Layout, seq_len: int) -> Estimate | None:
     """For micro-batches of sequences of `seq_len` tokens; None for a model or training that is not counted here."""
-    shape, training = shape_of(config), training_of(recipe)
+    shape, training = shape_of(config), trained_of(recipe)
     if not shape or not training:
         return None
     text = config.get("text_config", config)
@@ -65,9 +66,13 @@ def estimate(config: Mapping[str, Any], recipe: Mapping[str, Any], layout: Layou
     tokens = batch * seq_len / layout.context
     width = 4 if "32" in str(recipe["model"].get("torch_dtype")) else 2  # bytes
     ranks = layout.data * layout.context
-    share = width / layout.world
+    is_whole = is_ddp(recipe)
+    share = float(width if is_whole else width / layout.world)
     gathered = 0.0
-    if ranks > 1:
+    if ranks > 1 and is_whole:
+        is_view = (recipe.get("distributed") or {}).get("gradient_as_bucket_view")
+        gathered = 0.0 if is_view else share * sizes.trainable  # DDP's buckets, beside the gradients
+    elif ranks > 1:
         layers = _GATHERED_LAYERS * sizes.layer * (width + (0 if training.lora_dim else 4))  # gradients are float32
         gathered = (layers + width * (sizes.all - sizes.layer * text["num_hidden_layers"])) / layout.tensor
     states, temporary = _optimizer(recipe.get("optimizer") or {}, layout)
@@ -79,6 +84,12 @@ def estimate(config: Mapping[str, Any], recipe: Mapping[str, Any], layout: Layou
         gradients=share * (1 + temporary) * sizes.trainable,
         is_accumulating=scheduler.get("global_batch_size", 1) > batch * layout.data,
     )
+
+
+def trained_of(recipe: Mapping[str, Any]) -> Training | None:
+    """What trains, which is the same whether each rank holds the whole model or a share of it."""
+    sharded = {**(recipe.get("distributed") or {}), "strategy": "fsdp2"}
+    return training_of({**recipe, "distributed": sharded} if is_ddp(recipe) else recipe)
 
 
 def _sizes(shape: Shape, training: Training, text: Mapping[str, Any], *, is_tied: bool) -> _Sizes:

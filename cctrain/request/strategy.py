@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from cctrain.config import Config, Engine
 from cctrain.errors import RequestError
 from cctrain.nearest import did_you_mean
@@ -16,6 +19,16 @@ _DDP = (
     *("dp_size", "pipeline", "moe", "_target_", "_recursive_", "_convert_"),
 )
 """Keys that AutoModel 0.7 takes with strategy=ddp, beside sizes of 1."""
+
+
+def is_ddp(recipe: Mapping[str, Any]) -> bool:
+    """Whether each rank is to hold the whole model."""
+    return str((recipe.get("distributed") or {}).get("strategy", "fsdp2")).lower() == "ddp"
+
+
+def not_of_ddp(distributed: Mapping[str, Any]) -> list[str]:
+    """Keys of the section that do not go with strategy=ddp."""
+    return [key for key in distributed if key not in (*_SIZES, *_DDP)]
 
 
 def check_strategy(config: Config) -> None:
@@ -35,7 +48,7 @@ def check_strategy(config: Config) -> None:
             f"train.distributed.pp_size={pipeline} needs the section distributed.pipeline, which says how "
             "micro-batches are scheduled: add +train.distributed.pipeline={}, which takes AutoModel's defaults"
         )
-    if strategy != "ddp":
+    if not is_ddp(config.train):
         return
     for key in _SIZES:
         if (distributed.get(key) or 1) not in _ONE:
@@ -43,7 +56,7 @@ def check_strategy(config: Config) -> None:
                 f"train.distributed.{key}={distributed[key]}: with strategy=ddp, where each rank holds the whole "
                 "model, allowed is 1"
             )
-    others = [key for key in distributed if key not in (*_SIZES, *_DDP)]
+    others = not_of_ddp(distributed)
     if others:
         removals = " ".join(f"'~train.distributed.{key}'" for key in others)
         raise RequestError(

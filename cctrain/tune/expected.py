@@ -10,12 +10,14 @@ import numpy as np
 from cctrain.tune.point import Observation, Point, Work
 
 Works = Mapping[Point, Work]
+_KIND = ("step", "is_replicated", "is_checkpointing")
+"""What sets the number of crossings, most of all first."""
 
 
 def crossings(works: Works, seen: Sequence[Observation], point: Point) -> float:
     """Of a micro-batch: as counted in trials of the same kind, else the expectation, off as it is of other trials."""
     counted = [
-        ((one.point.step == point.step, one.point.is_checkpointing == point.is_checkpointing), ratio)
+        (tuple(getattr(one.point, name) == getattr(point, name) for name in _KIND), ratio)
         for one in seen
         if one.crossings
         for ratio in (one.crossings / one.point.accumulation / works[one.point].crossings,)

@@ -114,6 +114,7 @@ def _takes_as_much(point: Point, other: Point, works: Mapping[Point, Work]) -> b
         point.step == other.step
         and point.tensor == other.tensor
         and point.data_ranks == other.data_ranks
+        and point.is_replicated == other.is_replicated
         and point.is_checkpointing <= other.is_checkpointing
     )
     tokens = [one.micro_batch * works[one].row_tokens for one in (point, other)]

@@ -30,6 +30,8 @@ class Point:
     is_checkpointing: bool
     step: str
     """stock, graphed..."""
+    is_replicated: bool = False
+    """Each rank holds the whole model (strategy=ddp). Grids that were recorded before it was tried do not say."""
 
     @property
     def accumulation(self) -> int:
@@ -42,6 +44,7 @@ class Point:
         length = f"x{self.packing} packed" if self.packing else f"x{self.seq_len}" if self.seq_len else ""
         parts = [f"{self.accumulation}x{self.micro_batch}{length}", f"global {self.global_batch}"]
         parts += [f"tp {self.tensor}"] if self.tensor > 1 else []
+        parts += ["whole replicas"] if self.is_replicated else []
         parts += ["checkpointing"] if self.is_checkpointing else []
         return ", ".join([*parts, self.step])
 

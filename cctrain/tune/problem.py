@@ -13,7 +13,7 @@ from cctrain.flops import peak_flops
 from cctrain.request.checks import Layout
 from cctrain.request.recipe import is_cpu_recipe
 from cctrain.tune import space
-from cctrain.tune.point import Point
+from cctrain.tune.point import Point, Work
 from cctrain.tune.search import Problem
 from cctrain.tune.step_time import prior_of
 from cctrain.tune.work import Model, work_of
@@ -49,16 +49,24 @@ def problem_of(config: Config, layout: Layout, gpu: Gpu, check: Check) -> Proble
         recipe = space.recipe_of(config.train, base, point)
         works[point] = work_of(point, recipe, model, space.row_tokens(recipe, point))
     is_cpu = is_cpu_recipe(config.train)
+    memory_gib = None if is_cpu else gpu.memory_gib
+    if not base.is_replicated:
+        works = {one: work for one, work in works.items() if not one.is_replicated or _is_held(work, memory_gib)}
     return Problem(
         base=base,
-        points=points,
+        points=[point for point in points if point in works],
         works=works,
         num_ranks=layout.world,
         prior=prior_of(peak_flops(gpu.name) if gpu.name else None, is_cpu=is_cpu),
-        memory_gib=None if is_cpu else gpu.memory_gib,
+        memory_gib=memory_gib,
         memory_margin=config.tune.memory_margin,
         min_keep=config.tune.min_keep,
     )
+
+
+def _is_held(work: Work, memory_gib: float | None) -> bool:
+    """Whether a GPU has room for a whole model; for what grows with the micro-batch as well is the search's to find."""
+    return bool(memory_gib and work.memory_gib and work.memory_gib[0] < memory_gib)
 
 
 def _check_limits(config: Config) -> None:
@@ -75,7 +83,7 @@ def _startable(config: Config, base: Point, points: Sequence[Point], check: Chec
     user named is an error; of those that the search thought of, it is left out."""
     named = {"seq_len": config.tune.seq_len, "packing": config.tune.packing}
     kept = list(points)
-    for kinds in (("seq_len",), ("packing",), ("tensor",), ("step", "is_checkpointing")):
+    for kinds in (("seq_len",), ("packing",), ("tensor", "is_replicated"), ("step", "is_checkpointing")):
         values_of = attrgetter(*kinds)
         for values in dict.fromkeys(map(values_of, points)):
             if values == values_of(base):

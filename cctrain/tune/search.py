@@ -29,8 +29,8 @@ _HOPELESS = 0.02
 _MOST_FAILURES = 3
 """Trials that fail before any succeeds, until it is not worth trying more."""
 _KINDS = (
-    *(("step",), ("tensor",), ("is_checkpointing",), ("packing",), ("seq_len",)),
-    *(("step", "is_checkpointing"), ("step", "tensor"), ("step", "packing")),
+    *(("step",), ("tensor",), ("is_replicated",), ("is_checkpointing",), ("packing",), ("seq_len",)),
+    *(("step", "is_checkpointing"), ("step", "tensor"), ("step", "is_replicated"), ("step", "packing")),
 )
 """What makes points of a kind, of which one failure says something of the others: a step that cannot be captured under
 tensor parallelism may be so without."""

@@ -14,6 +14,7 @@ from cctrain.config import Config, StepKind, TuneConfig
 from cctrain.doctor.overrides import changed, overrides
 from cctrain.request.checks import Layout
 from cctrain.request.data import DEFAULT_SEQ_LEN
+from cctrain.request.strategy import is_ddp, not_of_ddp
 from cctrain.tune.point import Point
 
 MICRO_BATCH, CHECKPOINTING, LAYOUT, STEP = "micro_batch", "activation_checkpointing", "layout", "step"
@@ -32,6 +33,7 @@ def base_point(config: Config, layout: Layout) -> Point:
         packing=(config.train.get("packed_sequence") or {}).get("packed_sequence_size") or 0,
         is_checkpointing=bool(distributed.get("activation_checkpointing")),
         step=config.step.kind.value,
+        is_replicated=is_ddp(config.train),
     )
 
 
@@ -40,7 +42,7 @@ def points(config: Config, base: Point, layout: Layout, model: Mapping[str, Any]
     tune = config.tune
     seq_lens: list[int | None] = [*tune.seq_len] or [base.seq_len]
     axes = (
-        _tensors(config, layout, model) if LAYOUT in tune.over else [base.tensor],
+        _layouts(config, base, layout, model) if LAYOUT in tune.over else [(base.tensor, base.is_replicated)],
         _global_batches(tune, base),
         seq_lens,
         tune.packing or [base.packing],
@@ -48,7 +50,7 @@ def points(config: Config, base: Point, layout: Layout, model: Mapping[str, Any]
         step_kinds() if STEP in tune.over else [base.step],
     )
     found = []
-    for tensor, global_batch, seq_len, packing, is_checkpointing, step in itertools.product(*axes):
+    for (tensor, is_replicated), global_batch, seq_len, packing, is_checkpointing, step in itertools.product(*axes):
         data_ranks = layout.data * layout.tensor // tensor
         for micro_batch in _micro_batches(tune, base, global_batch, data_ranks):
             found.append(
@@ -61,6 +63,7 @@ def points(config: Config, base: Point, layout: Layout, model: Mapping[str, Any]
                     packing=packing,
                     is_checkpointing=is_checkpointing,
                     step=step,
+                    is_replicated=is_replicated,
                 )
             )
     return found
@@ -92,6 +95,18 @@ def _global_batches(tune: TuneConfig, base: Point) -> list[int]:
     return sorted(sizes)
 
 
+def _layouts(config: Config, base: Point, layout: Layout, model: Mapping[str, Any]) -> list[tuple[int, bool]]:
+    """Widths of tensor parallelism, and whether each rank holds the whole model: with adapters, whose gradients are few
+    to exchange. Not where that takes the recipe's `mp_policy` away, which decides the precision."""
+    found = [(tensor, False) for tensor in _tensors(config, layout, model)]
+    is_whole_possible = (
+        layout.world == layout.data * layout.tensor > 1
+        and bool(config.train.get("peft"))
+        and "mp_policy" not in not_of_ddp(config.train.get("distributed") or {})
+    )
+    return [*found, (1, True)] if is_whole_possible or base.is_replicated else found
+
+
 def _tensors(config: Config, layout: Layout, model: Mapping[str, Any]) -> list[int]:
     """Widths of tensor parallelism: powers of two that divide the ranks and the model's heads. One alone where the
     recipe says how many ranks are to see different samples."""
@@ -115,14 +130,23 @@ def changes(recipe: Mapping[str, Any], base: Point, point: Point) -> dict[str, A
         "packed_sequence.packed_sequence_size": (base.packing, point.packing),
     }
     found: dict[str, Any] = {key: new for key, (old, new) in wanted.items() if old != new}
+    if point.is_replicated != base.is_replicated:
+        found["distributed.strategy"] = "ddp" if point.is_replicated else "fsdp2"
     if point.micro_batch != base.micro_batch and (recipe.get("dataset") or {}).get("batch_size") == base.micro_batch:
         found["dataset.batch_size"] = point.micro_batch  # AutoModel's mock data come in whole micro-batches
     return found
 
 
+def _left_out(recipe: Mapping[str, Any], base: Point, point: Point) -> list[str]:
+    """Keys of its section `distributed` that do not go with a point's strategy."""
+    is_new = point.is_replicated and not base.is_replicated
+    return not_of_ddp(recipe.get("distributed") or {}) if is_new else []
+
+
 def settings(recipe: Mapping[str, Any], base: Point, point: Point) -> tuple[str, ...]:
     """The arguments of `python -m cctrain` that make the recipe as it stands this point."""
     lines = overrides(recipe, changes(recipe, base, point))
+    lines += tuple(f"~train.distributed.{key}" for key in _left_out(recipe, base, point))
     if point.seq_len != base.seq_len:
         lines += (f"data.seq_len={point.seq_len}",)
     if point.step != base.step:
@@ -134,12 +158,16 @@ def joined(arguments: Sequence[str], lines: Sequence[str]) -> tuple[str, ...]:
     """The arguments with a point's settings in place of their own of the same key."""
     keys = {line.partition("=")[0] for line in lines}
     keys |= {"step.kind"} if "step" in keys else set()  # what the group's choice stands for
+    keys |= {key.removeprefix("~") for key in keys}
     return (*(one for one in arguments if one.partition("=")[0] not in keys), *lines)
 
 
 def recipe_of(recipe: Mapping[str, Any], base: Point, point: Point) -> dict[str, Any]:
     """The AutoModel recipe of a point, but for the length of samples."""
-    return changed(recipe, changes(recipe, base, point))
+    new = changed(recipe, changes(recipe, base, point))
+    for key in _left_out(recipe, base, point):
+        del new["distributed"][key]
+    return new
 
 
 def row_tokens(recipe: Mapping[str, Any], point: Point) -> int:

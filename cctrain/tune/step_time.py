@@ -31,7 +31,10 @@ _NOISE = 0.02
 """Of the logarithm of a step time, from one run of a point to the next."""
 _MISFITS = (0.03, 0.1, 0.3)
 """Sizes of the second layer."""
-_LENGTHS = {"tokens": 4.0, "batch": 6.0, "row": 4.0, "tensor": 2.0, "checkpointing": 2.0, "step": 1.0, "packing": 2.0}
+_LENGTHS = {
+    **{"tokens": 4.0, "batch": 6.0, "row": 4.0, "tensor": 2.0},
+    **{"replicas": 1.0, "checkpointing": 2.0, "step": 1.0, "packing": 2.0},
+}
 """How far points may differ until they are off independently: numbers as doublings, the rest as changes."""
 
 
@@ -91,6 +94,7 @@ def asked(points: Sequence[Point], works: Mapping[Point, Work], crossings: Float
         "batch": np.log2([point.global_batch for point in points]),
         "row": np.log2(rows),
         "tensor": np.log2([point.tensor for point in points]),
+        "replicas": [point.is_replicated for point in points],
         "checkpointing": [point.is_checkpointing for point in points],
         "step": [point.step != "stock" for point in points],
         "packing": [bool(point.packing) for point in points],

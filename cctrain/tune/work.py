@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cctrain.doctor.memory import estimate
-from cctrain.flops import Sequences, hardware_flops, shape_of, training_of
+from cctrain.doctor.memory import estimate, trained_of
+from cctrain.flops import Sequences, Shape, Training, hardware_flops, shape_of
 from cctrain.request.checks import Layout
 from cctrain.tune.point import Point, Work
 
@@ -59,7 +59,7 @@ def work_of(point: Point, recipe: Mapping[str, Any], model: Model, row_tokens: i
 
 
 def _flops(point: Point, recipe: Mapping[str, Any], model: Model, row_tokens: int) -> float:
-    shape, training = shape_of(model.config), training_of(recipe)
+    shape, training = shape_of(model.config), trained_of(recipe)
     if not shape or not training:
         again = _RECOMPUTED if point.is_checkpointing else 1
         return _UNKNOWN_FLOPS * again * point.micro_batch * row_tokens
@@ -69,11 +69,14 @@ def _flops(point: Point, recipe: Mapping[str, Any], model: Model, row_tokens: in
 
 def _link_bytes(point: Point, recipe: Mapping[str, Any], model: Model, layout: Layout, row_tokens: int) -> float:
     """FSDP gathers the weights for each pass, and without LoRA reduces as many gradients; tensor parallelism adds up
-    what its ranks have computed of each layer."""
-    shape = shape_of(model.config)
+    what its ranks have computed of each layer. Ranks that hold the whole model add up gradients, once a step."""
+    shape, training = shape_of(model.config), trained_of(recipe)
     if not shape:
         return 0.0
     ranks = layout.data * layout.context
+    if point.is_replicated:
+        gradients = _num_trained(shape, training) if training else 0
+        return _BF16_BYTES * gradients * 2 * (ranks - 1) / ranks / point.accumulation
     weights = sum(linear.num_in * linear.num_out for step in shape.steps for linear in step.linears)
     passes = (2 if recipe.get("peft") else 4) + point.is_checkpointing
     gathered = _BF16_BYTES * weights * passes * (ranks - 1) / ranks / (layout.tensor * layout.pipeline)
@@ -81,6 +84,14 @@ def _link_bytes(point: Point, recipe: Mapping[str, Any], model: Model, layout: L
     activations = _BF16_BYTES * point.micro_batch * row_tokens * text["hidden_size"] * text["num_hidden_layers"]
     added_up = _ALL_REDUCES_A_LAYER * activations * 2 * (layout.tensor - 1) / layout.tensor / layout.pipeline
     return float(gathered + added_up)
+
+
+def _num_trained(shape: Shape, training: Training) -> int:
+    """Weights with a gradient, those outside of the layers left out."""
+    linears = [linear for step in shape.steps if step.layer is not None for linear in step.linears]
+    if training.lora_dim is None:
+        return sum(linear.num_in * linear.num_out for linear in linears)
+    return training.lora_dim * sum(linear.num_in + linear.num_out for linear in linears)
 
 
 def _memory(recipe: Mapping[str, Any], model: Model, layout: Layout, row_tokens: int) -> tuple[float, float] | None:

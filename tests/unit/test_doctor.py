@@ -79,6 +79,16 @@ def test_full_fine_tuning_takes_four_times_the_weights_and_lora_little_more_than
     assert needed_gib("llama8b_peft", ranks=1, seq_len=8) == pytest.approx(gib, rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["llama8b_peft", "llama8b_sft"])
+def test_a_replica_takes_what_one_gpu_alone_does_and_the_buckets_of_its_gradients(name):
+    replicas = {"distributed__strategy": "ddp", "step_scheduler__global_batch_size": 8}
+    alone, buckets = needed_gib(name, ranks=1), needed_gib(name, ranks=8, **replicas)
+    gradients = (8.03e9 if "sft" in name else 8 * 32 * 327_680 / 16) * 2 / 2**30
+    assert buckets - alone == pytest.approx(gradients, rel=0.01, abs=0.05)
+    views = needed_gib(name, ranks=8, distributed__gradient_as_bucket_view=True, **replicas)
+    assert views == pytest.approx(alone)
+
+
 def test_an_optimizer_that_is_not_fused_makes_a_copy_in_its_step():
     gib = 8.03e9 * 2 / 2**30
     assert needed_gib("llama8b_sft", ranks=1, seq_len=8, optimizer__fused=False) == pytest.approx(5 * gib, rel=0.01)
@@ -118,8 +128,8 @@ def test_a_model_that_is_not_known_has_no_estimate():
     recipe = composed("recipe=llama8b_peft").train
     assert estimate({"model_type": "mamba"}, recipe, layout_of(recipe, 1), 512) is None
     config = composed("recipe=llama8b_peft")
-    ddp = changed(config.train, {"distributed.strategy": "ddp"})
-    assert estimate(model_config(config), ddp, layout_of(ddp, 1), 512) is None
+    other = changed(config.train, {"distributed.strategy": "megatron_fsdp"})
+    assert estimate(model_config(config), other, layout_of(other, 1), 512) is None
 
 
 # Fit

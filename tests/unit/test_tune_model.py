@@ -9,9 +9,13 @@ from synthetic_steps import H200_GIB, RECIPE, Machine, problem
 from cctrain.config import Config, TuneConfig
 from cctrain.errors import RequestError
 from cctrain.request.checks import Layout
+from cctrain.request.compose import compose_config
+from cctrain.request.recipe import build_recipe
+from cctrain.request.startable import check_request
 from cctrain.tune import expected, space
 from cctrain.tune.memory import fit_memory
 from cctrain.tune.point import COMPLETE, OUT_OF_MEMORY, Observation, as_json, observation_from
+from cctrain.tune.problem import Gpu, problem_of
 from cctrain.tune.step_time import asked, fit_step_time, log_step_time
 
 
@@ -91,6 +95,16 @@ def test_wider_tensor_parallelism_computes_less_and_sends_more():
     assert sorted(by_width) == [1, 2, 4, 8]
     assert by_width[8].flops == pytest.approx(by_width[1].flops / 8)
     assert by_width[1].memory_gib[1] > by_width[8].memory_gib[1]
+
+
+def test_whole_replicas_take_more_memory_and_send_next_to_nothing():
+    whole = problem(ranks=8, global_batch=[32, 32])
+    alike = [one for one in whole.points if one.tensor == 1 and one.micro_batch == 4 and not one.is_checkpointing]
+    sharded, replicated = (whole.works[replace(alike[0], is_replicated=which)] for which in (False, True))
+    assert replicated.memory_gib[0] > 14.9 > sharded.memory_gib[0]
+    assert replicated.memory_gib[1] == sharded.memory_gib[1]
+    assert replicated.flops == sharded.flops
+    assert 0 < replicated.link_bytes < 0.01 * sharded.link_bytes
 
 
 def test_a_step_takes_as_long_as_the_slower_of_host_and_gpu():
@@ -175,6 +189,73 @@ def test_tensor_parallelism_divides_the_heads_and_leaves_a_fixed_layout_alone():
     assert {point.tensor for point in points(layout, heads)[1]} == {1, 2}
     fixed = {**RECIPE, "distributed": {"dp_size": 8}}
     assert {point.tensor for point in points(layout, recipe=fixed)[1]} == {1}
+
+
+TWO = Layout(world=2, data=2, tensor=1, pipeline=1, context=1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "recipe", "over", "is_tried"),
+    [
+        (TWO, RECIPE, ["layout"], True),
+        (TWO, RECIPE, ["micro_batch"], False),
+        (replace(TWO, world=1, data=1), RECIPE, ["layout"], False),
+        (replace(TWO, world=4, context=2), RECIPE, ["layout"], False),
+        (TWO, {**RECIPE, "peft": None}, ["layout"], False),
+        (TWO, {**RECIPE, "distributed": {"mp_policy": {}}}, ["layout"], False),
+        (TWO, {**RECIPE, "peft": None, "distributed": {"strategy": "ddp"}}, ["layout"], True),
+    ],
+)
+def test_whole_replicas_are_tried_with_adapters_on_several_gpus(layout, recipe, over, is_tried):
+    base, found = points(layout, recipe=recipe, over=over)
+    assert (True in {point.is_replicated for point in found}) is is_tried
+    assert base in found
+
+
+def of_gpus(*arguments, memory_gib=H200_GIB, ranks=2):
+    """A search on two H200s, or GPUs like them."""
+    own = ["weights=random", "data=synthetic", "train.step_scheduler.global_batch_size=8", *arguments]
+    config = compose_config([*own, "tune.over=[layout,step]"], build_recipe, is_tuned=True)
+
+    def check(settings):
+        return check_request(compose_config([*space.joined(own, settings)], build_recipe), ranks)
+
+    found = problem_of(config, check(()), Gpu("NVIDIA H200", memory_gib), check)
+    return own, config, found, check
+
+
+@pytest.mark.parametrize(
+    "own", [(), ("train.distributed.sequence_parallel=true",), ("+train.distributed.enable_compile=true",)]
+)
+def test_the_settings_of_whole_replicas_are_those_of_a_run(own):
+    arguments, config, found, check = of_gpus("recipe=llama8b_peft", *own)
+    replicas = [point for point in found.points if point.is_replicated]
+    assert {(one.tensor, one.data_ranks, one.step) for one in replicas} == {(1, 2, "stock"), (1, 2, "graphed")}
+    lines = space.settings(config.train, found.base, replicas[0])
+    assert {"train.distributed.strategy=ddp", "~train.distributed.sequence_parallel"} <= set(lines)
+    assert check(lines).data == 2
+    run = compose_config([*space.joined(arguments, lines)], build_recipe).train
+    assert run["distributed"] == space.recipe_of(config.train, found.base, replicas[0])["distributed"]
+
+
+@pytest.mark.parametrize(("memory_gib", "is_tried"), [(24.0, True), (12.0, False), (None, False)])
+def test_whole_replicas_are_tried_where_the_weights_fit_a_gpu(memory_gib, is_tried):
+    _, _, found, _ = of_gpus("recipe=llama8b_peft", memory_gib=memory_gib)
+    assert (True in {point.is_replicated for point in found.points}) is is_tried
+    assert any(not point.is_replicated for point in found.points)
+    assert set(found.works) >= set(found.points)
+
+
+def test_a_recipe_of_whole_replicas_is_searched_with_shards_beside_it():
+    replicas = ("train.distributed.strategy=ddp", "~train.distributed.sequence_parallel")
+    _, config, found, check = of_gpus("recipe=llama8b_peft", *replicas)
+    assert found.base.is_replicated
+    shards = next(point for point in found.points if point.tensor == 2)
+    assert space.settings(config.train, found.base, shards)[:2] == (
+        "train.distributed.tp_size=2",
+        "train.distributed.strategy=fsdp2",
+    )
+    assert check(space.settings(config.train, found.base, shards)).tensor == 2
 
 
 def test_only_what_may_be_changed_is_changed():

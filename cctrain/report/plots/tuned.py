@@ -46,7 +46,7 @@ def tokens(one: Observation, num_ranks: int | None) -> float:
 def kind(point: Point) -> str:
     """What points of one line share."""
     parts = [point.step, "checkpointing" if point.is_checkpointing else ""]
-    parts += [f"tp {point.tensor}" if point.tensor > 1 else ""]
+    parts += [f"tp {point.tensor}" if point.tensor > 1 else "whole replicas" if point.is_replicated else ""]
     parts += [f"packed {point.packing}" if point.packing else f"{point.seq_len} tokens" if point.seq_len else ""]
     return ", ".join(part for part in parts if part)
 
