@@ -35,7 +35,7 @@ from cctrain.campaign.ledger import Ledger
 from cctrain.platform import versions
 from cctrain.report.tuned import Progress
 from cctrain.tune.memory import fit_memory
-from cctrain.tune.point import OUT_OF_MEMORY, Observation, Point, Work, as_json, observation_from
+from cctrain.tune.point import OUT_OF_MEMORY, Observation, Point, Work
 from cctrain.tune.request import Request, checked
 from cctrain.tune.search import Problem, is_allowed, search
 from cctrain.tune.step_time import Prior
@@ -69,7 +69,7 @@ def record(grid: Path, settings: list[str], for_s: float | None, share: tuple[in
                 one = Observation(point=point, outcome=OUT_OF_MEMORY, why=why)
             seen.append(one)
             progress.saw(one)
-            _append(grid, {"observation": as_json(one), "work": as_json(problem.works[point])})
+            _append(grid, {"observation": dataclasses.asdict(one), "work": dataclasses.asdict(problem.works[point])})
     num_left = len(set(wanted) - {one.point for one in seen})
     print(json.dumps({"grid": str(grid), "num_points": len(seen), "num_left": num_left}))
     return int(num_left > 0)
@@ -119,7 +119,8 @@ def _lines(grid: Path) -> list[tuple[Observation, Work]]:
         with contextlib.suppress(ValueError):
             line = json.loads(text)
             work = {**line["work"], "memory_gib": line["work"]["memory_gib"] and tuple(line["work"]["memory_gib"])}
-            found.append((observation_from(line["observation"]), Work(**work)))
+            one = line["observation"]
+            found.append((Observation(**{**one, "point": Point(**one["point"])}), Work(**work)))
     return found
 
 
@@ -163,7 +164,7 @@ def replay(grid: Path, max_trials: int, num_starts: int | None, *, is_plain: boo
         "grid": str(grid),
         "is_plain": is_plain,
         "num_points": len(seen),
-        "best": as_json(top.point),
+        "best": dataclasses.asdict(top.point),
         "best_rate": top.rate,
         "max_trials": max_trials,
         "num_starts": len(starts),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 COMPLETE, OUT_OF_MEMORY, FAILED = "complete", "out of memory", "failed"
 """What becomes of a trial."""
@@ -97,13 +94,3 @@ class Observation:
     def is_complete(self) -> bool:
         """Whether there is a rate."""
         return self.outcome == COMPLETE
-
-
-def observation_from(node: Mapping[str, Any]) -> Observation:
-    """What `dataclasses.asdict` wrote. Raises TypeError or KeyError for anything else."""
-    return Observation(**{**node, "point": Point(**node["point"])})
-
-
-def as_json(one: Point | Work | Observation) -> dict[str, Any]:
-    """Plain dictionaries and lists."""
-    return dataclasses.asdict(one)

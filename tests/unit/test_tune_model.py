@@ -14,7 +14,7 @@ from cctrain.request.recipe import build_recipe
 from cctrain.request.startable import check_request
 from cctrain.tune import expected, space
 from cctrain.tune.memory import fit_memory
-from cctrain.tune.point import COMPLETE, OUT_OF_MEMORY, Observation, as_json, observation_from
+from cctrain.tune.point import COMPLETE, OUT_OF_MEMORY, Observation
 from cctrain.tune.problem import Gpu, problem_of
 from cctrain.tune.step_time import asked, fit_step_time, log_step_time
 
@@ -290,12 +290,6 @@ def test_data_that_come_in_whole_micro_batches_are_made_anew():
     recipe = {**RECIPE, "dataset": {"batch_size": 4}}
     base, _ = points(recipe=recipe)
     assert "train.dataset.batch_size=8" in space.settings(recipe, base, replace(base, micro_batch=8))
-
-
-def test_an_observation_survives_json():
-    whole = problem()
-    one = Machine(whole, "family", 0).trial(whole.base)
-    assert observation_from(as_json(one)) == one
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,11 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from synthetic_steps import Machine, problem
-
-from cctrain.tune.point import as_json
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "tune.py"
 
@@ -22,7 +21,7 @@ def grid(tmp_path_factory):
     limits = {"memory_gib": whole.memory_gib, "memory_margin": whole.memory_margin, "min_keep": None}
     header = {"arguments": [], "gpu": ["NVIDIA H200"], "num_ranks": 1, "prior": prior, **limits}
     lines = [
-        {"observation": as_json(machine.trial(point)), "work": as_json(whole.works[point])} for point in whole.points
+        {"observation": asdict(machine.trial(point)), "work": asdict(whole.works[point])} for point in whole.points
     ]
     path = tmp_path_factory.mktemp("grid") / "grid.jsonl"
     texts = [json.dumps(line) for line in ({"header": header}, *lines)]
