@@ -1,4 +1,4 @@
-"""Processes by identity: a pid with its start, so that a reused pid is another process; and none left behind."""
+"""Processes by identity: a pid with its start, so that a reused pid is another one; how they stop, none left behind."""
 
 from __future__ import annotations
 
@@ -75,6 +75,19 @@ def leave_if_failed(code: int) -> int:
             sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def take_stops_as_ctrl_c() -> None:
+    """A scheduler's SIGTERM and a closed terminal then raise KeyboardInterrupt; a signal that is ignored stays so."""
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(stop) is not signal.SIG_IGN:
+            signal.signal(stop, signal.default_int_handler)
+
+
+def ignore_stops() -> None:
+    """For a process that is ending: another Ctrl-C must not leave a child or half a record behind."""
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, signal.SIG_IGN)
 
 
 def _start(pid: int) -> str | None:

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import secrets
-import signal
 import subprocess
 import tempfile
 import time
@@ -25,7 +24,7 @@ from cctrain.campaign.ledger import KILLED, Ledger, Standing, standings
 from cctrain.campaign.plan import Trial
 from cctrain.errors import PlatformError
 from cctrain.finish import finish_abandoned
-from cctrain.processes import die_with_parent
+from cctrain.processes import die_with_parent, ignore_stops
 from cctrain.redaction import redacted
 from cctrain.rundir import TRIAL_VARIABLE
 
@@ -177,7 +176,7 @@ class Campaign:
                 is_stopped = _stop(process)
             except KeyboardInterrupt:
                 is_stopped = True
-                _ignore_stops()
+                ignore_stops()
                 _stop(process)
             error = _error(said, complained, code)
         found = next(self.run_root.glob(f"*-{token}"), None)
@@ -221,12 +220,6 @@ class Campaign:
         )
 
 
-def _ignore_stops() -> None:
-    """The campaign is ending; another Ctrl-C must not leave its trial behind."""
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(stop, signal.SIG_IGN)
-
-
 def _stop(process: subprocess.Popen[bytes]) -> bool:
     """Have the trial write its partial record. Returns whether a Ctrl-C came meanwhile."""
     process.terminate()  # and no SIGINT, which a campaign started in the background hands down as ignored
@@ -237,7 +230,7 @@ def _stop(process: subprocess.Popen[bytes]) -> bool:
         pass
     except KeyboardInterrupt:
         is_stopped = True
-        _ignore_stops()
+        ignore_stops()
     if process.poll() is None:
         process.kill()
         process.wait()

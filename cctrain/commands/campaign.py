@@ -26,7 +26,6 @@ were given up, 130 stopped.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +42,7 @@ from cctrain.config import CcMode
 from cctrain.errors import CctrainError, PlatformError, RequestError, RunError
 from cctrain.load import Run, read_runs
 from cctrain.platform import cc, gpu
+from cctrain.processes import take_stops_as_ctrl_c
 from cctrain.records import finite
 from cctrain.report import campaign as report
 from cctrain.report import ratios_table
@@ -67,9 +67,7 @@ def run(arguments: list[str]) -> int:
         return _dry_run(matrix, gpus)
     keys = Keys(platform_identity(gpus))
     _keyed(planned(matrix), keys)  # refuses what is wrong before the ledger is made
-    for stop in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(stop) is not signal.SIG_IGN:
-            signal.signal(stop, signal.default_int_handler)
+    take_stops_as_ctrl_c()
     mode = cc.seen_mode(gpus.cc)
     with Ledger(matrix.ledger) as ledger:
         trials = _keyed(planned(matrix, ledger.opened(mode)), keys)

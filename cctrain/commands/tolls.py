@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from cctrain.emulation.profile import emulated_note, load_profile
 from cctrain.errors import RequestError, RunError
 from cctrain.nearest import did_you_mean
 from cctrain.platform import cc, gpu, machine
+from cctrain.processes import take_stops_as_ctrl_c
 from cctrain.records import finite, to_json
 from cctrain.tolls import child, families
 from cctrain.tolls.diff import IDENTITY, MODE, check_comparable, differences, who_pays
@@ -105,9 +105,7 @@ def _measure(flags: argparse.Namespace) -> int:
     from cctrain.tolls import table
 
     # A scheduler's SIGTERM and a closed terminal leave as little behind as a Ctrl-C.
-    for stop in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(stop) is not signal.SIG_IGN:
-            signal.signal(stop, signal.default_int_handler)
+    take_stops_as_ctrl_c()
     begin = time.monotonic()
     try:
         with table.Progress(names) as progress:

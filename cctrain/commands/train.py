@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from cctrain.errors import RequestError, RunError
 from cctrain.follow import Follower, Rank
 from cctrain.platform import cc, gpu, machine, versions
 from cctrain.platform.telemetry import Telemetry
+from cctrain.processes import ignore_stops, take_stops_as_ctrl_c
 from cctrain.records import RunRecord, finite
 from cctrain.redaction import redacted
 from cctrain.request.checks import Layout, check_gpus, check_hub
@@ -94,9 +94,7 @@ def _run(arguments: list[str]) -> int:
     starter = in_job.first_rank(os.environ)
     request = _check(config, world=starter.world if starter else None)
     # A scheduler's SIGTERM and a closed terminal end the run like a Ctrl-C: as a partial record.
-    for stop in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(stop) is not signal.SIG_IGN:
-            signal.signal(stop, signal.default_int_handler)
+    take_stops_as_ctrl_c()
     if request.rendezvous and not request.rendezvous.is_host:
         return nodes.join(run_root, request.rendezvous, request.across_nodes, request.environment)
     expected = {"warmup": config.measure.warmup, "steps": config.measure.most_steps, "ranks": request.num_ranks}
@@ -112,17 +110,11 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - whatever it is, the record must not stay "still running"
         traceback.print_exc()
         failure = f"{type(error).__name__}: {error}"
-    _ignore_stops()
+    ignore_stops()
     try:
         return _finish(request, run_dir, failure)
     finally:
         tracking.close()
-
-
-def _ignore_stops() -> None:
-    """The run is ending; another Ctrl-C must not leave a rank or half a record behind."""
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(stop, signal.SIG_IGN)
 
 
 def _finish_abandoned(run_root: Path) -> None:
@@ -291,7 +283,7 @@ def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None, t
             # With the first rank gone before it trains, nothing will come.
             return follower.follow(lambda: 1 if starter.is_gone() else None, on_step, is_ours=False)
     finally:
-        _ignore_stops()
+        ignore_stops()
         follower.end_ranks(process)
 
 

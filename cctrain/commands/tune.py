@@ -33,13 +33,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
 from cctrain import in_job
 from cctrain.campaign.ledger import Ledger
 from cctrain.errors import CctrainError, RequestError, RunError
+from cctrain.processes import take_stops_as_ctrl_c
 from cctrain.records import finite
 from cctrain.report import tuned
 from cctrain.sinks import wandb
@@ -64,9 +64,7 @@ def run(arguments: list[str]) -> int:
     check_sinks(request.config.track.sinks)
     if request.config.dry_run:
         return _dry_run(request)
-    for stop in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(stop) is not signal.SIG_IGN:
-            signal.signal(stop, signal.default_int_handler)
+    take_stops_as_ctrl_c()
     tune = request.config.tune
     watcher = tuned.Progress(tune.max_trials, 2 * tune.repeats)
     seen: list[Observation] = []
