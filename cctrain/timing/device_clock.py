@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
+from cctrain.timing.ring import RingReader
+
 
 @triton.jit()  # type: ignore[untyped-decorator]
 def _stamp(ring, count, capacity: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -20,8 +22,7 @@ class DeviceClock:
 
     The number of the next stamp lives on the device, so that a stamp inside a CUDA graph goes to a new slot with each
     replay: `stamp` it while the graph is captured, and take the handles with `replayed` after each replay. A slot is
-    reused after `capacity` marks; a stamp is new when it is larger than what its slot held at the last read,
-    so that no slot has to be cleared on the device.
+    reused after `capacity` marks.
     """
 
     name = "globaltimer"
@@ -29,7 +30,7 @@ class DeviceClock:
     def __init__(self, capacity: int = 1 << 16) -> None:
         self._ring = torch.zeros(capacity, dtype=torch.int64, device="cuda")
         self._count = torch.zeros(1, dtype=torch.int64, device="cuda")
-        self._seen = [0] * capacity
+        self._reader = RingReader(capacity, self._copy)
         self._capacity = capacity
         self._next = 0
         self._stream = torch.cuda.Stream()
@@ -68,21 +69,10 @@ class DeviceClock:
 
         Copies on a stream of its own: the training stream neither waits nor is waited for.
         """
-        if not handles:
-            return []
-        first, last = handles[0], handles[-1]
         torch.cuda.set_device(self._device)
         with torch.cuda.stream(self._stream):
-            slots = [handle % self._capacity for handle in range(first, last + 1)]
-            if slots[0] <= slots[-1]:
-                ring = self._ring[slots[0] : slots[-1] + 1].cpu().tolist()
-            else:
-                ring = self._ring[slots[0] :].cpu().tolist() + self._ring[: slots[-1] + 1].cpu().tolist()
-        return [self._new(handle, ring[handle - first]) for handle in handles]
+            return [None if stamp is None else stamp / 1e9 for stamp in self._reader.read(handles)]
 
-    def _new(self, handle: int, nanoseconds: int) -> float | None:
-        slot = handle % self._capacity
-        if nanoseconds <= self._seen[slot]:
-            return None
-        self._seen[slot] = nanoseconds
-        return nanoseconds / 1e9
+    def _copy(self, begin: int, end: int) -> list[int]:
+        slots: list[int] = self._ring[begin:end].cpu().tolist()
+        return slots

@@ -48,6 +48,19 @@ def test_the_ring_is_reused_and_every_stamp_is_later_than_the_one_before(clock):
     assert seen == sorted(seen)
 
 
+def test_a_mark_that_nobody_read_and_one_not_reached_yet_give_no_stamp_of_the_lap_before(clock):
+    for _ in range(100):
+        clock.mark()  # dropped, as one of `resume` before `pause` is
+        handle = clock.mark()
+        torch.cuda.synchronize()
+        assert clock.read([handle])[0] is not None
+    torch.cuda._sleep(20 * SPIN_CYCLES)
+    ahead = [clock.mark() for _ in range(40)]
+    assert clock.read(ahead) == [None] * 40
+    torch.cuda.synchronize()
+    assert None not in clock.read(ahead)
+
+
 def test_stamps_inside_a_graph_are_new_with_each_replay(clock):
     graph = torch.cuda.CUDAGraph()
     before = clock.mark()
