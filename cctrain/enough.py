@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cctrain.config import MeasureConfig
 from cctrain.follow import Rank
 from cctrain.rundir import write_json
 from cctrain.samples import STOP_FILE
-from cctrain.stopping import stop_reason
+from cctrain.stopping import next_look, stop_reason
 
 
-def stop_when_enough(run_dir: Path, measure: MeasureConfig, ranks: Mapping[int, Rank]) -> None:
-    """Write the file that ends the run, with the reason, once the steps that all ranks have finished suffice."""
-    path = run_dir / STOP_FILE
-    if path.exists() or not ranks or len(ranks) < next(iter(ranks.values())).start["world_size"]:
-        return
-    step_times_s = [max(times) for times in zip(*(rank.step_times_s for rank in ranks.values()), strict=False)]
-    measured = step_times_s[measure.warmup :]
-    reason = stop_reason(measured, measure.half_width, measure.max_steps)
-    if reason:
-        write_json(path, {"why": f"measure.steps=auto: enough after {len(measured)} measured steps: {reason}"})
+@dataclass(slots=True)
+class Enough:
+    """Judges a run as its steps come in, at the looks of stopping.py only: it is asked several times a second."""
+
+    run_dir: Path
+    measure: MeasureConfig
+    _next_look: int = field(default=0, init=False)
+
+    def judge(self, ranks: Mapping[int, Rank]) -> None:
+        """Write the file that ends the run, with the reason, once the steps that all ranks have finished suffice."""
+        num_steps = min((len(rank.step_times_s) for rank in ranks.values()), default=0) - self.measure.warmup
+        if num_steps < self._next_look or not ranks or len(ranks) < next(iter(ranks.values())).start["world_size"]:
+            return
+        path = self.run_dir / STOP_FILE
+        if path.exists():
+            return
+        self._next_look = next_look(num_steps, self.measure.max_steps)
+        step_times_s = [max(times) for times in zip(*(rank.step_times_s for rank in ranks.values()), strict=False)]
+        measured = step_times_s[self.measure.warmup :]
+        reason = stop_reason(measured, self.measure.half_width, self.measure.max_steps)
+        if reason:
+            write_json(path, {"why": f"measure.steps=auto: enough after {num_steps} measured steps: {reason}"})

@@ -30,7 +30,7 @@ def stop_reason(step_times_s: Sequence[float], half_width: float, max_steps: int
     """
     if len(step_times_s) >= max_steps:
         return "the maximum"
-    looks = _looks(len(step_times_s))[-3:]
+    looks = _looks(len(step_times_s))[-4:-1]
     if len(looks) < 2:
         return None
     widths, needed = [], []
@@ -48,12 +48,17 @@ def stop_reason(step_times_s: Sequence[float], half_width: float, max_steps: int
     return None if found.shift or found.is_settling else reason
 
 
+def next_look(num_steps: int, max_steps: int) -> int:
+    """After how many steps, more than these, `stop_reason` may say something else."""
+    return min(_looks(num_steps)[-1], max_steps)
+
+
 def _looks(num_steps: int) -> list[int]:
-    """The numbers of steps, up to this one, at which the steps are judged."""
+    """The numbers of steps at which the steps are judged: those up to this one, and the next."""
     looks = [_FIRST_LOOK]
     while looks[-1] <= num_steps:
         looks.append(math.ceil(looks[-1] * _LOOK_RATIO))
-    return looks[:-1]
+    return looks
 
 
 def _relative_half_width(step_times_s: Sequence[float]) -> float:

@@ -268,14 +268,16 @@ def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None, t
             Progress(measure.warmup + measure.most_steps, request.num_ranks) as progress,
             Telemetry(run_dir, num_gpus),
         ):
+            if measure.is_auto:
+                from cctrain.enough import Enough
+
+                enough = Enough(run_dir, measure)
 
             def on_step(ranks: Mapping[int, Rank]) -> None:
                 progress.update(ranks)
                 tracking.relay()
                 if measure.is_auto:
-                    from cctrain.enough import stop_when_enough
-
-                    stop_when_enough(run_dir, measure, ranks)
+                    enough.judge(ranks)
 
             if process:
                 return follower.follow(process.poll, on_step)
