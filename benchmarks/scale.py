@@ -22,15 +22,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import yaml
+
 from cctrain.finish import finish_record
 from cctrain.follow import Follower
+from cctrain.packaged import RECIPES
 
-_RECIPE = {
-    "recipe": "TrainFinetuneRecipeForNextTokenPrediction",
-    "model": {},
-    "peft": None,
-    "step_scheduler": {"global_batch_size": 4096, "local_batch_size": 4},
-}
+_RECIPE = yaml.safe_load((RECIPES / "llama70b_peft.yaml").read_text())
+_MODEL = json.loads((RECIPES / "models" / "llama-3.3-70b" / "config.json").read_text())
 
 
 def write_run(run_dir: Path, num_ranks: int, num_steps: int) -> None:
@@ -49,17 +48,22 @@ def write_run(run_dir: Path, num_ranks: int, num_steps: int) -> None:
         with (run_dir / "samples" / f"rank{rank}.jsonl").open("w") as file:
             start = {"event": "start", "rank": rank, "world_size": num_ranks, "host": f"node{rank // 8}", "pid": 1}
             ready = {"event": "ready", "data_rank": rank, "data_ranks": num_ranks, "clock": "device"}
+            ready["model_config"] = _MODEL
             file.write(f"{json.dumps(start)}\n{json.dumps(ready)}\n")
-            file.writelines(_line(step, draw.gauss(0, 0.004)) for step in range(1, num_steps + 1))
+            file.writelines(
+                _line(step, draw.gauss(0, 0.004), draw.choices(range(200, 1025), k=4))
+                for step in range(1, num_steps + 1)
+            )
             file.write('{"event": "end"}\n')
 
 
-def _line(step: int, noise: float) -> str:
+def _line(step: int, noise: float, lengths: list[int]) -> str:
     late = 1 + noise
+    rows = [[1024, [length]] for length in lengths]
     return (
         f'{{"step": {step}, "loss": {7 * late}, "engine_tokens": 4194304, "engine_tokens_per_s_per_gpu": '
-        f'{2211.48 * late}, "padded_tokens": 4096, "real_tokens": 4001, "label_tokens": 3866, "num_images": 0, '
-        '"rows": [[1024, [1010]], [1024, [991]], [1024, [1001]], [1024, [999]]], "patches": [], '
+        f'{2211.48 * late}, "padded_tokens": 4096, "real_tokens": {sum(lengths)}, "label_tokens": {sum(lengths) - 40}, '
+        f'"num_images": 0, "rows": {rows}, "patches": [], '
         f'"begin_s": {1795480230.5862746 + 1.85 * step}, "step_time_s": {1.8517823410000163 * late}, '
         f'"data_wait_s": {0.004023831999802496 * late}, "phases_s": {{"data_wait": {0.004023831999802496 * late}, '
         f'"other": {0.1250212980003198 * late}, "forward": {0.670225817000028 * late}, '
@@ -70,13 +74,13 @@ def _line(step: int, noise: float) -> str:
 
 def _measured(part: str, run_dir: Path) -> None:
     """In a process of its own: do one part of the parent's work."""
-    before_gib, begin = _peak_gib(), time.perf_counter()
+    before_gib, begin, cpu_before_s = _peak_gib(), time.perf_counter(), time.process_time()
     if part == "follow":
         Follower(run_dir, 1.0, 1.0).follow(lambda: 0, lambda ranks: None)
     else:
         finish_record(run_dir, None)
-    seconds = time.perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "peak_gib": _peak_gib(), "before_gib": before_gib}))
+    seconds, cpu_s = time.perf_counter() - begin, time.process_time() - cpu_before_s
+    print(json.dumps({"seconds": seconds, "cpu_s": cpu_s, "peak_gib": _peak_gib(), "before_gib": before_gib}))
 
 
 def _peak_gib() -> float:

@@ -18,7 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache, lru_cache
+from itertools import chain
 from typing import Any
+
+import numpy as np
+import numpy.typing
+
+Ints = np.typing.NDArray[np.int64]
 
 # Where activation checkpointing stops: torch computes again what the backward pass saved, not what a region ends with.
 # AutoModel wraps attention and MLP of its own classes, the layer of Hugging Face's. Gemma 4's layers end with a norm.
@@ -104,7 +110,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Lengths in one micro-batch, plain lists as JSON has them."""
+    """Lengths in one micro-batch or several, plain lists as JSON has them."""
 
     padded: Sequence[int]
     """Tokens of each row, padding included."""
@@ -274,7 +280,8 @@ def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
 def model_flops(shape: Shape, training: Training, sequences: Sequences, savings: Savings = Savings()) -> float:
     """FLOPs that a micro-batch's real tokens and patches need, forward and backward: the numerator of MFU."""
     needed, _ = _flops_per_unit(shape, training)
-    counts = _counts(shape, sequences.documents, sequences.real_patches, sequences, savings)
+    lengths, _, sums = _documents(sequences)
+    counts = _counts(shape, lengths if savings.packing else sums, sequences.real_patches, sequences, savings)
     return sum(flops * counts[unit] for unit, flops in needed.items())
 
 
@@ -285,37 +292,46 @@ def hardware_flops(shape: Shape, training: Training, sequences: Sequences, savin
     attention kernel computes again inside its backward pass is not counted, as usual.
     """
     needed, repeated = _flops_per_unit(shape, training)
-    rows = [
-        [padded] if len(documents) == 1 else [*documents, padded - sum(documents)]
-        for padded, documents in zip(sequences.padded, sequences.documents, strict=True)
-    ]
-    counts = _counts(shape, rows, sequences.padded_patches, sequences, savings)
+    lengths, nums, sums = _documents(sequences)
+    computed = np.asarray(sequences.padded, dtype=np.int64)
+    if savings.packing:
+        is_packed = nums != 1
+        rest = np.where(is_packed, computed - sums, computed)
+        computed = np.concatenate([lengths[is_packed.repeat(nums)], rest])
+    counts = _counts(shape, computed, sequences.padded_patches, sequences, savings)
     return sum((flops + repeated[unit]) * counts[unit] for unit, flops in needed.items())
 
 
+def _documents(sequences: Sequences) -> tuple[Ints, Ints, Ints]:
+    """Lengths of all documents in one, and of each row how many it has and their sum."""
+    lengths = np.fromiter(chain.from_iterable(sequences.documents), np.int64)
+    nums = np.fromiter(map(len, sequences.documents), np.int64)
+    sums, ends = np.append(0, lengths.cumsum()), nums.cumsum()
+    return lengths, nums, sums[ends] - sums[ends - nums]
+
+
 def _counts(
-    shape: Shape, rows: Sequence[Sequence[int]], patches: Sequence[int], sequences: Sequences, savings: Savings
+    shape: Shape, lengths: Ints, patches: Sequence[int], sequences: Sequences, savings: Savings
 ) -> dict[Unit, int]:
-    lengths = [length for row in rows for length in (row if savings.packing else [sum(row)])]
     soft_tokens = [real // shape.patches_per_soft_token for real in sequences.real_patches]
     window = shape.window if savings.window else None
     # Of its image a token sees also what comes after it; what comes before it, it sees in any case.
     later = sum(n * (n - 1) // 2 for n in soft_tokens) if shape.is_image_bidirectional and savings.causal else 0
     return {
-        Unit.TOKEN: sum(lengths),
+        Unit.TOKEN: int(lengths.sum()),
         Unit.PATCH: sum(patches),
         Unit.SOFT_TOKEN: sum(soft_tokens),
-        Unit.PAIR: sum(_visible_pairs(length, None, savings) for length in lengths),
-        Unit.WINDOW_PAIR: sum(_visible_pairs(length, window, savings) for length in lengths) + later,
+        Unit.PAIR: _visible_pairs(lengths, None, savings),
+        Unit.WINDOW_PAIR: _visible_pairs(lengths, window, savings) + later,
         Unit.PATCH_PAIR: sum(n * n for n in patches),
     }
 
 
-def _visible_pairs(length: int, window: int | None, savings: Savings) -> int:
+def _visible_pairs(lengths: Ints, window: int | None, savings: Savings) -> int:
     if not savings.causal:
-        return length * length
-    first = min(window or length, length)  # queries that see everything before them
-    return first * (first + 1) // 2 + (length - first) * first
+        return int((lengths * lengths).sum())
+    first = np.minimum(window, lengths) if window else lengths  # queries that see everything before them
+    return int((first * (first + 1) // 2 + (lengths - first) * first).sum())
 
 
 @lru_cache(maxsize=8)

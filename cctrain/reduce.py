@@ -40,6 +40,9 @@ class Sample(NamedTuple):
 
     numbers: bytes
     """float64: `_NUMBERS`, `begin_s` or NaN, and the phases in the order in which they ran."""
+    rows: Sequence[Any]
+    patches: Sequence[Any]
+    """As metrics.count_tokens has them, for the FLOPs."""
     line: bytes
 
 
@@ -107,7 +110,9 @@ def take(ranks: dict[int, RankSamples], number: int, line: bytes) -> None:
     elif "step" in parsed:
         phases_s = (parsed.get("phases_s") or {}).values()
         numbers = array("d", (*_numbers_of(parsed), parsed.get("begin_s", math.nan), *phases_s))
-        ranks[number].steps[int(parsed["step"])] = Sample(numbers.tobytes(), line)
+        ranks[number].steps[int(parsed["step"])] = Sample(
+            numbers.tobytes(), parsed.get("rows", ()), parsed.get("patches", ()), line
+        )
     elif event == "ready":
         ranks[number].start.update(parsed)
     elif event in ("end", "error"):
@@ -155,12 +160,14 @@ def _flops_counter(ranks: Sequence[RankSamples], recipe: Mapping[str, Any] | Non
     def count(samples: Iterable[Sample]) -> tuple[float | None, float | None]:
         if not shape or not training:
             return None, None
-        model = hardware = 0.0
-        for row in map(_parsed, samples):
-            sequences = flops.Sequences.of(row["rows"], row.get("patches", ()))
-            model += flops.model_flops(shape, training, sequences)
-            hardware += flops.hardware_flops(shape, training, sequences, computed)
-        return model, hardware
+        rows: list[Any] = []
+        patches: list[Any] = []
+        for sample in samples:
+            rows += sample.rows
+            patches += sample.patches
+        sequences = flops.Sequences.of(rows, patches)  # of all ranks at once: there may be a thousand
+        model = flops.model_flops(shape, training, sequences)
+        return model, flops.hardware_flops(shape, training, sequences, computed)
 
     return count
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nemo_automodel.components._peft.lora import PeftConfig, apply_lora_to_linear_modules
@@ -266,7 +267,7 @@ def test_pairs_are_the_true_entries_of_transformers_masks(images):
     )
     patches = [9 * length for _, length in images]
     sequences = Sequences([24], [[24]], patches, patches)
-    counts = flops._counts(shape_of(config), sequences.documents, patches, sequences, Savings())
+    counts = flops._counts(shape_of(config), np.array([24]), patches, sequences, Savings())
     assert counts[Unit.WINDOW_PAIR] == masks["sliding_attention"].sum()
     full = masks["full_attention"]
     assert counts[Unit.PAIR] == (24 * 25 // 2 if full is None else full.sum())

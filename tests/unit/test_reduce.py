@@ -5,16 +5,17 @@ import json
 
 import pytest
 
-from cctrain import reduce, samples
+from cctrain import flops, reduce, samples
+from cctrain.packaged import RECIPES
 from cctrain.reduce import of_the_ranks, reduce_samples, summarize
 
 
-def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, end=True, cut=False):
+def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, end=True, cut=False, model=None):
     folder = run_dir / "samples"
     folder.mkdir(exist_ok=True)
     lines = [
         {"event": "start", "rank": rank, "world_size": world},
-        {"event": "ready", "data_rank": rank if data_rank is None else data_rank},
+        {"event": "ready", "data_rank": rank if data_rank is None else data_rank, "model_config": model},
     ]
     for number, time in enumerate(seconds, start=1):
         counts = {"padded_tokens": tokens, "real_tokens": tokens - 10, "label_tokens": 5, "num_images": 1}
@@ -70,6 +71,16 @@ def test_ranks_that_share_their_samples_count_them_once(tmp_path):
         write_rank(tmp_path, rank, [0.5], world=4, data_rank=rank // 2)
     (step,) = reduce_samples(tmp_path, warmup=0).steps
     assert (step.padded_tokens, step.real_tokens, step.label_tokens, step.num_images) == (200, 180, 10, 2)
+
+
+def test_flops_are_those_of_the_rows_of_every_data_rank_once(tmp_path):
+    model = json.loads((RECIPES / "models" / "tiny-llama" / "config.json").read_text())
+    for rank in range(4):
+        write_rank(tmp_path, rank, [0.5], world=4, data_rank=rank // 2, tokens=100 + rank // 2, model=model)
+    (step,) = reduce_samples(tmp_path, warmup=0, recipe={"model": {}}).steps
+    shape, rows = flops.shape_of(model), flops.Sequences([100, 101], [[90], [91]])
+    assert step.model_flops == flops.model_flops(shape, flops.Training(), rows)
+    assert step.hardware_flops == flops.hardware_flops(shape, flops.Training(), rows)
 
 
 def test_tokens_per_gpu_are_per_rank_of_the_whole_world(tmp_path):
