@@ -55,6 +55,7 @@ from cctrain.engines import automodel
 from cctrain.engines.compiled import compile_layers
 from cctrain.errors import RequestError
 from cctrain.launcher import NO_MULTICAST
+from cctrain.peaks import peak_flops
 from cctrain.platform import host
 from cctrain.request.checks import check_layout
 from cctrain.request.compose import compose_config
@@ -207,7 +208,7 @@ def results(lines: dict[str, Line], found: dict[str, dict[str, Any]], tflops: Se
     first = next(iter(lines))
     trained = {name: line.trained() for name, line in lines.items()}
     num_steps = len(trained[first]["loss"])
-    peak = flops.peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     made: dict[str, Any] = {}
     for name, line in lines.items():
         off, tolled = (found[name].get(mode) for mode in (OFF, TOLLED))

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cctrain import flops, stats
+from cctrain.peaks import peak_flops
 from cctrain.records import Estimate, SteadyState, StepRecord, Summary
 from cctrain.samples import lines_of_ranks, parse_line
 from cctrain.stats import Floats
@@ -234,7 +235,7 @@ def summarize(steps: Sequence[StepRecord], world: int, gpu_name: str | None) -> 
     seconds = sum(times)
     interval = stats.batch_means(times)
     rate = sum(step.padded_tokens for step in steady) / seconds / world
-    peak = flops.peak_flops(gpu_name) if gpu_name else None
+    peak = peak_flops(gpu_name) if gpu_name else None
     losses = [step.loss for step in steps]
     return Summary(
         step_time_s=Estimate(

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from cctrain.config import Config, TuneConfig
-from cctrain.flops import peak_flops
 from cctrain.packaged import RECIPES
+from cctrain.peaks import peak_flops
 from cctrain.request.checks import Layout
 from cctrain.tune import space
 from cctrain.tune.point import COMPLETE, OUT_OF_MEMORY, Observation, Point

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cctrain import flops
+from cctrain.peaks import peak_flops
 from cctrain.records import StepRecord
 from cctrain.redaction import redacted
 from cctrain.reduce import RankSamples, finished_steps, take
@@ -63,7 +63,7 @@ class Steps:
         self._recipe, self._warmup = config["train"], config["measure"]["warmup"]
         self._world = identity["num_gpus"]
         gpus = identity["gpu"]
-        self._peak = flops.peak_flops(gpus[0]) if len(gpus) == 1 else None
+        self._peak = peak_flops(gpus[0]) if len(gpus) == 1 else None
         self._tail = SamplesTail(run_dir)
         self._ranks: dict[int, RankSamples] = {}
         self._num_taken = 0

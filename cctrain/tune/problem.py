@@ -9,7 +9,7 @@ from operator import attrgetter
 from cctrain.config import CcMode, Config
 from cctrain.doctor.judge import model_config
 from cctrain.errors import RequestError
-from cctrain.flops import peak_flops
+from cctrain.peaks import peak_flops
 from cctrain.request.checks import Layout
 from cctrain.request.recipe import is_cpu_recipe
 from cctrain.tune import space
