@@ -233,13 +233,15 @@ def training_of(recipe: Mapping[str, Any]) -> Training | None:
     peft, freeze = recipe.get("peft") or {}, recipe.get("freeze_config")
     distributed = recipe.get("distributed") or {}
     checkpointing = distributed.get("activation_checkpointing") or False
+    strategy = distributed.get("strategy", "fsdp2")
     is_known = (
         str(peft.get("_target_", "lora.PeftConfig")).endswith("lora.PeftConfig")
         and not peft.get("use_dora")
         and not {key for key, value in (freeze or {}).items() if value} - {"freeze_vision_tower", "freeze_audio_tower"}
         and checkpointing in (False, True, "full")
         and distributed.get("activation_checkpointing_scope", "all") == "all"
-        and distributed.get("strategy", "fsdp2") == "fsdp2"
+        # DDP leaves what is computed as it is, but checkpoints other regions of Hugging Face's classes.
+        and (strategy == "fsdp2" or (strategy == "ddp" and not checkpointing))
     )
     if not is_known:
         return None

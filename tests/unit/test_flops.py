@@ -238,7 +238,9 @@ def test_every_recipe_is_known():
         ({"freeze_config": {"freeze_modules": [{"glob": "*"}]}}, None),
         ({"distributed": {"activation_checkpointing": "selective"}}, None),
         ({"distributed": {"activation_checkpointing": True, "activation_checkpointing_scope": "vision"}}, None),
-        ({"distributed": {"strategy": "ddp"}}, None),
+        ({"distributed": {"strategy": "ddp"}}, Training()),
+        ({"distributed": {"strategy": "ddp", "activation_checkpointing": True}}, None),
+        ({"distributed": {"strategy": "megatron_fsdp"}}, None),
     ],
 )
 def test_what_a_recipe_leaves_out_is_automodels_default_and_what_is_not_counted_is_unknown(change, expected):
