@@ -81,18 +81,23 @@ def reduce_samples(run_dir: Path, warmup: int, recipe: Mapping[str, Any] | None 
     steps: list[StepRecord] = []
     lasts: dict[int, Last | None] = {}
     files = lines_of_ranks(run_dir)
-    gc.freeze()  # what is there stays; the collector would walk it again and again
-    while taken := [(number, list(islice(lines, _AT_ONCE))) for number, lines in files.items()]:
-        for number, lines in taken:
-            for line in lines:
-                take(ranks, number, line)
-        for step, last, samples in finished_steps(ranks, warmup - len(steps), recipe):
-            steps.append(step)
-            lasts[step.step] = last
-            if b'"crossings"' in samples[0].line:
-                for number, sample in zip(sorted(ranks), samples, strict=True):
-                    crossings[number][step.step] = _parsed(sample).get("crossings")
-        files = {number: files[number] for number, lines in taken if lines}
+    is_collecting = gc.isenabled()
+    gc.disable()  # there are no cycles here, and walking millions of parsed numbers takes as long as parsing them
+    try:
+        while taken := [(number, list(islice(lines, _AT_ONCE))) for number, lines in files.items()]:
+            for number, lines in taken:
+                for line in lines:
+                    take(ranks, number, line)
+            for step, last, samples in finished_steps(ranks, warmup - len(steps), recipe):
+                steps.append(step)
+                lasts[step.step] = last
+                if b'"crossings"' in samples[0].line:
+                    for number, sample in zip(sorted(ranks), samples, strict=True):
+                        crossings[number][step.step] = _parsed(sample).get("crossings")
+            files = {number: files[number] for number, lines in taken if lines}
+    finally:
+        if is_collecting:
+            gc.enable()
     return Reduced(ranks, tuple(steps), lasts, [crossings[number] for number in ranks])
 
 
