@@ -5,8 +5,8 @@
 The samples are synthetic: as many lines as so many ranks write, each as long as a real one. Nothing trains. The target
 is 10 s and 1 GiB for 1,024 ranks x 1,000 steps at the end of the run; following is spread over the run, so that its
 seconds a step are what matters. Each is measured in a process of its own. The model is Llama 3.3 70B with LoRA, rows
-are of varied lengths, and FLOPs are counted. On two cores shared with six other jobs it took 4.5 s of a CPU to follow,
-and 37 s and 0.44 GiB to sum up, a good part of them the garbage collector's, which rests since.
+are of varied lengths, and FLOPs are counted. On two cores shared with six other jobs it took 4.2 s of a
+CPU to follow, and 20.5 s (47 s of wall time) and 0.44 GiB to sum up: the seconds promised are not met there.
 Prints one JSON object.
 """
 
