@@ -3,7 +3,8 @@ own data loader.
 
 The data sections of a recipe name classes of AutoModel, and so the loader is built by AutoModel's data package: both
 engines see the same tokens in the same order, shard for shard. Nothing of its models, LoRA, loss, optimizers or
-distribution is used or imported.
+distribution is used. What reads the data sections imports the modules of optimizers and distribution; models, kernels
+and recipes need not be importable.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Loads the LoRA adapter of the directory ADAPTER (in PEFT's form; for hf it may be missing, and is made then) into the
 model of FOLDER/weights, and writes FOLDER/ENGINE.json: how many parameters train, logits of a fixed row before and
-after training, and the samples of six steps. The adapter as trained goes to FOLDER/ENGINE/model.
+after training, and the samples of six steps. The adapter as trained goes to FOLDER/ENGINE/model. hf runs without most
+of AutoModel's modules, and says which others it has.
 """
 
 import json
@@ -25,6 +26,24 @@ from cctrain.request.data_files import prepare_data
 from cctrain.request.recipe import build_recipe, located
 from cctrain.samples import SampleFile
 
+OF_DATA = (
+    *("package_info", "shared", "components.config", "components.datasets", "components._peft.module_matcher"),
+    *("recipes._typed_config", "components.loggers", "components.optim", "components.training"),
+    *("components.distributed", "_transformers.auto_tokenizer", "_transformers.tokenization"),
+    "_transformers.v4_patches",
+)
+"""Modules of AutoModel that engine=hf imports: those that read data sections, with what they import, and tokenizers."""
+
+
+class OnlyOfData:
+    """An AutoModel of which nothing else can be imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        module = name.removeprefix("nemo_automodel.")
+        is_needed = any(f"{one}.".startswith(f"{module}.") or f"{module}.".startswith(f"{one}.") for one in OF_DATA)
+        if module != name and not is_needed:
+            raise ImportError(f"{name} is broken here")
+
 
 def recipe_in(folder, weights):
     config = compose_config(
@@ -41,6 +60,7 @@ def recipe_in(folder, weights):
 
 
 def hf(train, samples, folder, adapter):
+    sys.meta_path.insert(0, OnlyOfData())
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -94,9 +114,10 @@ train, samples = recipe_in(root / name, root / "weights")
 model, before, run = {"hf": hf, "automodel": automodel}[name](train, samples, root / name, adapter)
 trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 run()
+loaded = [module for module in sys.modules if module.startswith("nemo_automodel.")]
 lines = [json.loads(line) for line in samples.path.read_text().splitlines()]
 steps = [line for line in lines if "step" in line]
 (root / f"{name}.json").write_text(
-    json.dumps({"trained": trained, "before": before, "after": logits(model), "steps": steps})
+    json.dumps({"trained": trained, "before": before, "after": logits(model), "steps": steps, "loaded": loaded})
 )
 os._exit(0)  # AutoModel's exit handlers wait for process groups that have no peers here

@@ -29,14 +29,22 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sft(run_cctrain, weights):
-    """Full fine-tuning on two ranks with two micro-batches a step, by engine."""
+def of_two_ranks(weights):
+    """The same weights on two ranks with two micro-batches a step, by recipe and engine."""
+
+    def overrides(recipe, engine):
+        given = (f"recipe={recipe}", f"engine={engine}", "weights=pretrained", f"weights.path={weights}", "track=none")
+        return (*given, "train.step_scheduler.local_batch_size=1", "measure.warmup=2")
+
+    return overrides
+
+
+@pytest.fixture(scope="module")
+def sft(run_cctrain, of_two_ranks):
+    """Full fine-tuning, by engine."""
 
     def run(engine, *more):
-        return run_cctrain(
-            *("recipe=tiny_llama_sft", f"engine={engine}", "weights=pretrained", f"weights.path={weights}", *more),
-            *("train.step_scheduler.local_batch_size=1", "measure.warmup=2", "measure.steps=10", "track=none"),
-        )
+        return run_cctrain(*of_two_ranks("tiny_llama_sft", engine), "measure.steps=10", *more)
 
     return {"automodel": run("automodel"), "hf": run("hf"), "ddp": run("hf", "train.distributed.strategy=ddp")}
 
@@ -48,6 +56,14 @@ def test_full_fine_tuning_sees_the_same_tokens_and_comes_to_the_same_losses(sft,
     theirs, ours = (sft[name].record["steps"] for name in ("automodel", kind))
     assert [[step[name] for name in COUNTS] for step in ours] == [[step[name] for name in COUNTS] for step in theirs]
     assert [step["loss"] for step in ours] == pytest.approx([step["loss"] for step in theirs], rel=1e-5)
+
+
+def test_full_fine_tuning_trains_as_many_parameters(sft, weights):
+    from cctrain.engines.hf_model import build_model
+
+    model = build_model({"recipe": "", "model": {"_target_": "", "pretrained_model_name_or_path": str(weights)}})
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert f"Trainable parameters: {trained:,}\n" in (sft["automodel"].run_dir / "logs" / "rank0.log").read_text()
 
 
 def test_the_record_names_its_engine_and_the_packages_that_make_it(sft):
@@ -66,17 +82,13 @@ def test_phases_of_both_micro_batches_add_up_to_the_step(sft):
 
 @pytest.fixture(scope="module")
 def lora(weights, clean_environment):
-    """LoRA on one rank: Hugging Face's engine makes and trains an adapter, AutoModel's starts from the same one, and
-    a second Trainer from the one that AutoModel trained."""
+    """LoRA on one rank: Hugging Face's engine makes and trains an adapter, AutoModel's starts from the same one."""
     root = weights.parent
     script = Path(__file__).with_name("one_engine.py")
     results = {}
-    jobs = (("hf", "hf", "first"), ("automodel", "automodel", "first"), ("hf", "again", "automodel/model"))
-    for port, (engine, name, adapter) in enumerate(jobs, start=29561):
-        if name == "again":
-            shutil.rmtree(root / "hf")
+    for port, engine in enumerate(("hf", "automodel"), start=29561):
         done = subprocess.run(
-            [sys.executable, script, engine, root, root / adapter, str(port)],
+            [sys.executable, script, engine, root, root / "first", str(port)],
             env=clean_environment,
             cwd=root,
             capture_output=True,
@@ -85,7 +97,7 @@ def lora(weights, clean_environment):
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        results[name] = json.loads((root / f"{engine}.json").read_text())
+        results[engine] = json.loads((root / f"{engine}.json").read_text())
     return results
 
 
@@ -99,13 +111,28 @@ def test_lora_trains_as_many_parameters_on_the_same_tokens_to_the_same_losses(lo
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_it_trains_where_automodels_models_and_recipes_cannot_be_imported(lora):
+    for broken in ("components.models", "recipes.llm", "_transformers.auto_model", "components._peft.lora"):
+        assert f"nemo_automodel.{broken}" in lora["automodel"]["loaded"]  # which cannot do without
+        assert f"nemo_automodel.{broken}" not in lora["hf"]["loaded"]
+    assert len(lora["hf"]["steps"]) == 6
+
+
 def test_automodel_computes_with_an_adapter_of_peft_as_peft_does(lora):
     assert lora["automodel"]["before"] == pytest.approx(lora["hf"]["before"], abs=1e-5)
 
 
-def test_peft_computes_with_an_adapter_of_automodel_as_automodel_does(lora):
-    assert lora["again"]["before"] == pytest.approx(lora["automodel"]["after"], abs=1e-5)
-    assert lora["again"]["before"] != pytest.approx(lora["hf"]["before"], abs=1e-3)  # training has changed it
+def test_peft_computes_with_an_adapter_of_automodel_as_automodel_does(lora, weights):
+    import torch
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
+
+    base = LlamaForCausalLM.from_pretrained(weights)
+    model = PeftModel.from_pretrained(base, weights.parent / "automodel" / "model")
+    with torch.no_grad():
+        found = model(input_ids=torch.arange(3, 35).view(1, -1)).logits[0, -1].tolist()
+    assert found == pytest.approx(lora["automodel"]["after"], abs=1e-5)
+    assert found != pytest.approx(lora["hf"]["before"], abs=1e-3)  # training has changed it
 
 
 @pytest.mark.parametrize(
@@ -134,15 +161,47 @@ def test_the_learning_rate_is_automodels_at_every_step(recipe):
         theirs.step(1)
 
 
-def test_a_run_is_told_to_stop_and_its_ranks_do_so_with_the_same_step(start_cctrain):
-    run = start_cctrain("recipe=tiny_llama_peft", "engine=hf", "measure.steps=auto", "measure.max_steps=100000")
+@pytest.fixture(scope="module")
+def sharded(start_cctrain, of_two_ranks):
+    """LoRA with FSDP2, until it is told to stop."""
+    run = start_cctrain(*of_two_ranks("tiny_llama_peft", "hf"), "measure.steps=auto", "measure.max_steps=100000")
     run.wait_until(lambda: bool(run.run_dirs) and min(map(len, samples(run)), default=0) > 20, "no steps")
     (run.run_dir / "stop.json").write_text('{"why": "enough"}')
-    run.finish()
+    return run.finish()
+
+
+@pytest.fixture(scope="module")
+def replicated(run_cctrain, of_two_ranks):
+    """LoRA with DDP, under tolls."""
+    return run_cctrain(
+        *(*of_two_ranks("tiny_llama_peft", "hf"), "train.distributed.strategy=ddp", "cc=emulated", "tolls=b300"),
+        *("cc.blocks=2", "measure.steps=16"),
+    )
+
+
+def test_a_run_is_told_to_stop_and_its_ranks_do_so_with_the_same_step(sharded):
+    assert sharded.code == 0, sharded.stderr
+    counts = [len(lines) for lines in samples(sharded)]
+    assert counts[0] == counts[1] == len(sharded.record["steps"])
+    assert sharded.record["notes"] == ["enough"]
+
+
+@pytest.mark.parametrize("kind", ["sharded", "replicated"])
+def test_lora_on_two_ranks_sees_automodels_tokens_and_begins_at_the_loss_of_the_bare_model(kind, sft, request):
+    run = request.getfixturevalue(kind)
     assert run.code == 0, run.stderr
-    counts = [len(lines) for lines in samples(run)]
-    assert counts[0] == counts[1] == len(run.record["steps"])
-    assert run.record["notes"] == ["enough"]
+    ours, theirs = run.record["steps"], sft["automodel"].record["steps"]
+    for name in COUNTS:
+        assert [step[name] for step in ours[: len(theirs)]] == [step[name] for step in theirs]
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=1e-6)  # B is zero
+    losses = [step["loss"] for step in ours[: len(theirs)]]
+    assert losses[-1] < losses[0] - 0.1
+    assert losses[-1] != pytest.approx(theirs[-1]["loss"], rel=1e-3)  # which trains everything
+
+
+def test_sharded_and_replicated_adapters_come_to_the_same_losses(sharded, replicated):
+    losses = [[step["loss"] for step in run.record["steps"][:12]] for run in (sharded, replicated)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def samples(run):
@@ -153,16 +212,24 @@ def samples(run):
     ]
 
 
-def test_tolls_are_injected_between_its_steps_as_between_automodels(run_cctrain):
-    run = run_cctrain(
-        *("recipe=tiny_gemma_peft", "engine=hf", "cc=emulated", "tolls=b300", "cc.blocks=2"),
-        *("measure.warmup=2", "measure.steps=16"),
-    )
+def test_tolls_are_injected_into_tolled_steps_only(replicated):
+    tolled, injected = zip(*injections(replicated), strict=True)
+    assert {True, False} <= set(tolled)
+    assert all((seconds > 0) == bool(is_tolled) for is_tolled, seconds in zip(tolled, injected, strict=True))
+    assert replicated.record["keep_ratio"]["value"] > 0
+    assert replicated.record["crossings"]["operators"] > 100
+
+
+def injections(run):
+    """Whether each step of rank 0 is of a tolled block (None in the warm-up), and what was injected into it."""
+    lines = [json.loads(line) for line in (run.run_dir / "samples" / "rank0.jsonl").read_text().splitlines()]
+    return [(one.get("is_tolled"), one["crossings"]["injected_s"]["launch"]) for one in lines if "step" in one]
+
+
+def test_a_recipe_with_images_trains(run_cctrain):
+    run = run_cctrain("recipe=tiny_gemma_peft", "engine=hf", "track=none", "measure.warmup=1", "measure.steps=4")
     assert run.code == 0, run.stderr
-    assert {step["is_tolled"] for step in run.record["steps"][2:]} == {True, False}
-    assert 0 < run.record["keep_ratio"]["value"] < 1
     assert all(step["num_images"] for step in run.record["steps"])
-    assert run.record["crossings"]["operators"] > 100
 
 
 def test_what_a_recipe_changes_of_the_models_configuration_is_changed(weights):
