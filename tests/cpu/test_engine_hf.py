@@ -199,8 +199,9 @@ def test_lora_on_two_ranks_sees_automodels_tokens_and_begins_at_the_loss_of_the_
     assert losses[-1] != pytest.approx(theirs[-1]["loss"], rel=1e-3)  # which trains everything
 
 
-def test_sharded_and_replicated_adapters_come_to_the_same_losses(sharded, replicated):
-    losses = [[step["loss"] for step in run.record["steps"][:12]] for run in (sharded, replicated)]
+def test_sharded_and_replicated_adapters_take_the_same_first_step(sharded, replicated):
+    # Not more of them: learning rates depend on the number of steps, which differs.
+    losses = [[step["loss"] for step in run.record["steps"][:2]] for run in (sharded, replicated)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
