@@ -12,7 +12,7 @@ import math
 import statistics
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -152,7 +152,7 @@ def finished_steps(
         )
 
 
-_CountFlops = Callable[[Iterable[Sample]], tuple[float | None, float | None]]
+_CountFlops = Callable[[Sequence[Sample]], tuple[float | None, float | None]]
 
 
 def _flops_counter(ranks: Sequence[RankSamples], recipe: Mapping[str, Any] | None) -> _CountFlops:
@@ -163,8 +163,8 @@ def _flops_counter(ranks: Sequence[RankSamples], recipe: Mapping[str, Any] | Non
     is_eager = recipe is not None and recipe["model"].get("attn_implementation") == "eager"
     computed = flops.Savings(causal=False, window=False, packing=False) if is_eager else flops.Savings()
 
-    def count(samples: Iterable[Sample]) -> tuple[float | None, float | None]:
-        if not shape or not training:
+    def count(samples: Sequence[Sample]) -> tuple[float | None, float | None]:
+        if not shape or not training or not all(sample.rows for sample in samples):
             return None, None
         rows: list[Any] = []
         patches: list[Any] = []
@@ -193,7 +193,7 @@ def _step_record(
     # Ranks that share their samples, as tensor-parallel ones do, count them once.
     data_ranks = list({rank.start["data_rank"]: index for index, rank in enumerate(ranks)}.values())
     padded_tokens, real_tokens, label_tokens, num_images = map(int, numbers[data_ranks, 2:6].sum(axis=0))
-    model_flops, hardware_flops = count_flops(samples[index] for index in data_ranks)
+    model_flops, hardware_flops = count_flops([samples[index] for index in data_ranks])
     return StepRecord(
         step=step,
         step_time_s=float(times[slowest]),
