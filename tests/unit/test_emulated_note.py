@@ -50,12 +50,12 @@ def of_tune(folder, *, is_emulated):
     return out.getvalue()
 
 
-def of_peers(_folder, *, is_emulated):
+def of_peers(folder, *, is_emulated):
     cells = [{"task": "lora", "shape": "4x256", "line": "ours", "repeat": 0, "error": None, "run_dir": None}]
     cells[0]["timed"] = {mode: {"step_times_s": [0.1] * 40, "tokens_per_step": 100} for mode in ("off", "tolled")}
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        peers_table.show(peers_table.results(cells, tmp_path, "ours", None, "b300"))
+        peers_table.show(peers_table.results(cells, folder, "ours", None, "b300"))
     return out.getvalue()
 
 
