@@ -1,8 +1,8 @@
-"""A recipe trained twice in one process, uncompiled, and with its layers and loss compiled:
-`compiled_training.py OVERRIDES`.
+"""Recipes trained twice in one process, uncompiled, and with their layers and loss compiled:
+`compiled_training.py CASES`, a JSON object of overrides by the name of their case.
 
-What `step=graphed` compiles on a GPU is compiled here for a CPU, up to the code generation: prints the losses of both
-and, of the second, what the record says of the compiler.
+What `step=graphed` compiles on a GPU is compiled here for a CPU, up to the code generation: prints by case the losses
+of both and, of the second, what the record says of the compiler.
 """
 
 import functools
@@ -11,15 +11,15 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cctrain.engines import automodel
 from cctrain.engines.compiled import compile_layers, compiler_facts
 from cctrain.engines.compiled_loss import compile_loss
-from cctrain.packaged import RECIPES
 from cctrain.request.compose import compose_config
-from cctrain.request.recipe import build_recipe
+from cctrain.request.recipe import build_recipe, located
 from cctrain.samples import SampleFile
 
 
@@ -39,20 +39,23 @@ def train(recipe: dict, *, is_compiled: bool) -> list[float]:
     return [sample["loss"] for sample in samples if "loss" in sample]
 
 
-def main(overrides: list[str]) -> None:
+def both(overrides: list[str]) -> dict[str, Any]:
+    """One case."""
+    config = compose_config([*overrides, "data=recipe", "measure.warmup=1", "measure.steps=2"], build_recipe)
+    recipe = located(config.train, Path(tempfile.mkdtemp()))
+    uncompiled = train(recipe, is_compiled=False)
+    compiled = train(recipe, is_compiled=True)
+    return {"uncompiled": uncompiled, "compiled": compiled, **compiler_facts()}
+
+
+def main(cases: dict[str, list[str]]) -> None:
     """Train and print."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    config = compose_config([*overrides, "data=recipe", "measure.warmup=1", "measure.steps=2"], build_recipe)
-    recipe = json.loads(
-        json.dumps(config.train).replace("{recipes}", str(RECIPES)).replace("{run_dir}", tempfile.mkdtemp())
-    )
     compile_in_place = torch.nn.Module.compile
     torch.nn.Module.compile = lambda self: compile_in_place(self, backend="aot_eager")
     torch.compile = functools.partial(torch.compile, backend="aot_eager")
-    uncompiled = train(recipe, is_compiled=False)
-    compiled = train(recipe, is_compiled=True)
-    print(json.dumps({"uncompiled": uncompiled, "compiled": compiled, **compiler_facts()}))
+    print(json.dumps({name: both(overrides) for name, overrides in cases.items()}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(json.loads(sys.argv[1]))

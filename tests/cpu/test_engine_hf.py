@@ -86,9 +86,9 @@ def lora(weights, clean_environment):
     root = weights.parent
     script = Path(__file__).with_name("one_engine.py")
     results = {}
-    for port, engine in enumerate(("hf", "automodel"), start=29561):
+    for engine in ("hf", "automodel"):
         done = subprocess.run(
-            [sys.executable, script, engine, root, root / "first", str(port)],
+            [sys.executable, script, engine, root, root / "first"],
             env=clean_environment,
             cwd=root,
             capture_output=True,

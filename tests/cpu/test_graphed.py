@@ -1,21 +1,29 @@
 """step=graphed is the same training as step=stock: AutoModel's recipes, tiny, in float32, trained with both.
 
 On a CPU nothing is recorded, but the micro-batches are padded, the counts summed, the loss read back and the ranks
-stopped as on GPUs. A fixture starts the runs that belong together side by side.
+stopped as on GPUs. Runs that are only compared are trained one after the other by the same ranks.
 """
 
+import dataclasses
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from cctrain.packaged import RECIPES
+from cctrain.reduce import reduce_samples
+from cctrain.request.compose import compose_config
+from cctrain.request.data_files import prepare_data
+from cctrain.request.graphed import recipe_run
+from cctrain.request.recipe import VLM, build_recipe, located
+from cctrain.request.startable import check_request
 from cctrain.steps.lengths import next_length
 
 SHORT = ("track=none", "measure.warmup=1", "measure.steps=5")
@@ -23,29 +31,99 @@ TWO_RANKS = "launch.nproc_per_node=2"
 ONE_RANK = "launch.nproc_per_node=1"
 ENDLESS = ("track=none", "measure.warmup=5", "measure.steps=5000")
 REPLICAS = ("train.distributed.strategy=ddp", "~train.distributed.sequence_parallel", "~train.distributed.mp_policy")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training on `num_ranks`, of `num_micro_batches` a step."""
+
+    num_ranks: int
+    num_micro_batches: int
+    overrides: tuple[str, ...]
+
+
 CASES = {
-    "sft": ("recipe=tiny_llama_sft", "data=pydoc", ONE_RANK, "train.step_scheduler.local_batch_size=4"),
-    "sft_accumulated_fused_and_checkpointed": (
-        *("recipe=tiny_llama_sft", "data=pydoc", ONE_RANK, "train.step_scheduler.local_batch_size=1"),
-        *("+train.optimizer.fused=true", "+train.distributed.activation_checkpointing=true"),
+    "sft": Case(1, 1, ("recipe=tiny_llama_sft", "data=pydoc", "train.step_scheduler.local_batch_size=4")),
+    "sft_accumulated_fused_and_checkpointed": Case(
+        *(1, 4),
+        (
+            *("recipe=tiny_llama_sft", "data=pydoc", "train.step_scheduler.local_batch_size=1"),
+            *("+train.optimizer.fused=true", "+train.distributed.activation_checkpointing=true"),
+        ),
     ),
     # Of one length: dropout draws a number for each token of padding too.
-    "lora_with_dropout_accumulated_on_two_ranks": (
-        *("recipe=tiny_llama_peft", "data=synthetic", "data.seq_len=64", TWO_RANKS, "+train.peft.dropout=0.1"),
-        *("train.step_scheduler.local_batch_size=1", "train.step_scheduler.global_batch_size=8"),
+    "lora_with_dropout_accumulated_on_two_ranks": Case(
+        *(2, 4),
+        (
+            *("recipe=tiny_llama_peft", "data=synthetic", "data.seq_len=64", "+train.peft.dropout=0.1"),
+            *("train.step_scheduler.local_batch_size=1", "train.step_scheduler.global_batch_size=8"),
+        ),
     ),
-    "lora_on_two_ranks": ("recipe=tiny_llama_peft", "data=pydoc", TWO_RANKS, "+train.optimizer.fused=true"),
-    "lora_on_two_replicas": ("recipe=tiny_llama_peft", "data=pydoc", TWO_RANKS, *REPLICAS),
-    "sft_accumulated_on_two_replicas": (
-        *("recipe=tiny_llama_sft", "data=pydoc", TWO_RANKS, *REPLICAS),
-        *("train.step_scheduler.local_batch_size=1", "train.step_scheduler.global_batch_size=4"),
+    "lora_on_two_ranks": Case(2, 1, ("recipe=tiny_llama_peft", "data=pydoc", "+train.optimizer.fused=true")),
+    "lora_on_two_replicas": Case(2, 1, ("recipe=tiny_llama_peft", "data=pydoc", *REPLICAS)),
+    "sft_accumulated_on_two_replicas": Case(
+        *(2, 2),
+        (
+            *("recipe=tiny_llama_sft", "data=pydoc", *REPLICAS),
+            *("train.step_scheduler.local_batch_size=1", "train.step_scheduler.global_batch_size=4"),
+        ),
     ),
-    "tensor_parallel": ("recipe=tiny_llama_sft", "data=pydoc", TWO_RANKS, "train.distributed.tp_size=2"),
+    "tensor_parallel": Case(2, 2, ("recipe=tiny_llama_sft", "data=pydoc", "train.distributed.tp_size=2")),
     # Of one length: with others, rounding alone differs by 1e-5 of a gradient (test_image_places.py: 1e-6 in float64).
-    "gemma_with_images_on_two_ranks": ("recipe=tiny_gemma_peft", "data=synthetic", "data.seq_len=160", TWO_RANKS),
+    "gemma_with_images_on_two_ranks": Case(2, 2, ("recipe=tiny_gemma_peft", "data=synthetic", "data.seq_len=160")),
 }
-NUM_MICRO_BATCHES = (1, 4, 4, 1, 1, 2, 2, 2)
-"""A step, by case."""
+KINDS = ("stock", "graphed")
+
+
+class Trained:
+    """What the ranks of one training left in `run_dir`, and what a record would say of it."""
+
+    def __init__(self, run_dir):
+        self.run_dir = run_dir
+        reduced = reduce_samples(run_dir, warmup=1)
+        steps = [dataclasses.asdict(step) for step in reduced.steps]
+        self.record = {"steps": steps, "graphs": reduced.ranks[0].end["graphs"]}
+
+
+def prepare(case, kind, run_dir):
+    """All that ranks need."""
+    config = compose_config([*case.overrides, *SHORT, f"step={kind}"], build_recipe)
+    recipe = located(recipe_run(config, check_request(config, case.num_ranks)), run_dir)
+    for name in ("samples", "logs"):
+        (run_dir / name).mkdir(parents=True)
+    prepare_data(config.data, run_dir, is_vlm=config.train["recipe"] == VLM)
+    step = {"kind": kind, "compile": config.step.compile}
+    plain = {"engine": {"name": "automodel"}, "tolls": None, "measure": {"crossings": False}}
+    (run_dir / "config.json").write_text(json.dumps(plain | {"train": recipe, "step": step}))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, clean_environment):
+    """By case, what training with step=stock and step=graphed left; the two worlds, of one rank and of two, side by
+    side."""
+    root = tmp_path_factory.mktemp("trained")
+    processes = {}
+    for num_ranks in (1, 2):
+        run_dirs = [root / name / kind for name, case in CASES.items() if case.num_ranks == num_ranks for kind in KINDS]
+        for run_dir in run_dirs:
+            prepare(CASES[run_dir.parent.name], run_dir.name, run_dir)
+        script = Path(__file__).with_name("several_trainings.py")
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+        command = [sys.executable, *torchrun, script, *run_dirs]
+        processes[num_ranks] = subprocess.Popen(map(str, command), env=clean_environment, cwd=root)
+    try:
+        for process in processes.values():
+            assert process.wait(timeout=300) == 0, last_words(root)
+    finally:
+        for process in processes.values():
+            process.kill()  # its ranks end with it
+            process.wait()
+    return {name: [Trained(root / name / kind) for kind in KINDS] for name in CASES}
+
+
+def last_words(root):
+    """Of the training that failed."""
+    return "".join(log.read_text()[-3000:] for log in root.glob("*/*/logs/rank*.log") if "Traceback" in log.read_text())
 
 
 def log_of(run, name="training"):
@@ -64,14 +142,10 @@ def assert_complete(*runs):
         assert run.record["status"] == "complete"
 
 
-@pytest.fixture(scope="module", params=list(zip(CASES, NUM_MICRO_BATCHES, strict=True)), ids=list(CASES))
-def both(request, start_cctrain):
+@pytest.fixture(scope="module", params=CASES)
+def both(request, trained):
     """The same training with step=stock and step=graphed, and the micro-batches of a step."""
-    name, num_micro_batches = request.param
-    started = [start_cctrain(*CASES[name], *SHORT, f"step={kind}") for kind in ("stock", "graphed")]
-    stock, graphed = (run.finish() for run in started)
-    assert_complete(stock, graphed)
-    return stock, graphed, num_micro_batches
+    return *trained[request.param], CASES[request.param].num_micro_batches
 
 
 class TestTheSameTraining:
@@ -102,8 +176,8 @@ class TestTheSameTraining:
 
     def test_the_record_says_which_step_it_was_and_what_it_did(self, both):
         stock, graphed, num_micro_batches = both
-        assert (stock.record["step_kind"], graphed.record["step_kind"]) == ("stock", "graphed")
         graphs = graphed.record["graphs"]
+        assert (stock.record["graphs"], graphs["kind"]) == ({"kind": "stock"}, "graphed")
         assert graphs["why"] == "asked for; on a CPU, which has no CUDA graphs, the steps ran unrecorded"
         assert graphs["eager_micro_batches"] == 6 * num_micro_batches
         assert (graphs["num_graphs"], graphs["recaptures"]) == (0, 0)
@@ -257,54 +331,24 @@ def test_adapters_give_the_same_logits_in_hugging_faces_peft_as_in_automodel(
     assert (found - untrained).abs().max() > 0.1
 
 
-@pytest.fixture(scope="module")
-def mixture(tmp_path_factory):
+@pytest.fixture
+def mixture(tmp_path):
     """A tiny model with experts."""
     config = json.loads((RECIPES / "models" / "tiny-llama" / "config.json").read_text())
     config |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "rope_scaling": None}
     config |= {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
-    folder = tmp_path_factory.mktemp("mixture")
-    (folder / "config.json").write_text(json.dumps(config))
-    model = (f"train.model.config.pretrained_model_name_or_path={folder}", "+train.model.force_hf=true")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = (f"train.model.config.pretrained_model_name_or_path={tmp_path}", "+train.model.force_hf=true")
     return ("recipe=tiny_llama_sft", *model, ONE_RANK, *SHORT)
 
 
-@pytest.fixture(scope="module")
-def mixture_runs(start_cctrain, mixture):
-    """With step=auto and step=graphed."""
-    return [run.finish() for run in [start_cctrain(*mixture, f"step={kind}") for kind in ("auto", "graphed")]]
-
-
-EXPERTS = "a model with 4 experts routes its tokens by their values"
-
-
-def test_auto_goes_on_with_the_stock_step_where_no_graph_can_be_and_says_why(mixture_runs):
-    run, _ = mixture_runs
+def test_auto_goes_on_with_the_stock_step_where_no_graph_can_be_and_says_why(run_cctrain, mixture):
+    run = run_cctrain(*mixture, "step=auto")
     assert_complete(run)
     assert run.record["step_kind"] == "stock"
-    assert run.record["graphs"]["why"].startswith(f"step=auto: {EXPERTS}")
+    assert run.record["graphs"]["why"].startswith("step=auto: a model with 4 experts routes its tokens by their values")
     assert len(log_of(run)) == len(run.record["steps"]) == 6
     assert all(step["loss"] for step in run.record["steps"])
-
-
-def test_graphed_is_refused_before_the_first_step_where_no_graph_can_be(mixture_runs):
-    _, run = mixture_runs
-    assert run.code == 4
-    assert run.record["steps"] == []
-    assert f"step=graphed: {EXPERTS}" in run.last_line["error"]
-    assert "step=stock, or step=auto" in run.last_line["error"]
-
-
-def test_a_loss_that_is_no_number_ends_the_run_and_the_record_says_so(run_cctrain):
-    too_high = ("train.optimizer.lr=1e30", "train.clip_grad_norm.max_norm=1e30")
-    run = run_cctrain("recipe=tiny_llama_sft", "data=recipe", ONE_RANK, *ENDLESS, *too_high, "step=graphed")
-    assert run.code == 4
-    assert run.record["status"] == "partial"
-    assert "is nan; is train.optimizer.lr too high?" in run.record["failure"]
-    *finite, last = losses(run)
-    assert last is None
-    assert finite
-    assert all(math.isfinite(loss) for loss in finite)
 
 
 def last_steps(run):
@@ -328,10 +372,12 @@ def test_sigterm_to_one_rank_stops_all_of_a_tensor_parallel_group_with_the_same_
     assert len(losses(run)) == len(log_of(run)) == first
 
 
-def test_enough_measured_steps_end_both_ranks_with_the_same_step(run_cctrain):
-    auto = ("measure.warmup=1", "measure.steps=auto", "measure.half_width=0.5", "measure.max_steps=2000")
-    run = run_cctrain("recipe=tiny_llama_peft", "data=recipe", TWO_RANKS, "track=none", *auto, "step=graphed")
+def test_ranks_that_are_told_to_stop_do_so_with_the_same_step(start_cctrain):
+    run = start_cctrain("recipe=tiny_llama_peft", "data=recipe", TWO_RANKS, *ENDLESS, "step=graphed")
+    run.wait_for_steps(1.0)
+    (run.run_dir / "stop.json").write_text('{"why": "enough"}')
+    run.finish()
     assert_complete(run)
+    assert run.record["notes"] == ["enough"]
     first, second = last_steps(run)
-    assert first == second < 2000
-    assert len(losses(run)) == first
+    assert first == second == len(losses(run)) > 0

@@ -1,5 +1,6 @@
 """benchmarks/graphed.py: both steps in one process train the same, and typing errors are told before any set-up."""
 
+import importlib
 import io
 import json
 import subprocess
@@ -14,13 +15,18 @@ from cctrain.emulation.profile import emulated_note
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "graphed.py"
 
 
-def run(*arguments):
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    return importlib.import_module("graphed")
 
 
 def test_lines_take_turns_on_the_same_data(tmp_path):
     out = tmp_path / "out.json"
-    done = run("recipe=tiny_llama_peft", *("--shape", "2x32", "--rounds", "2", "--block", "2", "--out", str(out)))
+    options = ("--shape", "2x32", "--rounds", "2", "--block", "2", "--out", str(out))
+    command = [sys.executable, str(SCRIPT), "recipe=tiny_llama_peft", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["modes"] == ["off"]  # on a CPU
@@ -42,24 +48,21 @@ def test_lines_take_turns_on_the_same_data(tmp_path):
         (("recipe=tiny_llama_peft", "--shape", "2by64"), "shape 2by64: allowed is SAMPLESxTOKENS"),
     ],
 )
-def test_what_is_mistyped_is_refused_before_anything_is_set_up(arguments, message):
-    done = run(*arguments)
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert "setting up" not in done.stdout
+def test_what_is_mistyped_is_refused_before_anything_is_set_up(benchmark, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    with pytest.raises(SystemExit) as refused:
+        benchmark.parse()
+    assert message in f"{refused.value}{capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("tolls", ["b300", None])
-def test_tolled_steps_are_called_emulated_with_the_profile_and_what_they_rest_on(monkeypatch, tolls):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    import graphed
-
-    modes = ("off", graphed.TOLLED) if tolls else ("off",)
+def test_tolled_steps_are_called_emulated_with_the_profile_and_what_they_rest_on(benchmark, tolls):
+    modes = ("off", benchmark.TOLLED) if tolls else ("off",)
     line = {"step_s": dict.fromkeys(modes, 0.1), "over_first": dict.fromkeys(modes), "keep_ratio": None}
-    series = graphed.difference([1.0, 2.0], [1.0, 2.0])
+    series = benchmark.difference([1.0, 2.0], [1.0, 2.0])
     line |= {"floor_s": None, "mfu": None, "loss_difference": series, "norm_difference": series}
     console = Console(file=io.StringIO(), width=140)
-    for table in graphed.tables({"num_steps": 2, "lines": {"stock": line}}, "a title", tolls):
+    for table in benchmark.tables({"num_steps": 2, "lines": {"stock": line}}, "a title", tolls):
         console.print(table)
     text = " ".join(console.file.getvalue().split())
     assert ("emulated b300" in text) == (emulated_note() in text) == bool(tolls)
