@@ -22,6 +22,7 @@ from cctrain.engines.automodel_graphed import GraphedTraining
 from cctrain.engines.observer import Observer
 from cctrain.metrics import count_tokens
 from cctrain.samples import SampleFile
+from cctrain.steps.capture import CudaRecorder
 
 _RECIPE_MODULES = {
     "TrainFinetuneRecipeForNextTokenPrediction": "nemo_automodel.recipes.llm.train_ft",
@@ -181,7 +182,10 @@ class GraphedRecipe(TimedRecipe):
         super().setup()
         # Of the class, as the observer: AutoModel would take it for something to checkpoint.
         type(self).graphed = GraphedTraining(
-            self, is_compiled=self.step_config["compile"], may_fall_back=self.step_config["kind"] == "auto"
+            self,
+            recorder=CudaRecorder() if torch.cuda.is_available() else None,
+            is_compiled=self.step_config["compile"],
+            may_fall_back=self.step_config["kind"] == "auto",
         )
 
     def step_facts(self) -> dict[str, Any]:

@@ -25,18 +25,20 @@ from cctrain.engines.masks import without_search_for_samples
 from cctrain.engines.observer import check_loss
 from cctrain.engines.replicas import average_gradients, is_replicated, unwrapped, without_reducer
 from cctrain.engines.sampled_lengths import lengths_for
+from cctrain.engines.unfinished import forget_unfinished
 from cctrain.metrics import IGNORED_LABEL
 from cctrain.steps.batches import by_documents, padded, unmasked
-from cctrain.steps.capture import NotCapturableError, draws_random_numbers, recomputes
+from cctrain.steps.capture import NotCapturableError, Recorder, draws_random_numbers, recomputes
 from cctrain.steps.graphed import GraphedStep
 from cctrain.steps.readback import MOST_AHEAD
 
 
 class GraphedTraining:
-    """The graphed step of one AutoModel recipe, set up, and what is known of its steps."""
+    """The graphed step of one AutoModel recipe, set up, and what is known of its steps; without a `recorder` they run
+    unrecorded."""
 
-    def __init__(self, recipe: Any, *, is_compiled: bool, may_fall_back: bool) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: Any, *, recorder: Recorder | None, is_compiled: bool, may_fall_back: bool) -> None:
+        self._recipe, self._recorder = recipe, recorder
         self._may_fall_back = may_fall_back
         self._compiled = is_compiled
         self._num_compiled = 0
@@ -69,7 +71,7 @@ class GraphedTraining:
             self._lengths = self._lengths[-1:]
         free_rotary_of_waits(model)
         self._is_by_documents = attend_by_documents(recipe)
-        if not torch.cuda.is_available():
+        if not self._recorder:
             self._why += "; on a CPU, which has no CUDA graphs, the steps ran unrecorded"
         elif self._compiled:
             self._num_compiled = compile_layers(model)
@@ -80,6 +82,7 @@ class GraphedTraining:
             model,
             recipe.optimizer,
             marks=recipe.observer.timer,
+            recorder=self._recorder,
             accumulates=recipe.step_scheduler.grad_acc_steps > 1,
             num_ranks=recipe.dist_env.world_size,
             is_sharded=is_sharded,
@@ -135,8 +138,6 @@ class GraphedTraining:
             self._step.run(step, [unmasked(batch) for batch in batches], counted, is_asked_to_stop=asked)
         except NotCapturableError as error:
             self._step.drain()
-            if recipe.dist_env.world_size > 1:  # the others may have recorded theirs
-                raise NotCapturableError(f"{error}; on several ranks that is known too late: use step=stock") from error
             self._fall_back(error)
         for schedule in recipe.lr_scheduler or []:
             schedule.step(1)
@@ -298,6 +299,16 @@ class _Engine:
         both = torch.stack([own, -own])
         torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MAX, group=self._hosts)
         return bool((both[0] == -both[1]).all())
+
+    def first_failure(self, own: str) -> str:
+        """By the ranks' hosts alone as well."""
+        told: list[str] = [""] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(told, own, group=self._hosts)
+        return next((f"rank {rank}: {why}" for rank, why in enumerate(told) if why), "")
+
+    def forget_unfinished(self) -> None:
+        """Sharded layers remember what they have gathered and reduced."""
+        forget_unfinished(self._recipe.model_parts[0])
 
     def sum_over_all_ranks(self, values: torch.Tensor) -> None:
         """Over the ranks of all groups, which stop together."""

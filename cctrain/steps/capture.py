@@ -7,40 +7,129 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.utils.checkpoint
 
 from cctrain.errors import one_line
+from cctrain.steps.staging import Staging
 
 
 class NotCapturableError(RuntimeError):
     """Something in a step cannot be recorded into a CUDA graph; the message names it and its line."""
 
 
-def capture(work: Callable[[], None], pool: tuple[int, int], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
-    """Record `work`, which has run before on `stream`, into a graph whose memory is of `pool`. Nothing is executed.
+class Graph(Protocol):
+    """Recorded work."""
 
-    Raises NotCapturableError.
-    """
-    graph = torch.cuda.CUDAGraph()
-    try:
-        # thread_local: NCCL's watchdog and the samples' thread go on meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            work()
-    except torch.cuda.OutOfMemoryError as error:
-        _end_recording_of_random_numbers(stream.device)
-        raise NotCapturableError(
+    def replay(self) -> None:
+        """Queue it once more."""
+
+
+class Way(Protocol):
+    """The way of one shape's micro-batches to the device."""
+
+    batch: Any
+    """Where they arrive: what recorded work reads."""
+
+    def send(self, batch: Any) -> None:
+        """Queue the copy of `batch`, which is on the host."""
+
+
+class Recorder(Protocol):
+    """Records a step's work, so that it can be replayed. Where there is none, it runs each time."""
+
+    def begin(self) -> None:
+        """Training begins: from here on this thread's work goes to the stream that is recorded."""
+
+    def stage(self, example: Any) -> Way:
+        """The way for micro-batches like `example`, which has gone it."""
+
+    def record(self, work: Callable[[], None]) -> Graph:
+        """Record `work`, which has run before. Nothing is executed. Raises whatever kept it from being recorded."""
+
+    def begin_anew(self) -> None:
+        """All that was recorded is given up."""
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Have all that `optimizer` changes with each step on the device. Returns whether it can be recorded then."""
+
+    def waits(self, work: Callable[[], object]) -> list[str]:
+        """Run `work` and say, as `file:line`, where the host waited for the device in it."""
+
+
+class CudaRecorder:
+    """Into CUDA graphs, whose memory is of one pool."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def begin(self) -> None:
+        """From here on this thread's work goes to one stream, which is the one recorded."""
+        torch.cuda.synchronize()
+        torch.cuda.set_stream(self._stream)
+
+    def stage(self, example: Any) -> Staging:
+        """The way for micro-batches like `example`, which has arrived."""
+        staging = Staging(example)
+        staging.send(example)
+        torch.cuda.current_stream().synchronize()
+        return staging
+
+    def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """A graph of `work`. Raises whatever kept it from being recorded."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # thread_local: NCCL's watchdog and the samples' thread go on meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        except Exception:
+            _end_recording_of_random_numbers(self._stream.device)
+            raise
+        return graph
+
+    def begin_anew(self) -> None:
+        """Torch refuses captures into a pool whose graphs are all gone."""
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Step counts on the device, and all parameters updated by one kernel."""
+        if not all("capturable" in group for group in optimizer.param_groups):
+            return False
+        for group in optimizer.param_groups:
+            group["capturable"] = True
+            if "fused" in group:
+                group["fused"], group["foreach"] = True, False
+        for state in optimizer.state.values():  # of a resumed run
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].to(device="cuda", dtype=torch.float32)
+        return True
+
+    def waits(self, work: Callable[[], object]) -> list[str]:
+        """By torch's own warnings."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                work()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found = [f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
+        return list(dict.fromkeys(found))
+
+
+def not_capturable(error: Exception) -> NotCapturableError:
+    """What it means that `error` was raised while work was recorded."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return NotCapturableError(
             "out of GPU memory while the step was recorded: a graph keeps the memory of a micro-batch to itself; lower "
             "train.step_scheduler.local_batch_size or data.seq_len, or use step=stock"
-        ) from error
-    except Exception as error:
-        _end_recording_of_random_numbers(stream.device)
-        raise NotCapturableError(
-            f"{_where(error)} cannot be recorded into a CUDA graph ({type(error).__name__}: {one_line(error)})"
-        ) from error
-    return graph
+        )
+    return NotCapturableError(
+        f"{_where(error)} cannot be recorded into a CUDA graph ({type(error).__name__}: {one_line(error)})"
+    )
 
 
 def _end_recording_of_random_numbers(device: torch.device) -> None:
@@ -78,19 +167,6 @@ def recomputes(model: torch.nn.Module) -> bool:
         hasattr(module, "_checkpoint_wrapped_module") or getattr(module, "gradient_checkpointing", False)
         for module in model.modules()
     )
-
-
-def synchronizing_lines(work: Callable[[], object]) -> list[str]:
-    """Run `work` and say, as `file:line`, where the host waited for the device in it."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            work()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    found = [f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
-    return list(dict.fromkeys(found))
 
 
 def _where(error: BaseException) -> str:

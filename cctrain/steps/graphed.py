@@ -19,15 +19,17 @@ import torch
 from torch.utils import _pytree as pytree
 
 from cctrain.steps.capture import (
+    Graph,
     NotCapturableError,
-    capture,
+    Recorder,
+    Way,
     draws_random_numbers,
-    synchronizing_lines,
+    not_capturable,
     without_random_state,
 )
 from cctrain.steps.number import OnDevice
 from cctrain.steps.readback import Readback
-from cctrain.steps.staging import Staging, shape_of
+from cctrain.steps.staging import shape_of
 
 _MOST_GRAPHS = 8
 """Shapes recorded in a run; micro-batches of others run as the engine would run them, and are counted."""
@@ -46,6 +48,13 @@ class Engine(Protocol):
 
     def agree(self, digest: bytes) -> bool:
         """Whether all ranks have the same `digest`; every rank asks, and waits for the others' hosts at most."""
+
+    def first_failure(self, own: str) -> str:
+        """Of what kept the ranks from recording, the first's, with its rank; empty if all have. `own` is this one's.
+        Every rank asks, as for `agree`."""
+
+    def forget_unfinished(self) -> None:
+        """A forward or backward pass of this rank broke off: bring the model to where a step begins."""
 
     def sum_over_all_ranks(self, values: torch.Tensor) -> None:
         """Sum `values` in place over every rank."""
@@ -71,19 +80,19 @@ class PhaseMarks(Protocol):
 class _Recorded:
     """The graph of one micro-batch's shape."""
 
-    staging: Staging
-    graph: torch.cuda.CUDAGraph
+    way: Way
+    graph: Graph
     marks: list[str]
     gradients: list[torch.Tensor | None] | None = None
     """Where it leaves them, if the step's gradients are its alone and no graph has the update that reads them."""
-    update: torch.cuda.CUDAGraph | None = None
+    update: Graph | None = None
     """That graph. Both come one after the other, so that the memory between them may be other graphs' as well."""
 
 
 class GraphedStep:
     """One rank's optimizer steps, of `num_ranks` that train one model; `is_sharded`: each holds a part of it.
-    `optimizers` are torch's; `deliver` gets the step, its loss, gradient norm, label tokens of all ranks and how many
-    of them were asked to stop, in order and on a thread beside."""
+    `optimizers` are torch's; without a `recorder`, as on a CPU, nothing is recorded; `deliver` gets the step, its loss,
+    gradient norm, label tokens of all ranks and how many were asked to stop, in order and on a thread beside."""
 
     def __init__(
         self,
@@ -92,16 +101,16 @@ class GraphedStep:
         optimizers: Sequence[torch.optim.Optimizer],
         *,
         marks: PhaseMarks,
+        recorder: Recorder | None,
         accumulates: bool,
         num_ranks: int,
         is_sharded: bool,
         deliver: Callable[[int, list[float]], None],
     ) -> None:
-        self._engine, self._marks = engine, marks
+        self._engine, self._marks, self._recorder = engine, marks, recorder
         self._accumulates, self._num_ranks, self._is_sharded = accumulates, num_ranks, is_sharded
         parameters = list(model.parameters())
         device = parameters[0].device
-        self._is_cuda = device.type == "cuda"
         self._is_random = draws_random_numbers(model)
         self._trained = [parameter for parameter in parameters if parameter.requires_grad]
         self._guarded = [_local(tensor) for tensor in (*parameters, *model.buffers())]
@@ -109,15 +118,12 @@ class GraphedStep:
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._counts = torch.zeros(2, dtype=torch.float64, device=device)
         self._recorded: dict[Any, _Recorded] = {}
-        self._updates: dict[Any, torch.cuda.CUDAGraph] = {}
+        self._updates: dict[Any, Graph] = {}
         self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self._rates = [torch.zeros((), device=device) for _ in self._groups]
         self._rates_there: list[float] = [0.0] * len(self._rates)
         self._settings: Any = None
-        self._is_update_capturable = self._is_cuda and all(_make_capturable(optimizer) for optimizer in optimizers)
-        if self._is_cuda:
-            self._stream = torch.cuda.Stream()
-            self._pool = torch.cuda.graph_pool_handle()
+        self._is_update_capturable = recorder is not None and all(map(recorder.prepare, optimizers))
         self._addresses: list[int] = []
         self.is_new = True
         """Whether the last step was more than replays."""
@@ -132,9 +138,8 @@ class GraphedStep:
 
     def begin(self) -> None:
         """Training begins: from here on this thread's work goes to one stream, which is the one recorded."""
-        if self._is_cuda:
-            torch.cuda.synchronize()
-            torch.cuda.set_stream(self._stream)
+        if self._recorder:
+            self._recorder.begin()
 
     def run(
         self, step: int, batches: Sequence[Mapping[str, Any]], label_tokens: int, *, is_asked_to_stop: bool
@@ -143,7 +148,7 @@ class GraphedStep:
 
         `label_tokens` are in them together; 0 from a rank whose samples another rank counts.
 
-        Raises NotCapturableError when the step is done, if at all.
+        Raises NotCapturableError when the step is done, if at all, and then on every rank.
         """
         self._readback.admit()
         self._forget_outdated()
@@ -154,21 +159,20 @@ class GraphedStep:
         # A graph that holds a collective has to be recorded, and replayed, by all ranks at once.
         is_agreed = self._num_ranks == 1 or self._engine.agree(self._digest(keys, graphs))
         graphs = graphs if is_agreed else [None] * len(graphs)
-        may_record = self._is_cuda and is_agreed
+        may_record = True
         if self._is_sharded and self._accumulates:
             # Sharded gradients live in Python between a step's micro-batches: a graph knows those of its step only.
             graphs = graphs if None not in graphs else [None] * len(graphs)
-            may_record = may_record and not self._recorded and len({shape for _, shape in keys}) == 1
+            may_record = not self._recorded and len({shape for _, shape in keys}) == 1
         recorded, num_graphs = None, self.facts["num_graphs"]
         for index, recorded in enumerate(graphs):
             self._micro_batch(recorded, staged[index], index, len(staged))
         new = {key: index for index, key in enumerate(keys) if may_record and graphs[index] is None}
         new_update = self._update(recorded, may_use_graphs=is_agreed)
         self._readback.stored(step)
-        if new_update is not None:
-            self._updates[new_update] = self._capture(self._update_now)
-        for key, index in list(new.items())[: _MOST_GRAPHS - len(self._recorded)]:
-            self._record(key, staged[index], index, len(staged))
+        if self._recorder and is_agreed and None in graphs:  # on all ranks alike
+            few = dict(list(new.items())[: _MOST_GRAPHS - len(self._recorded)])
+            self._record_all(new_update, {key: (staged[index], index) for key, index in few.items()}, len(staged))
         self.is_new = recorded is None or self.facts["num_graphs"] > num_graphs
 
     def drain(self) -> None:
@@ -179,6 +183,9 @@ class GraphedStep:
         """End the thread that reads back, and give the graphs up: a group of ranks whose collectives are in one waits
         for it when it ends."""
         self._readback.close()
+        self._give_up()
+
+    def _give_up(self) -> None:
         self._recorded.clear()
         self._updates.clear()
 
@@ -192,7 +199,7 @@ class GraphedStep:
             self._forward_backward(_on(staged, self._loss.device), index, num_batches)
             return
         self.facts["replayed_micro_batches"] += 1
-        recorded.staging.send(staged)
+        recorded.way.send(staged)
         recorded.graph.replay()
         self._marks.replayed(recorded.marks)
 
@@ -217,7 +224,7 @@ class GraphedStep:
             graph = self._updates.get(pattern) if may_use_graphs else None
             is_new = may_use_graphs and not graph and self._is_update_capturable and len(self._updates) < _MOST_GRAPHS
         else:
-            pattern, graph, is_new = None, last and last.update, False
+            pattern, graph, is_new = None, last.update if last else None, False
         if graph:
             graph.replay()
             return None
@@ -264,11 +271,10 @@ class GraphedStep:
             [(name, repr(value)) for name, value in group.items() if name not in _CHANGING] for group in self._groups
         ]
         addresses = [tensor.data_ptr() for tensor in self._guarded]
-        if self._recorded and (settings, addresses) != (self._settings, self._addresses):
+        if self._recorder and self._recorded and (settings, addresses) != (self._settings, self._addresses):
             self._is_update_capturable &= settings == self._settings  # a schedule of more than the learning rate
-            self._recorded.clear()
-            self._updates.clear()
-            self._pool = torch.cuda.graph_pool_handle()  # torch refuses captures into a pool whose graphs are all gone
+            self._give_up()
+            self._recorder.begin_anew()
             self.facts["recaptures"] += 1
         self._settings, self._addresses = settings, addresses
 
@@ -276,20 +282,42 @@ class GraphedStep:
         for parameter, gradient in zip(self._trained, gradients, strict=True):
             parameter.grad = gradient
 
+    def _record_all(self, new_update: Any, new: Mapping[Any, tuple[dict[str, Any], int]], num_batches: int) -> None:
+        """Record what this step ran for the first time: the update of the key `new_update`, if any, and the
+        micro-batches `new`, each with its place in the step. What one rank cannot record no rank replays."""
+        failure: NotCapturableError | None = None
+        try:
+            if new_update is not None:
+                self._updates[new_update] = self._capture(self._update_now)
+            for key, (staged, index) in new.items():
+                self._record(key, staged, index, num_batches)
+        except NotCapturableError as error:
+            failure = error
+            self._engine.forget_unfinished()
+        why = str(failure or "")
+        if self._num_ranks > 1:
+            why = self._engine.first_failure(why)
+        if why:
+            self._give_up()
+            self._set_gradients([None] * len(self._trained))  # nothing was computed into them
+            raise NotCapturableError(why) from failure
+
     def _record(self, key: Any, staged: dict[str, Any], index: int, num_batches: int) -> None:
         """Record the micro-batch `staged`, which has just run, and, if the gradients are its alone, its update."""
-        staging = Staging(staged)
-        staging.send(staged)
-        torch.cuda.current_stream().synchronize()
+        assert self._recorder
+        try:
+            way = self._recorder.stage(staged)
+        except torch.OutOfMemoryError as error:
+            raise not_capturable(error) from error
         names = self._marks.record_marks()
         try:
             try:
-                graph = self._capture(lambda: self._forward_backward(staging.batch, index, num_batches))
+                graph = self._capture(lambda: self._forward_backward(way.batch, index, num_batches))
             finally:
                 self._marks.end_record()
         except NotCapturableError as error:
-            raise self._with_lines(error, staging.batch, index, num_batches) from error
-        recorded = self._recorded[key] = _Recorded(staging, graph, names)
+            raise self._with_lines(error, way.batch, index, num_batches) from error
+        recorded = self._recorded[key] = _Recorded(way, graph, names)
         if self._accumulates:
             return
         try:
@@ -300,10 +328,14 @@ class GraphedStep:
         finally:  # nothing was computed into them yet, and the engine's own step may come next
             self._set_gradients([None] * len(self._trained))
 
-    def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _capture(self, work: Callable[[], None]) -> Graph:
+        assert self._recorder
         begin = time.perf_counter()
-        with nullcontext() if self._is_random else without_random_state():
-            graph = capture(work, self._pool, self._stream)
+        try:
+            with nullcontext() if self._is_random else without_random_state():
+                graph = self._recorder.record(work)
+        except Exception as error:
+            raise not_capturable(error) from error
         self.facts["num_graphs"] += 1
         self.facts["capture_s"] += time.perf_counter() - begin
         return graph
@@ -313,12 +345,12 @@ class GraphedStep:
     ) -> NotCapturableError:
         """`error` with each line at which the host waits for the device, found by running the micro-batch once more,
         unless memory is what it lacked, or other ranks would have to run theirs."""
-        self._set_gradients([None] * len(self._trained))
-        if self._num_ranks > 1 or isinstance(error.__cause__, torch.cuda.OutOfMemoryError):
+        if self._num_ranks > 1 or isinstance(error.__cause__, torch.OutOfMemoryError):
             return error
-        lines = synchronizing_lines(lambda: self._forward_backward(batch, index, num_batches))
-        self._loss.zero_()
+        assert self._recorder
         self._set_gradients([None] * len(self._trained))
+        lines = self._recorder.waits(lambda: self._forward_backward(batch, index, num_batches))
+        self._loss.zero_()
         waits = f"; the host waits for the GPU at {', '.join(lines)}" if lines else ""
         return NotCapturableError(f"{error}{waits}")
 
@@ -334,17 +366,3 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 def _on(batch: Any, device: torch.device) -> Any:
     return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), batch)
-
-
-def _make_capturable(optimizer: torch.optim.Optimizer) -> bool:
-    """Have `optimizer` keep its step counts on the device and update all parameters in one kernel; whether it can."""
-    if not all("capturable" in group for group in optimizer.param_groups):
-        return False
-    for group in optimizer.param_groups:
-        group["capturable"] = True
-        if "fused" in group:
-            group["fused"], group["foreach"] = True, False
-    for state in optimizer.state.values():  # of a resumed run
-        if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].to(device="cuda", dtype=torch.float32)
-    return True

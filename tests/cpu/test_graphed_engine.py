@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from regression import FakeRecorder, NoMarks
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from cctrain.engines import automodel_graphed, automodel_unwaiting
@@ -71,8 +72,8 @@ def training():
     """Make the graphed training of a recipe, begun; all are closed in the end."""
     made = []
 
-    def make(recipe, *, may_fall_back=True):
-        made.append(GraphedTraining(recipe, is_compiled=False, may_fall_back=may_fall_back))
+    def make(recipe, *, recorder=None, may_fall_back=True):
+        made.append(GraphedTraining(recipe, recorder=recorder, is_compiled=False, may_fall_back=may_fall_back))
         made[-1].begin()
         return made[-1]
 
@@ -152,6 +153,43 @@ def test_a_step_without_a_label_token_learns_nothing_as_automodels_own(training)
     graphed.drain()
     (logged,) = graphed.loggable(sample)
     assert logged.metrics | {"loss": 0.0, "grad_norm": 0.0, "num_label_tokens": 0} == logged.metrics
+
+
+class OfText(Recipe):
+    """Its data are of two lengths."""
+
+    def __init__(self):
+        super().__init__()
+        data = [{"input_ids": [0] * length} for length in (32, 64)]
+        self.dataloader = SimpleNamespace(dataset=data, batch_size=2, collate_fn=None)
+        model = torch.nn.Sequential(torch.nn.Embedding(8, 4), self.model_parts[0])
+        self.model_parts, self.optimizer = [model], [torch.optim.AdamW(model.parameters(), lr=0.01)]
+        self.observer.timer = NoMarks()
+
+    def _forward_backward_step(self, index, batch, **options):
+        return super()._forward_backward_step(index, batch | {"x": batch["input_ids"]}, **options)
+
+
+def test_a_length_beyond_the_largest_bucket_is_trained_on_as_it_is(training):
+    recipe, plain = OfText(), OfText()
+    graphed = training(recipe, recorder=FakeRecorder(recipe.model_parts[0]))
+    expected = []
+    for length in (20, 60, 96, 96, 50, 64):
+        ids = torch.randint(8, (2, length), generator=torch.Generator().manual_seed(length))
+        batch = {"input_ids": ids, "labels": ids.roll(-1, 1)}
+        graphed.run(graphed.prepared([batch]), 1.0)
+        recipe.step_scheduler.step += 1
+        losses = []
+        plain._forward_backward_step(0, batch, loss_buffer=losses, num_label_tokens=2 * length, num_batches=1)
+        torch.nn.utils.clip_grad_norm_(plain.model_parts[0].parameters(), 1.0)
+        plain.optimizer[0].step()
+        plain.optimizer[0].zero_grad()
+        expected.append(losses[0].item())
+    graphed.drain()
+    assert list(recipe.losses.values()) == pytest.approx(expected, rel=1e-5)
+    facts = graphed.facts()
+    assert facts["lengths"] == [32, 64]
+    assert (facts["eager_micro_batches"], facts["replayed_micro_batches"]) == (3, 3)  # 32, 64 and 96 once each
 
 
 class TestLogging:

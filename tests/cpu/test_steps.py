@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from regression import NoMarks, Regression, learning_rate, make_model, plain_loop, steps_of
 
 from cctrain.steps.graphed import GraphedStep
 from cctrain.steps.number import OnDevice
@@ -160,77 +161,6 @@ class TestReadback:
         assert seen == list(range(5))
 
 
-class NoMarks:
-    def record_marks(self):
-        raise AssertionError("nothing is recorded on a CPU")
-
-    end_record = replayed = record_marks
-
-
-class Regression:
-    """An engine of one linear layer: squared error over the step's label tokens."""
-
-    def __init__(self, model, optimizer):
-        self.model, self.optimizer = model, optimizer
-        self.gradients_at_start = []
-        self.indices = []
-
-    def forward_backward(self, batch, index, num_batches, label_tokens):
-        if index == 0:
-            self.gradients_at_start.append([parameter.grad for parameter in self.model.parameters()])
-        self.indices.append((index, num_batches))
-        loss = (self.model(batch["x"]) - batch["y"]).square().sum() / label_tokens
-        loss.backward()
-        return loss.detach()
-
-    def update(self):
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        return norm
-
-    def agree(self, digest):
-        raise AssertionError("there is one rank")
-
-    def sum_over_all_ranks(self, values):
-        pass
-
-    def sum_over_samples(self, values):
-        pass
-
-
-def make_model():
-    torch.manual_seed(3)
-    model = torch.nn.Linear(4, 1)
-    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
-
-
-def micro_batches(num_steps, num_batches):
-    draw = torch.Generator().manual_seed(1)
-    return [
-        [{"x": torch.randn(2, 4, generator=draw), "y": torch.randn(2, 1, generator=draw)} for _ in range(num_batches)]
-        for _ in range(num_steps)
-    ]
-
-
-def learning_rate(step):
-    return 0.1 / (1 + step)
-
-
-def eager(num_steps, num_batches):
-    """A plain training loop: each step's loss and gradient norm, and the weights in the end."""
-    model, optimizer = make_model()
-    rows = []
-    for step, batches in enumerate(micro_batches(num_steps, num_batches)):
-        optimizer.param_groups[0]["lr"] = learning_rate(step)
-        losses = [(model(one["x"]) - one["y"]).square().sum() / (2 * num_batches) for one in batches]
-        torch.stack(losses).sum().backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        rows.append((float(sum(losses).detach()), float(norm)))
-    return rows, model
-
-
 @pytest.fixture
 def graphed():
     """Train the same with GraphedStep: what was delivered, the model and the engine."""
@@ -244,6 +174,7 @@ def graphed():
             model,
             [optimizer],
             marks=NoMarks(),
+            recorder=None,
             accumulates=num_batches > 1,
             num_ranks=1,
             is_sharded=False,
@@ -251,7 +182,7 @@ def graphed():
         )
         made.append(step)
         step.begin()
-        for number, batches in enumerate(micro_batches(num_steps, num_batches)):
+        for number, batches in enumerate(steps_of(*num_steps * [num_batches * [2]])):
             optimizer.param_groups[0]["lr"] = learning_rate(number)
             step.run(number + 1, batches, 2 * num_batches, is_asked_to_stop=number + 1 == asked_at)
         step.drain()
@@ -266,7 +197,7 @@ def graphed():
 class TestGraphedStep:
     def test_losses_norms_and_weights_are_those_of_a_plain_loop(self, graphed, num_batches):
         """Under a learning rate that is another with each step."""
-        rows, model = eager(20, num_batches)
+        rows, model = plain_loop(steps_of(*20 * [num_batches * [2]]))
         delivered, engine, _ = graphed(20, num_batches)
         assert list(delivered) == list(range(1, 21))
         assert {values[2] for values in delivered.values()} == {2 * num_batches}

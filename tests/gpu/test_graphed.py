@@ -48,6 +48,9 @@ class Engine:
     def agree(self, digest):
         raise AssertionError("there is one rank")
 
+    def forget_unfinished(self):
+        pass
+
     def sum_over_all_ranks(self, values):
         pass
 
@@ -100,6 +103,7 @@ class Training:
     """A GraphedStep, what it delivered, and its marks."""
 
     def __init__(self, model, optimizer, num_batches=1):
+        from cctrain.steps.capture import CudaRecorder
         from cctrain.steps.graphed import GraphedStep
 
         self.model, self.optimizer, self.num_batches = model, optimizer, num_batches
@@ -110,6 +114,7 @@ class Training:
             model,
             [optimizer],
             marks=self.marks,
+            recorder=CudaRecorder(),
             accumulates=num_batches > 1,
             num_ranks=1,
             is_sharded=False,
@@ -210,6 +215,29 @@ def test_a_forward_pass_that_waits_for_the_gpu_is_refused_by_its_line(training):
     assert list(graphed.delivered) == [1]  # its step was done
     assert graphed.engine.was_recording == [False, True, False]  # run, recorded in vain, run again to find the lines
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def waiting_forward_hook(module, arguments, output):
+    output.sum().item()
+
+
+def waiting_backward_hook(module, gradients_in, gradients_out):
+    gradients_out[0].sum().item()
+
+
+@pytest.mark.parametrize("hook", [waiting_forward_hook, waiting_backward_hook])
+def test_a_hook_that_waits_for_the_gpu_is_refused_by_its_line(training, hook):
+    from cctrain.steps.capture import NotCapturableError
+
+    model, optimizer = make_model()
+    is_forward = hook is waiting_forward_hook
+    (model[0].register_forward_hook if is_forward else model[0].register_full_backward_hook)(hook)
+    graphed = training(model, optimizer)
+    with pytest.raises(NotCapturableError) as refused:
+        graphed.run([0])
+    assert f"test_graphed.py:{hook.__code__.co_firstlineno + 1}" in str(refused.value)
+    graphed.step.drain()
+    assert list(graphed.delivered) == [1]
 
 
 def test_after_a_refusal_the_engines_own_step_can_go_on(training):

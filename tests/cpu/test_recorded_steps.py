@@ -1,0 +1,232 @@
+"""GraphedStep with a recorder: what is replayed, and what bad input comes to, held against a plain loop."""
+
+import pytest
+import torch
+from regression import (
+    FakeRecorder,
+    NoMarks,
+    Regression,
+    learning_rate,
+    make_model,
+    num_rows,
+    plain_loop,
+    plain_step,
+    steps_of,
+)
+
+from cctrain.steps.capture import NotCapturableError
+from cctrain.steps.graphed import GraphedStep
+
+
+class Training:
+    """A GraphedStep of `num_ranks`, and what it delivered."""
+
+    def __init__(self, *, accumulates=False, num_ranks=1, engine=Regression, **failures):
+        self.model, self.optimizer = make_model()
+        self.engine, self.delivered = engine(self.model, self.optimizer), {}
+        self.recorder = FakeRecorder(self.model, **failures)
+        self.step = GraphedStep(
+            self.engine,
+            self.model,
+            [self.optimizer],
+            marks=NoMarks(),
+            recorder=self.recorder,
+            accumulates=accumulates,
+            num_ranks=num_ranks,
+            is_sharded=False,
+            deliver=self.delivered.__setitem__,
+        )
+        self.step.begin()
+
+    def run(self, steps, first=0):
+        """Those of `steps` from `first` on."""
+        for number, batches in enumerate(steps[first:], start=first):
+            self.optimizer.param_groups[0]["lr"] = learning_rate(number)
+            self.step.run(number + 1, batches, num_rows(batches), is_asked_to_stop=False)
+        self.step.drain()
+
+    @property
+    def counts(self):
+        facts = self.step.facts
+        return facts["eager_micro_batches"], facts["replayed_micro_batches"]
+
+    def assert_as_a_plain_loop(self, steps):
+        rows, model = plain_loop(steps)
+        assert list(self.delivered) == list(range(1, len(steps) + 1))
+        assert [values[:2] for values in self.delivered.values()] == [pytest.approx(row, rel=1e-5) for row in rows]
+        self.assert_weights_of(model)
+
+    def assert_weights_of(self, model):
+        for trained, plain in zip(self.model.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(trained, plain)
+
+
+@pytest.fixture
+def training():
+    """Make a Training; all are closed in the end."""
+    made = []
+
+    def make(**options):
+        made.append(Training(**options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.step.close()
+
+
+@pytest.mark.parametrize("num_batches", [1, 4])
+class TestReplaying:
+    def test_replayed_steps_train_as_a_plain_loop_does(self, training, num_batches):
+        steps = steps_of(*20 * [num_batches * [2]])
+        graphed = training(accumulates=num_batches > 1)
+        graphed.run(steps)
+        graphed.assert_as_a_plain_loop(steps)
+        assert graphed.counts == (num_batches, 19 * num_batches)
+        assert graphed.step.facts["eager_updates"] == 1
+
+    def test_a_parameter_that_was_moved_is_noticed_and_what_read_it_is_recorded_anew(self, training, num_batches):
+        steps = steps_of(*20 * [num_batches * [2]])
+        graphed = training(accumulates=num_batches > 1)
+        graphed.run(steps[:10])
+        weight = graphed.model.weight
+        weight.data, old = weight.data.clone(), weight.data
+        old.fill_(float("nan"))
+        graphed.run(steps, first=10)
+        graphed.assert_as_a_plain_loop(steps)
+        assert graphed.step.facts["recaptures"] == 1
+        assert graphed.counts == (2 * num_batches, 18 * num_batches)
+
+
+def test_the_last_batch_of_an_epoch_may_have_fewer_samples(training):
+    """Ten, in batches of four."""
+    steps = steps_of(*3 * [[4], [4], [2]])
+    graphed = training()
+    graphed.run(steps)
+    graphed.assert_as_a_plain_loop(steps)
+    assert graphed.counts == (2, 7)  # each size once as the engine runs it
+
+
+def test_the_last_step_of_an_epoch_may_have_fewer_micro_batches(training):
+    """Ten samples, in two micro-batches of four a step."""
+    steps = steps_of(*3 * [[4, 4], [2]])
+    graphed = training(accumulates=True)
+    graphed.run(steps)
+    graphed.assert_as_a_plain_loop(steps)
+    assert graphed.counts == (3, 6)
+
+
+def test_shapes_beyond_the_limit_run_as_the_engine_would_and_are_counted(training):
+    steps = steps_of(*3 * [[rows] for rows in range(1, 11)])
+    graphed = training()
+    graphed.run(steps)
+    graphed.assert_as_a_plain_loop(steps)
+    assert graphed.counts == (10 + 2 * 2, 2 * 8)
+    assert graphed.recorder.num_recorded == 8 * 2  # with an update each
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+FAILURES = {
+    "a place for the batch": {"stage": [OUT_OF_MEMORY]},
+    "a micro-batch": {"record": [OUT_OF_MEMORY]},
+    "an update": {"record": [None, OUT_OF_MEMORY]},
+}
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+@pytest.mark.parametrize("failures", FAILURES.values(), ids=FAILURES)
+def test_out_of_memory_while_recording_is_told_as_such_and_the_plain_step_can_go_on(training, failures, accumulates):
+    steps = steps_of(*5 * [[2, 2] if accumulates else [2]])
+    graphed = training(accumulates=accumulates, **failures)
+    with pytest.raises(NotCapturableError, match=r"out of GPU memory while the step was.*lower train\.") as refused:
+        graphed.run(steps)
+    assert "model.py:7" not in str(refused.value)  # it is not run again to find what waits
+    graphed.step.drain()
+    assert list(graphed.delivered) == [1]  # its step was done
+    for number, batches in list(enumerate(steps))[1:]:
+        plain_step(graphed.model, graphed.optimizer, batches, number)
+    graphed.assert_weights_of(plain_loop(steps)[1])
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_what_cannot_be_recorded_is_told_with_the_lines_that_wait_and_the_plain_step_can_go_on(training, accumulates):
+    steps = steps_of(*5 * [[2, 2] if accumulates else [2]])
+    errors = [None, RuntimeError("not permitted")] if accumulates else [RuntimeError("not permitted")]
+    graphed = training(accumulates=accumulates, record=errors)
+    with pytest.raises(NotCapturableError, match=r"not permitted.*the host waits for the GPU at model\.py:7"):
+        graphed.run(steps)
+    for number, batches in list(enumerate(steps))[1:]:
+        plain_step(graphed.model, graphed.optimizer, batches, number)
+    graphed.assert_weights_of(plain_loop(steps)[1])
+
+
+class OneOfTwo(Regression):
+    """Of two ranks that disagree in the steps `apart`, from 1; `other` is what keeps the other one from recording."""
+
+    apart = ()
+    other = ""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.num_asked = 0
+        self.told = []
+        self.num_forgotten = 0
+
+    def agree(self, digest):
+        self.num_asked += 1
+        return self.num_asked not in self.apart
+
+    def first_failure(self, own):
+        self.told.append(own)
+        return own or self.other
+
+    def forget_unfinished(self):
+        self.num_forgotten += 1
+
+
+class Apart(OneOfTwo):
+    apart = (1, 2, 6)
+
+
+class OtherFails(OneOfTwo):
+    other = "rank 1: out of GPU memory"
+
+
+class TestTwoRanks:
+    def test_they_record_and_replay_only_where_they_agree(self, training):
+        steps = steps_of(*10 * [[2]])
+        graphed = training(num_ranks=2, engine=Apart)
+        graphed.run(steps)
+        graphed.assert_as_a_plain_loop(steps)
+        assert graphed.counts == (4, 6)
+        assert graphed.engine.told == [""]  # asked after the one step in which both recorded
+
+    def test_what_the_other_cannot_record_this_one_does_not_replay(self, training):
+        steps = steps_of(*5 * [[2]])
+        graphed = training(num_ranks=2, engine=OtherFails)
+        with pytest.raises(NotCapturableError, match=r"^rank 1: out of GPU memory$"):
+            graphed.run(steps)
+        assert (graphed.engine.told, graphed.engine.num_forgotten) == ([""], 0)
+        graphed.step.drain()
+        assert list(graphed.delivered) == [1]
+        for number, batches in list(enumerate(steps))[1:]:
+            plain_step(graphed.model, graphed.optimizer, batches, number)
+        graphed.assert_weights_of(plain_loop(steps)[1])
+
+    @pytest.mark.parametrize("failures", FAILURES.values(), ids=FAILURES)
+    def test_one_that_cannot_record_tells_the_other_when_its_step_is_done(self, training, failures):
+        graphed = training(num_ranks=2, engine=OneOfTwo, **failures)
+        with pytest.raises(NotCapturableError, match="out of GPU memory"):
+            graphed.run(steps_of([2]))
+        (told,) = graphed.engine.told
+        assert told.startswith("out of GPU memory while the step was recorded")
+        assert graphed.engine.num_forgotten == 1
+        graphed.step.drain()
+        assert list(graphed.delivered) == [1]
+
+    def test_the_other_is_not_waited_for_to_find_the_lines(self, training):
+        graphed = training(num_ranks=2, engine=OneOfTwo, record=[RuntimeError("not permitted")])
+        with pytest.raises(NotCapturableError) as refused:
+            graphed.run(steps_of([2]))
+        assert "model.py:7" not in str(refused.value)
+        assert len(graphed.engine.indices) == 1
