@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -227,9 +228,7 @@ class GraphedTraining:
 
 
 def _reasons(recipe: Any, model: Any) -> Iterator[str]:
-    config = getattr(model, "config", None)
-    text = getattr(config, "text_config", config)
-    experts = next(filter(None, (getattr(text, name, None) for name in _EXPERTS)), None)
+    experts = _num_experts(getattr(model, "config", None))
     if experts:
         yield f"a model with {experts} experts routes its tokens by their values"
     if getattr(recipe, "partial_cuda_graph_manager", None):
@@ -240,8 +239,15 @@ def _reasons(recipe: Any, model: Any) -> Iterator[str]:
         yield "activation checkpointing draws dropout's numbers again from a state that the host keeps"
 
 
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""What models' configurations call the number of their experts."""
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What the configurations of transformers and AutoModel call the number of experts."""
+
+
+def _num_experts(config: Any) -> Any:
+    """Of a model's configuration, or of a part of it: its text's, its feed-forward layers'."""
+    own = (getattr(config, name, None) for name in _EXPERTS)
+    parts = (part for name, part in getattr(config, "__dict__", {}).items() if name.endswith("_config"))
+    return next(filter(None, itertools.chain(own, map(_num_experts, parts))), None)
 
 
 class _Engine:

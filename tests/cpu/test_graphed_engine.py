@@ -7,6 +7,7 @@ import pytest
 import torch
 from regression import FakeRecorder, NoMarks
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from transformers import AriaConfig, DbrxConfig, Qwen3OmniMoeConfig
 
 from cctrain.engines import automodel_graphed, automodel_unwaiting
 from cctrain.engines.automodel_graphed import GraphedTraining
@@ -227,11 +228,16 @@ REFUSALS = [
     ({"partial_cuda_graph_manager": object()}, "a model with graphs of its own (train.model.backend)"),
     *(
         ({"model_parts": [SimpleNamespace(config=SimpleNamespace(**{name: 8}))]}, "a model with 8 experts")
-        for name in ("num_experts", "num_local_experts", "n_routed_experts")
+        for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     ),
-    (
-        {"model_parts": [SimpleNamespace(config=SimpleNamespace(text_config=SimpleNamespace(num_experts=8)))]},
-        "a model with 8 experts",
+    *(
+        ({"model_parts": [SimpleNamespace(config=config)]}, f"a model with {num_experts} experts")
+        for config, num_experts in (
+            (SimpleNamespace(text_config=SimpleNamespace(num_experts=8)), 8),
+            (DbrxConfig(), 4),  # its feed-forward layers'
+            (AriaConfig(), 8),  # its text's
+            (Qwen3OmniMoeConfig(), 128),  # the text's of one of its models
+        )
     ),
     *(
         ({"model_parts": [model]}, "activation checkpointing draws dropout's numbers again")
