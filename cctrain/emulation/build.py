@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cctrain.errors import PlatformError
 
-SOURCE = Path(__file__).with_name("inject.c")
+_SOURCE = Path(__file__).parent / "injection" / "inject.c"
 # The threads' variables are asked for twice a launch: found through the loader they would be a third of its cost.
 _FLAGS = ("-O2", "-shared", "-fPIC", "-ftls-model=initial-exec", "-std=gnu11")
 
@@ -33,11 +33,13 @@ def injection_library() -> Path:
     return build(find_cupti(), _cache())
 
 
-def build(cupti: Cupti, cache: Path) -> Path:
-    """Build the library into `cache`, unless it is there. Raises PlatformError where it does not compile."""
+def build(cupti: Cupti, cache: Path, source: Path = _SOURCE) -> Path:
+    """Build the library from `source`, beside which are its headers, into `cache`, unless it is there. Raises
+    PlatformError where it does not compile."""
     compiler = shlex.split(os.environ.get("CC") or "") or _found("cc") or _found("gcc") or _found("clang")
     command = [*_FLAGS, *(f"-I{folder}" for folder in cupti.headers)]
-    made_from = [SOURCE.read_bytes(), "\0".join([*command, str(cupti.library)]).encode()]
+    sources = [path.read_bytes() for path in sorted(source.parent.glob("*.[ch]"))]
+    made_from = [*sources, "\0".join([*command, str(cupti.library)]).encode()]
     name = f"inject-{hashlib.sha256(b''.join(made_from)).hexdigest()[:16]}.so"
     if (cache / name).is_file():
         return cache / name
@@ -47,7 +49,7 @@ def build(cupti: Cupti, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             # Renamed whole into place: another run may be building it, too.
-            _compile([*compiler, *command], cupti.library, Path(scratch) / name)
+            _compile([*compiler, *command, str(source)], cupti.library, Path(scratch) / name)
             (Path(scratch) / name).replace(cache / name)
     except OSError as error:
         raise PlatformError(
@@ -61,7 +63,7 @@ def _found(compiler: str) -> list[str]:
 
 
 def _compile(command: list[str], cupti: Path, target: Path) -> None:
-    link = [str(SOURCE), str(cupti), f"-Wl,-rpath,{cupti.parent}", "-ldl", "-lpthread", "-o", str(target)]
+    link = [str(cupti), f"-Wl,-rpath,{cupti.parent}", "-ldl", "-lpthread", "-o", str(target)]
     try:
         done = subprocess.run([*command, *link], capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cctrain import emulation
 from cctrain.__main__ import main
 from cctrain.emulation.build import Cupti, build, find_cupti, injection_library
 from cctrain.emulation.injector import CROSSINGS, INJECTION, TOLLS, process_environment, tolls_text
@@ -65,6 +66,14 @@ def test_another_cupti_makes_another_library(cupti, tmp_path):
     other = tmp_path / cupti.library.name
     shutil.copy(cupti.library, other)
     assert build(cupti, tmp_path / "cache") != build(Cupti(cupti.headers, other), tmp_path / "cache")
+
+
+def test_a_change_in_any_of_its_files_makes_another_library(cupti, tmp_path):
+    shutil.copytree(Path(emulation.__file__).parent / "injection", tmp_path / "injection")
+    source, header = (tmp_path / "injection" / name for name in ("inject.c", "copies.h"))
+    before = build(cupti, tmp_path / "cache", source)
+    header.write_text(header.read_text() + "// changed\n")
+    assert build(cupti, tmp_path / "cache", source) != before
 
 
 def test_no_compiler_is_said_with_what_to_install(cupti, tmp_path, monkeypatch):

@@ -1,0 +1,87 @@
+// The delay before a collective: a kernel of one thread that waits as long as a word of device memory says, so that
+// one captured in a graph follows the tolls of the day.
+static const char DELAY_PTX[] =
+    ".version 7.0\n.target sm_70\n.address_size 64\n"
+    ".visible .entry cctrain_delay(.param .u64 duration_ns)\n{\n"
+    ".reg .u64 %rd<5>;\n.reg .pred %p<2>;\n"
+    "ld.param.u64 %rd1, [duration_ns];\nld.volatile.global.u64 %rd2, [%rd1];\nmov.u64 %rd3, %globaltimer;\n"
+    "AGAIN:\nmov.u64 %rd4, %globaltimer;\nsub.u64 %rd4, %rd4, %rd3;\nsetp.lt.u64 %p1, %rd4, %rd2;\n@%p1 bra AGAIN;\n"
+    "ret;\n}\n";
+#define MAX_CONTEXTS 16
+static struct { CUcontext context; CUfunction function; CUdeviceptr duration_ns; CUstream stream; } delays[MAX_CONTEXTS];
+static _Atomic int num_delays, is_delay_lost;
+static pthread_mutex_t delays_lock = PTHREAD_MUTEX_INITIALIZER;
+
+// Calls that may wait break another thread's capture, or the next call of this one's, unless they say that they do not.
+static void begin_own(CUstreamCaptureMode *mode) {
+  is_inside = 1;
+  *mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+  p_cuThreadExchangeStreamCaptureMode(mode);
+}
+
+static void end_own(CUstreamCaptureMode *mode) {
+  p_cuThreadExchangeStreamCaptureMode(mode);
+  is_inside = 0;
+}
+
+// On a stream of its own: the others may be capturing, or run a collective whose peers wait for this process.
+static void write_duration(int i, double us) {
+  uint64_t ns = (uint64_t)(us * 1e3);
+  p_cuMemcpyHtoDAsync_v2(delays[i].duration_ns, &ns, sizeof ns, delays[i].stream);
+  p_cuStreamSynchronize(delays[i].stream);
+}
+
+static int find_delay(CUcontext context) {
+  for (int i = 0; i < atomic_load(&num_delays); i++)
+    if (delays[i].context == context) return i;
+  return -1;
+}
+
+// Needs the context to be current. Loads a module and allocates, so it is done once.
+static void prepare_delay(CUcontext context) {
+  CUstreamCaptureMode mode;
+  CUmodule module;
+  pthread_mutex_lock(&delays_lock);
+  begin_own(&mode);
+  int i = atomic_load(&num_delays);
+  if (find_delay(context) >= 0 || atomic_load(&is_delay_lost)) {
+  } else if (i < MAX_CONTEXTS && p_cuStreamCreate(&delays[i].stream, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS &&
+             p_cuModuleLoadData(&module, DELAY_PTX) == CUDA_SUCCESS &&
+             p_cuModuleGetFunction(&delays[i].function, module, "cctrain_delay") == CUDA_SUCCESS &&
+             p_cuMemAlloc_v2(&delays[i].duration_ns, sizeof(uint64_t)) == CUDA_SUCCESS) {
+    write_duration(i, 0);
+    void *arguments[] = {&delays[i].duration_ns};  // loaded lazily, so launched once where nothing can wait for it
+    p_cuLaunchKernel(delays[i].function, 1, 1, 1, 1, 1, 1, 0, delays[i].stream, arguments, NULL);
+    write_duration(i, atomic_load(&active)->collective_us);
+    delays[i].context = context;
+    atomic_store(&num_delays, i + 1);
+  } else {
+    atomic_store(&is_delay_lost, 1);
+    snprintf(status, sizeof status, "a collective could not be delayed: the delay kernel does not load");
+  }
+  end_own(&mode);
+  pthread_mutex_unlock(&delays_lock);
+}
+
+static void delay_on_gpu(CUcontext context, CUstream stream, const Tolls *tolls, int is_captured) {
+  if (!is_captured && tolls->collective_us <= 0) return;
+  int i = find_delay(context);
+  if (i < 0 && !is_captured) {
+    prepare_delay(context);
+    i = find_delay(context);
+  }
+  if (i < 0) return;
+  is_inside = 1;
+  void *arguments[] = {&delays[i].duration_ns};
+  p_cuLaunchKernel(delays[i].function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, NULL);
+  is_inside = 0;
+  if (!is_captured) add(&counters->injected_ns[COLLECTIVE], (uint64_t)(tolls->collective_us * 1e3));
+}
+
+// NCCL's kernels are named nccl...; from C++ that is mangled to _Z, the name's length, and the name.
+static int is_collective(const char *symbol) {
+  if (!symbol) return 0;
+  if (symbol[0] == '_' && symbol[1] == 'Z')
+    for (symbol += 2; *symbol >= '0' && *symbol <= '9';) symbol++;
+  return !strncmp(symbol, "nccl", 4);
+}
