@@ -140,6 +140,10 @@ class GraphedTraining:
         except NotCapturableError as error:
             self._step.drain()
             self._fall_back(error)
+            try:
+                forget_unfinished(recipe.model_parts[0])
+            except RuntimeError as unable:
+                raise NotCapturableError(f"{error}; {unable}") from error
         for schedule in recipe.lr_scheduler or []:
             schedule.step(1)
         return self._sample(batches)
@@ -311,10 +315,6 @@ class _Engine:
         told: list[str] = [""] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(told, own, group=self._hosts)
         return next((f"rank {rank}: {why}" for rank, why in enumerate(told) if why), "")
-
-    def forget_unfinished(self) -> None:
-        """Sharded layers remember what they have gathered and reduced."""
-        forget_unfinished(self._recipe.model_parts[0])
 
     def sum_over_all_ranks(self, values: torch.Tensor) -> None:
         """Over the ranks of all groups, which stop together."""

@@ -53,9 +53,6 @@ class Engine(Protocol):
         """Of what kept the ranks from recording, the first's, with its rank; empty if all have. `own` is this one's.
         Every rank asks, as for `agree`."""
 
-    def forget_unfinished(self) -> None:
-        """A forward or backward pass of this rank broke off: bring the model to where a step begins."""
-
     def sum_over_all_ranks(self, values: torch.Tensor) -> None:
         """Sum `values` in place over every rank."""
 
@@ -148,7 +145,8 @@ class GraphedStep:
 
         `label_tokens` are in them together; 0 from a rank whose samples another rank counts.
 
-        Raises NotCapturableError when the step is done, if at all, and then on every rank.
+        Raises NotCapturableError when the step is done, if at all, and then on every rank. A pass may have broken off
+        then, of which the layers' own state is the caller's to mend before another begins.
         """
         self._readback.admit()
         self._forget_outdated()
@@ -293,7 +291,6 @@ class GraphedStep:
                 self._record(key, staged, index, num_batches)
         except NotCapturableError as error:
             failure = error
-            self._engine.forget_unfinished()
         why = str(failure or "")
         if self._num_ranks > 1:
             why = self._engine.first_failure(why)

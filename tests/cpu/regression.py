@@ -18,8 +18,23 @@ class NoMarks:
         pass
 
 
-class Regression:
-    """As `steps.graphed.Engine`, of one rank."""
+class OneRank:
+    """What `steps.graphed.Engine` has to do with other ranks: nothing."""
+
+    def agree(self, digest):
+        raise AssertionError("there is one rank")
+
+    first_failure = agree
+
+    def sum_over_all_ranks(self, values):
+        pass
+
+    def sum_over_samples(self, values):
+        pass
+
+
+class Regression(OneRank):
+    """As `steps.graphed.Engine`."""
 
     def __init__(self, model, optimizer):
         self.model, self.optimizer = model, optimizer
@@ -38,20 +53,6 @@ class Regression:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         return norm
-
-    def agree(self, digest):
-        raise AssertionError("there is one rank")
-
-    first_failure = agree
-
-    def forget_unfinished(self):
-        pass
-
-    def sum_over_all_ranks(self, values):
-        pass
-
-    def sum_over_samples(self, values):
-        pass
 
 
 class Way:

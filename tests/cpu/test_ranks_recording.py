@@ -159,10 +159,23 @@ def train(rank, layout, num_batches, broken, *, may_fall_back):
     return {"facts": graphed.facts(), "was_active": was_active, "apart": apart, "losses": recipe.losses}
 
 
+@contextlib.contextmanager
+def without(owner, name):
+    kept = getattr(owner, name)
+    delattr(owner, name)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
 def one_rank(rank, folder):
     with one_of_two(rank, folder):
         found = {name: train(rank, *case, may_fall_back=True) for name, case in CASES.items()}
         found["step=graphed"] = train(rank, "sharded", 1, "forward", may_fall_back=False)
+        with without(FSDPModule, "reset_iter_state"):
+            for kind in ("auto", "graphed"):
+                found[f"old torch, {kind}"] = train(rank, "sharded", 1, "forward", may_fall_back=kind == "auto")
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
 
 
@@ -203,3 +216,11 @@ def test_with_step_graphed_both_end_with_the_reason(ranks):
         error = rank["step=graphed"]["error"]
         assert error.startswith("step=graphed: rank 1: raise RuntimeError(")
         assert "use step=stock, or step=auto" in error
+
+
+@pytest.mark.parametrize("kind", ["auto", "graphed"])
+def test_a_torch_that_cannot_go_on_after_a_broken_pass_does_not_hide_the_reason(ranks, kind):
+    for rank in ranks:
+        error = rank[f"old torch, {kind}"]["error"]
+        assert "rank 1: raise RuntimeError(" in error
+        assert ("cannot go on after a pass of FSDP2's that broke off" in error) == (kind == "auto")

@@ -1,8 +1,10 @@
 """GraphedStep recorded and replayed, held against a plain training loop of the same small model."""
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
+from tests.cpu.regression import OneRank
+
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 NUM_STEPS, WIDTH = 20, 64
@@ -27,7 +29,7 @@ class Marks:
         self.num_replayed += 1
 
 
-class Engine:
+class Engine(OneRank):
     """Squared error over the step's rows, clipped."""
 
     def __init__(self, model, optimizer, marks):
@@ -44,18 +46,6 @@ class Engine:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         self.optimizer.step()
         return norm
-
-    def agree(self, digest):
-        raise AssertionError("there is one rank")
-
-    def forget_unfinished(self):
-        pass
-
-    def sum_over_all_ranks(self, values):
-        pass
-
-    def sum_over_samples(self, values):
-        pass
 
 
 def make_model(dropout=0.0, lr=0.01):
