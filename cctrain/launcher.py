@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cctrain.processes import die_with_parent
+from cctrain.processes import STOPS, die_with_parent
 
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 """CC turns NVLink multicast off; with CC off, ranks that are to be compared with it do without as well."""
@@ -23,7 +23,6 @@ _RANK_DEFAULTS = {
     "NCCL_DEBUG": "INFO",  # says once for each communicator whether it knows of CC
     "NCCL_DEBUG_SUBSYS": "INIT",
 }
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def first_to_fail(log: Path) -> int | None:
 def launch(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start torchrun in a session of its own (a Ctrl-C reaches us, not it), ending when we do. A stop that comes while
     it starts is raised once it can be ended."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # raised in the middle of a fork, Python would lose it
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # raised in the middle of a fork, Python would lose it
     process = None
     try:
         with log.open("wb") as output:
@@ -101,7 +100,7 @@ def launch(command: list[str], log: Path, environment: dict[str, str]) -> subpro
             )
     finally:
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         except KeyboardInterrupt:
             if process:
                 process.kill()
@@ -112,5 +111,5 @@ def launch(command: list[str], log: Path, environment: dict[str, str]) -> subpro
 
 def _begin(parent: int) -> None:
     """In torchrun's process, before it is torchrun."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     die_with_parent(parent)

@@ -136,9 +136,10 @@ def read_run(path: Path) -> Run:
 
 def _redacted(node: Any) -> Any:
     """Whoever wrote the record may have left secrets in it; its steps, most of it, hold numbers."""
-    steps = node.get("steps") if isinstance(node, dict) else None
-    rest = {key: value for key, value in node.items() if key != "steps"} if isinstance(node, dict) else node
-    return redacted(rest) if steps is None else {**redacted(rest), "steps": steps}
+    if not isinstance(node, dict):
+        return node
+    rest: dict[str, Any] = redacted({key: value for key, value in node.items() if key != "steps"})
+    return rest | {key: node[key] for key in ("steps",) if key in node}
 
 
 def _parse(path: Path, node: Any) -> Run:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""A Ctrl-C, a scheduler's stop, a closed terminal."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -86,7 +88,7 @@ def take_stops_as_ctrl_c() -> None:
 
 def ignore_stops() -> None:
     """For a process that is ending: another Ctrl-C must not leave a child or half a record behind."""
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
 
 

@@ -27,6 +27,7 @@ from cctrain.emulation.injector import left_behind, process_environment
 from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError
 from cctrain.platform import cc, gpu
+from cctrain.processes import STOPS
 from cctrain.records import finite
 
 
@@ -66,9 +67,7 @@ def _run(command: list[str], environment: Mapping[str, str]) -> int:
         for process in started if number != signal.SIGINT else ():
             process.send_signal(number)
 
-    stops = [
-        stop for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(stop) != signal.SIG_IGN
-    ]
+    stops = [stop for stop in STOPS if signal.getsignal(stop) != signal.SIG_IGN]
     before = {stop: signal.signal(stop, pass_on) for stop in stops}
     try:
         started.append(subprocess.Popen(command, env=environment))

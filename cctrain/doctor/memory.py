@@ -87,7 +87,8 @@ def estimate(config: Mapping[str, Any], recipe: Mapping[str, Any], layout: Layou
 
 
 def trained_of(recipe: Mapping[str, Any]) -> Training | None:
-    """What trains, which is the same whether each rank holds the whole model or a share of it."""
+    """What trains, for an estimate: the same whether each rank holds the whole model or a share of it, though not all
+    of what activation checkpointing computes again, which `training_of` will not count."""
     sharded = {**(recipe.get("distributed") or {}), "strategy": "fsdp2"}
     return training_of({**recipe, "distributed": sharded} if is_ddp(recipe) else recipe)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.errors import RequestError
+from cctrain.processes import STOPS
 from cctrain.redaction import redact_file
 from cctrain.sinks.sink import LOG
 
@@ -163,10 +164,9 @@ def _lines(sink: _Running) -> Iterator[tuple[str, str]]:
 @contextlib.contextmanager
 def _heeding_stops() -> Iterator[None]:
     """While the run ended, further Ctrl-Cs were ignored; this wait may be cut short."""
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(stop, signal.default_int_handler) for stop in stops]
+    before = [signal.signal(stop, signal.default_int_handler) for stop in STOPS]
     try:
         yield
     finally:
-        for stop, handler in zip(stops, before, strict=True):
+        for stop, handler in zip(STOPS, before, strict=True):
             signal.signal(stop, handler)

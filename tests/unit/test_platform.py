@@ -13,7 +13,6 @@ from cctrain.config import CcMode
 from cctrain.errors import PlatformError
 from cctrain.platform import cc, multicast
 from cctrain.platform.attestation import attest, nonce
-from cctrain.platform.nccl import contradiction, nccl_cc_line
 from tests.stub_nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, StubNvml
 
 SETTINGS, STATE = "nvmlSystemGetConfComputeSettings", "nvmlSystemGetConfComputeState"
@@ -335,45 +334,6 @@ def test_all_that_is_observed_of_a_machine_goes_into_one_record(drivers, tmp_pat
     assert seen["versions"]["torch"] == metadata.version("torch")
     assert seen["guest"]["kind"] is None  # of an empty root
     assert {"host", "container", "swiotlb", "tdisp", "repository", "nccl", "attestation"} <= set(seen)
-
-
-# NCCL
-
-
-@pytest.mark.parametrize(
-    ("line", "word"),
-    [
-        ("h:12:34 [0] NCCL INFO CC On, workFifoBytes 0", {"cc": "on", "work_fifo_bytes": 0}),
-        ("h:12:34 [0] NCCL INFO CC Off, workFifoBytes 1048576", {"cc": "off", "work_fifo_bytes": 1 << 20}),
-        ("h NCCL INFO CC Off, Multi-GPU CC On, workFifoBytes 8", {"cc": "on", "work_fifo_bytes": 8}),
-        ("h NCCL INFO CC Off, Multi-GPU CC Off, workFifoBytes 8", {"cc": "off", "work_fifo_bytes": 8}),
-        ("loss of CC On, a question, workFifoBytes", None),
-    ],
-)
-def test_nccls_own_word_is_read_from_a_log(line, word):
-    log = f"step 1\nh NCCL INFO Bootstrap: Using eth0\n{line}\nh NCCL INFO Init COMPLETE\n"
-    assert nccl_cc_line(log) == word
-
-
-@pytest.mark.parametrize(
-    ("word", "mode", "facts", "says"),
-    [
-        ("on", "on", {}, None),
-        ("off", "off", {}, None),
-        ("off", "emulated", {}, None),
-        ("on", "unknown", {}, None),
-        (None, "on", {}, None),
-        ("on", "off", {}, "NCCL says that CC is on (logs/rank0.log), the driver that it is off"),
-        ("on", "emulated", {}, "NCCL says that CC is on (logs/rank0.log), the driver that it is off"),
-        ("off", "on", {"bounce_buffer": True}, "NCCL says that CC is off (logs/rank0.log), the driver that it is on"),
-        ("off", "on", {"ppcie": True}, None),  # older NCCL does not know of it
-        ("on", "off", {"nvle": True}, None),  # newer NCCL counts it
-        ("on", "off", {"ppcie": False, "nvle": False}, "NCCL says that CC is on"),
-    ],
-)
-def test_nccls_word_is_held_against_the_mode(word, mode, facts, says):
-    found = contradiction(word and {"cc": word}, mode, facts)
-    assert found is None if says is None else found.startswith(says)
 
 
 # Attestation
