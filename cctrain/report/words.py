@@ -60,7 +60,7 @@ def headline(one: Comparison) -> str:
         "costs": f"{subject} costs {size} of throughput",
         "gains": f"{subject} gains {size} of throughput",
         "free": f"{subject} is free",
-        "unclear": f"Unclear, {size} {'lost' if one.keep_ratio < 1 else 'gained'}",
+        "unclear": f"{subject}: unclear, {size} {'lost' if one.keep_ratio < 1 else 'gained'}",
     }[one.verdict]
 
 

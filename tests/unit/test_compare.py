@@ -124,6 +124,7 @@ def test_one_emulated_run_has_an_interval_from_its_blocks_only(tmp_path):
     (one,) = answered(tmp_path, emulated_record(1, keep=0.8)).comparisons
     assert (one.ci95, one.verdict) == (None, "unclear")
     assert one.within_run_ci95[0] < 0.8 < one.within_run_ci95[1]
+    assert words.headline(one).startswith("Emulated CC (b300): unclear, ")
 
 
 def test_modes_stand_side_by_side_and_measured_ones_make_the_headline(tmp_path):
@@ -197,7 +198,7 @@ def test_partial_unsteady_and_unknown_runs_are_refused_by_name(tmp_path):
     assert "step times changed by +25.0% at step 51" in why
     answer = answered(tmp_path, allow=("status", "mode", "steady"))
     assert len(answer.objections) == 3
-    assert words.headline(answer.worst).startswith("Unclear")
+    assert words.headline(answer.worst) == "The unknown mode: unclear, 20.0 % lost"
 
 
 def test_a_clock_that_stood_still_cannot_be_allowed(tmp_path):

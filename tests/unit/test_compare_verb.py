@@ -126,7 +126,7 @@ def test_neither_torch_nor_matplotlib_is_imported_for_a_table(runs):
 def test_markup_in_a_name_is_printed_as_it_is(capsys, tmp_path):
     for number, mode in enumerate(("off", "on")):
         write(tmp_path, run_record(mode, number, recipe="[red]a:warning:[/red]", run_id=f"run{number}"))
-    assert "[red]a:warning:[/red]: Unclear" in said(capsys, tmp_path)[1]
+    assert "[red]a:warning:[/red]: CC: unclear" in said(capsys, tmp_path)[1]
 
 
 def test_the_report_and_the_figures_are_written_where_asked(capsys, runs, tmp_path):
