@@ -71,16 +71,21 @@ def _record(run_dir: Path) -> dict[str, Any]:
     return {}
 
 
+def _left_by(run_root: Path, token: str) -> tuple[str | None, dict[str, Any]]:
+    """The run directory's name of the attempt with this token, and its record; one that ended early has neither."""
+    found = next(run_root.glob(f"*-{token}"), None)
+    record = _record(found) if found else {}
+    return (found.name if found and record else None), record
+
+
 def settle_killed(ledger: Ledger, run_root: Path) -> int:
     """End in the ledger whatever was begun and not ended. Returns how many attempts that were."""
     finish_abandoned(run_root)
     num = 0
     for key, standing in standings(ledger.events).items():
         for token in standing.open_tokens:
-            found = next(run_root.glob(f"*-{token}"), None)
-            record = _record(found) if found else {}
+            run, record = _left_by(run_root, token)
             outcome, why = ("complete", None) if _is_whole(record) else (KILLED, _why_killed(ledger))
-            run = found.name if found and record else None  # one that was killed early has none
             ledger.append("end", key=key, token=token, outcome=outcome, run=run, why=why, seconds=None)
             num += 1
     return num
@@ -178,11 +183,10 @@ class Campaign:
                 is_stopped = True
                 ignore_stops()
                 _stop(process)
-            error = _error(said, complained, code)
-        found = next(self.run_root.glob(f"*-{token}"), None)
-        ending = _ending(
-            found, error, time.monotonic() - begin, is_excused=is_stopped or code == PlatformError.exit_code
-        )
+            error = _error(said, complained, process.returncode)
+        run, record = _left_by(self.run_root, token)
+        is_excused = is_stopped or code == PlatformError.exit_code
+        ending = _ending(run, record, error, time.monotonic() - begin, is_excused=is_excused)
         if is_late and ending.outcome == "failed":
             ending = dataclasses.replace(
                 ending, why=f"ended after its deadline of {self.deadline_s:g} s ({ending.why})"
@@ -237,17 +241,15 @@ def _stop(process: subprocess.Popen[bytes]) -> bool:
     return is_stopped
 
 
-def _ending(run_dir: Path | None, error: str, seconds: float, *, is_excused: bool) -> Ending:
+def _ending(run: str | None, record: Mapping[str, Any], error: str, seconds: float, *, is_excused: bool) -> Ending:
     """By the record, where there is one; `error` is what the trial itself said."""
-    name = run_dir.name if run_dir else None
-    record = _record(run_dir) if run_dir else {}
-    if record.get("status") == "complete":
-        return Ending(outcome="complete", run=name, why=None, seconds=seconds)
+    if _is_whole(record):
+        return Ending(outcome="complete", run=run, why=None, seconds=seconds)
     why = str(record.get("failure") or error)
     if why == "still running":  # killed before it could say why
         why = error
     return Ending(
-        outcome="interrupted" if is_excused else "failed", run=name, why=redacted(why[:_MOST_WHY]), seconds=seconds
+        outcome="interrupted" if is_excused else "failed", run=run, why=redacted(why[:_MOST_WHY]), seconds=seconds
     )
 
 

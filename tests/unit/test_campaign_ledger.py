@@ -30,6 +30,8 @@ if "silent" in recipe:
     sys.exit(7)
 run = root / ("20261124-000000-" + recipe + "-off-" + os.environ["CCTRAIN_TRIAL"])
 run.mkdir()
+if "early" in recipe:
+    sys.exit(9)
 with (root / "starts").open("a") as starts:
     starts.write(sys.argv[2] + sys.argv[3] + "\\n")
 record = {"status": "partial" if "bad" in recipe else "complete", "failure": "out of memory"}
@@ -161,7 +163,8 @@ def test_a_trial_that_hangs_is_ended_at_its_deadline_and_has_failed(tmp_path):
     _, said = go(tmp_path, trials, deadline_s=0.2)
     assert [each[0] for each in said if len(each) == 3] == ["failed", "failed"]
     (standing,) = standing_of(trials, read(tmp_path / "campaign.jsonl")[0], tmp_path).values()
-    assert all(why.startswith("ended after its deadline of 0.2 s (") for why in standing.failures)
+    why = "ended after its deadline of 0.2 s (it ended with exit code -15 and said nothing)"
+    assert standing.failures == [why, why]
     with Ledger(tmp_path / "campaign.jsonl", lock_wait_s=0):  # a trial that went on would hold it
         pass
 
@@ -276,6 +279,14 @@ def test_a_partial_record_left_by_a_kill_is_no_run_and_its_trial_is_tried_again(
         assert settle_killed(ledger, tmp_path) == 0
         (standing,) = standings(ledger.events).values()
     assert (standing.run, standing.failures, len(standing.kills), standing.is_settled) == (None, [], 1, False)
+
+
+def test_an_attempt_that_ended_before_its_first_record_names_no_run(tmp_path):
+    trials = {trial.label: trial for trial in planned(parse(["recipe=early", "campaign.repeats=1"]))}
+    go(tmp_path, trials)
+    ends = [event for event in read(tmp_path / "campaign.jsonl")[0] if event["event"] == "end"]
+    why = "it ended with exit code 9 and said nothing"
+    assert [(one["outcome"], one["run"], one["why"]) for one in ends] == [("failed", None, why)] * 2
 
 
 @pytest.mark.parametrize("has_record", [False, True])
