@@ -5,9 +5,8 @@
 The samples are synthetic: as many lines as so many ranks write, each as long as a real one. Nothing trains. The target
 is 10 s and 1 GiB for 1,024 ranks x 1,000 steps at the end of the run; following is spread over the run, so that its
 seconds a step are what matters. Each is measured in a process of its own. The model is Llama 3.3 70B with LoRA, rows
-are of varied lengths, and FLOPs are counted. On two cores shared with six other jobs it took 4.2 s of a
-CPU to follow, and 20.5 s (47 s of wall time) and 0.44 GiB to sum up: the seconds promised are not met there.
-Prints one JSON object.
+are of varied lengths, and FLOPs are counted. The seconds of the target are not met: docs/evidence/README.md says what
+it takes. Prints one JSON object.
 """
 
 from __future__ import annotations

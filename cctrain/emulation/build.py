@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cctrain.errors import PlatformError
 
-_SOURCE = Path(__file__).parent / "injection" / "inject.c"
+SOURCE = Path(__file__).parent / "injection" / "inject.c"
 # The threads' variables are asked for twice a launch: found through the loader they would be a third of its cost.
 _FLAGS = ("-O2", "-shared", "-fPIC", "-ftls-model=initial-exec", "-std=gnu11")
 
@@ -33,7 +33,7 @@ def injection_library() -> Path:
     return build(find_cupti(), _cache())
 
 
-def build(cupti: Cupti, cache: Path, source: Path = _SOURCE) -> Path:
+def build(cupti: Cupti, cache: Path, source: Path = SOURCE) -> Path:
     """Build the library from `source`, beside which are its headers, into `cache`, unless it is there. Raises
     PlatformError where it does not compile."""
     compiler = shlex.split(os.environ.get("CC") or "") or _found("cc") or _found("gcc") or _found("clang")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cctrain.emulation.build import Cupti, find_cupti
+from cctrain.emulation.build import SOURCE, Cupti, find_cupti
 from cctrain.emulation.injector import attached, counted
 from cctrain.emulation.profile import TOLLS, Profile, Toll
 
@@ -35,7 +35,7 @@ def build_driver(directory: Path) -> Cupti:
     assert len(names) > 500
     (directory / "callbacks.inc").write_text("".join(f'[{number}] = "{name}",\n' for name, number in names))
     library = directory / "libcuda.so.1"
-    include = [f"-I{folder}" for folder in (*headers, directory)]
+    include = [f"-I{folder}" for folder in (*headers, directory, SOURCE.parent)]
     flags = ["-O1", "-std=gnu11", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-Wno-overflow"]
     source = Path(__file__).with_name("driver.c")
     subprocess.run(["gcc", *flags, *include, source, "-o", library, "-ldl", "-lpthread"], check=True)

@@ -10,21 +10,7 @@
    STUB_DRIVER_NO_PTX  1: no module loads */
 
 #define _GNU_SOURCE
-#include <cuda.h>
-#define __DEVICE_TYPES_H__
-#define __DRIVER_TYPES_H__
-#define __SURFACE_TYPES_H__
-#define __TEXTURE_TYPES_H__
-#define __VECTOR_TYPES_H__
-#include <cupti_callbacks.h>
-#include <cupti_driver_cbid.h>
-#include <cupti_result.h>
-typedef unsigned int CUdeviceptr_v1;
-typedef struct CUDA_MEMCPY2D_v1_st CUDA_MEMCPY2D_v1;
-typedef struct CUDA_MEMCPY3D_v1_st CUDA_MEMCPY3D_v1;
-typedef struct CUDA_ARRAY_DESCRIPTOR_v1_st CUDA_ARRAY_DESCRIPTOR_v1;
-typedef struct CUDA_ARRAY3D_DESCRIPTOR_v1_st CUDA_ARRAY3D_DESCRIPTOR_v1;
-#include <generated_cuda_meta.h>
+#include "cuda_headers.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
