@@ -170,6 +170,7 @@ def _run_recipe(cell: Cell, flags: argparse.Namespace, deadline: float) -> dict[
 def _run_other(cell: Cell, flags: argparse.Namespace, deadline: float) -> dict[str, Any]:
     """Two processes, the second under the tolls. Where only that fails, the first one's figures stay."""
     rows = _rows_file(cell, flags)
+    rows.parent.mkdir(exist_ok=True)
     if not rows.exists():
         make = [sys.executable, str(_HERE / "peers_rows.py"), str(rows), "--steps", str(flags.warmup + flags.steps)]
         _, error = _finished([*make, *recipe_overrides(cell, flags)], deadline)
@@ -190,9 +191,8 @@ def _run_other(cell: Cell, flags: argparse.Namespace, deadline: float) -> dict[s
 
 
 def _rows_file(cell: Cell, flags: argparse.Namespace) -> Path:
-    folder: Path = flags.folder / "rows"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{cell.task}-{cell.shape}.pt"
+    folder: Path = flags.folder
+    return folder / "rows" / f"{cell.task}-{cell.shape}.pt"
 
 
 def _finished(argv: Sequence[str], deadline: float) -> tuple[list[dict[str, Any]], str | None]:
@@ -243,11 +243,12 @@ def other_command(cell: Cell, flags: argparse.Namespace) -> list[str]:
 
 
 def matmul_tflops(flags: argparse.Namespace) -> float | None:
-    """The rate of this machine's large bf16 matrix products, measured once; None without a GPU."""
+    """The rate of this machine's large bf16 matrix products, measured once; None without a GPU, and where nothing is
+    to be run."""
     if flags.matmul_tflops:
         return float(flags.matmul_tflops)
     path = flags.folder / "matmul.json"
-    if not path.exists():
+    if not path.exists() and flags.budget_s != 0:
         measure = [sys.executable, "-m", "cctrain", "tolls", "--only", "matmul", "--out", str(path)]
         subprocess.run(measure, check=False, capture_output=True)
     readings = read_tolls(path).readings if path.exists() else ()

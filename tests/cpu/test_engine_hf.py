@@ -217,7 +217,6 @@ def test_tolls_are_injected_into_tolled_steps_only(replicated):
     tolled, injected = zip(*injections(replicated), strict=True)
     assert {True, False} <= set(tolled)
     assert all((seconds > 0) == bool(is_tolled) for is_tolled, seconds in zip(tolled, injected, strict=True))
-    assert replicated.record["keep_ratio"]["value"] > 0
     assert replicated.record["crossings"]["operators"] > 100
 
 

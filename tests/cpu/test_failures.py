@@ -63,10 +63,11 @@ def test_a_rank_that_hangs_ends_the_run_at_the_deadline(trained):
     assert "most recent call first" in (run.run_dir / "logs" / "rank0.log").read_text()  # where the other one waits
 
 
-def test_a_schedulers_stop_before_the_first_step_is_a_stop_too(start_cctrain):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_the_first_step_is_a_stop_too(start_cctrain, stop):
     run = start_cctrain(*TWO_RANKS)
     run.wait_until(lambda: len(run.run_dirs) == 1 and len(run.pids()) == 2, "no ranks")
-    run.process.send_signal(signal.SIGTERM)
+    run.process.send_signal(stop)
     run.wait_until_gone()
     assert_failed_as_promised(run.finish(), set(), because="stopped by Ctrl-C, SIGTERM")
     assert "Traceback" not in run.stderr

@@ -173,6 +173,13 @@ def test_a_typing_error_is_told_before_anything_runs(tmp_path, typed, told):
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.parametrize(("budget_s", "is_measured"), [(0.0, False), (9.0, True), (None, True)])
+def test_the_table_of_what_is_there_measures_nothing(peers, tmp_path, monkeypatch, budget_s, is_measured):
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "python"))
+    assert peers.matmul_tflops(settings(peers, tmp_path, None, budget_s=budget_s, matmul_tflops=None)) is None
+    assert (tmp_path / "python.calls").exists() == is_measured
+
+
 def test_a_folder_that_was_begun_with_other_settings_is_left_alone(peers, tmp_path):
     peers._same_settings(settings(peers, tmp_path, None))
     peers._same_settings(settings(peers, tmp_path, None, tasks={"sft": "tiny_llama_sft"}))
