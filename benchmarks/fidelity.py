@@ -1,12 +1,14 @@
-"""Does the emulation pay what its profile says? The verb tolls without and with a profile, on one machine.
+"""Does the emulation pay what its profile says? The verb tolls under a profile: each reading with and without it.
 
-    python -m cctrain tolls --out off.json
     python -m cctrain tolls --tolls b300 --out b300.json
-    python benchmarks/fidelity.py off.json b300.json
+    python benchmarks/fidelity.py b300.json
+    python benchmarks/fidelity.py b300.json --own off.json       beside another run's, without the injection library
 
 Of every reading: this machine's own time, that with the profile's toll for what it does, and how far what was measured
-is from their sum; 5 % is promised. Readings that make no call which the profile charges are listed with a toll of 0.
-Where a kernel is longer than its launch with the toll, the toll hides behind it, and the kernel's time is expected.
+is from their sum; 5 % is promised. Both were measured in the same processes, in turns, as both arms of an emulated run
+are; what the injection library costs where no toll is paid is in both (benchmarks/injector.py, graph_launch.py measure
+it). Readings that make no call which the profile charges are listed with a toll of 0. Where a kernel is longer than its
+launch with the toll, the toll hides behind it, and the kernel's time is expected.
 
 A profile also stretches the host's code. How much of a reading is host code is not measured: none of it, up to all
 that a launch and the wait for it take. `up to` has it all stretched; a reading within the bar of this sum only is
@@ -23,10 +25,11 @@ both sums.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cctrain.emulation.profile import Profile, copy_toll_us, load_profile
@@ -38,6 +41,18 @@ COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")
 HOST_BOUND = 1.2
 """Collectives launched one by one that take at most so many times what the smallest takes are bound by the host."""
 _US_PER_NS, _US_PER_S = 1e-3, 1e6
+
+
+def with_own(readings: Iterable[Reading], others: Iterable[Reading] | None) -> list[tuple[Reading, Reading]]:
+    """Each reading's own value, without tolls, and the reading: of the same processes, or `others`, where given."""
+    if others is not None:
+        tolled = {reading.key: reading for reading in readings}
+        return [(other, tolled[other.key]) for other in others if other.key in tolled]
+    return [
+        (dataclasses.replace(reading, value=reading.plain_value), reading)
+        for reading in readings
+        if reading.plain_value is not None
+    ]
 
 
 def time_us(reading: Reading) -> float | None:
@@ -138,22 +153,26 @@ def _copy_us(reading: Reading, profile: Profile, launch: float, wait: float, idl
 def main() -> int:
     """Print the comparison. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs=2, type=Path, metavar="FILE", help="without, and with the profile")
-    plain, tolled = (read_tolls(path) for path in parser.parse_args().files)
-    if plain.tolls or not tolled.tolls:
-        parser.error("the first file must be without a profile, the second with one")
-    profile = load_profile(str(tolled.tolls["name"]))
-    if profile.sha256 != tolled.tolls["sha256"]:
+    parser.add_argument("file", type=Path, help="what `tolls --tolls NAME` wrote")
+    parser.add_argument("--own", type=Path, metavar="OFF", help="take the machine's own times from this run of tolls")
+    parser.add_argument("--profile", help="the profile's file, where it is none of cctrain's")
+    flags = parser.parse_args()
+    record = read_tolls(flags.file)
+    pairs = with_own(record.readings, read_tolls(flags.own).readings if flags.own else None)
+    if not record.tolls or not pairs:
+        parser.error(
+            f"{flags.file} holds nothing measured with and without a profile: `tolls --tolls NAME` measures so"
+        )
+    profile = load_profile(flags.profile or str(record.tolls["name"]))
+    if profile.sha256 != record.tolls["sha256"]:
         parser.error(f"the profile {profile.name} has changed since it was measured")
-    measured = {reading.key: reading for reading in tolled.readings}
     own = dict.fromkeys(("idle_wait", "launch_call", "launch_wait", *COLLECTIVES), 0.0)  # the first of each name
-    own |= {reading.name: reading.value for reading in reversed(plain.readings) if reading.name in own}
+    own |= {plain.name: plain.value for plain, _ in reversed(pairs) if plain.name in own}
     rows = []
     print(f"{'':52}{'own':>12}{'expected':>12}{'up to':>12}{'measured':>12}   off")
-    for reading in plain.readings:
-        own_us, other = time_us(reading), measured.get(reading.key)
-        got_us = other and time_us(other)
-        if own_us is None or not got_us:
+    for reading, tolled in pairs:
+        own_us, got_us = time_us(reading), time_us(tolled)
+        if own_us is None or got_us is None:
             continue
         wanted = expected_us(reading, own_us, profile, own)
         is_charged = wanted > own_us

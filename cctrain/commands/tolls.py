@@ -4,7 +4,7 @@
     python -m cctrain tolls --out on.json                     on the same kind of machine with CC on
     python -m cctrain tolls --diff off.json on.json --out profile.json
     python -m cctrain tolls --only launch copies              some families
-    python -m cctrain tolls --tolls b300 --out b300.json      under the tolls of a profile, emulated
+    python -m cctrain tolls --tolls b300 --out b300.json      with and without the tolls of a profile, emulated
 
 Each family is measured by three processes in turn; the value is what the least disturbed of them took. A table, and as
 the last line of stdout one JSON object. A family that this machine cannot measure is waived; one that raises, crashes
@@ -100,7 +100,7 @@ def _measure(flags: argparse.Namespace) -> int:
     profile = load_profile(flags.tolls) if flags.tolls else None
     if profile:
         cc.observed_mode(CcMode.emulated, gpus.cc)
-        os.environ |= process_environment(profile)  # for the processes that measure; this one never calls CUDA
+        os.environ |= process_environment(None)  # for the processes that measure; this one never calls CUDA
     names = tuple(name for name in families.ALL if not flags.only or name in flags.only)
     from cctrain.tolls import table
 
@@ -109,7 +109,7 @@ def _measure(flags: argparse.Namespace) -> int:
     begin = time.monotonic()
     try:
         with table.Progress(names) as progress:
-            outcome = child.measure(names, len(gpus.names), progress.show)
+            outcome = child.measure(names, len(gpus.names), progress.show, flags.tolls)
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C, SIGTERM or SIGHUP: nothing was written")
     record = TollsRecord(

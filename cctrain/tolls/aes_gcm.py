@@ -8,7 +8,7 @@ from ctypes.util import find_library
 
 from cctrain.tolls.host import seconds
 from cctrain.tolls.record import Reading
-from cctrain.tolls.sampling import Case, measure_cases
+from cctrain.tolls.sampling import Case, Switch, measure_cases
 
 _BUDGET_S = 0.6
 _BYTES = 1 << 20
@@ -20,7 +20,7 @@ def can_run() -> str | None:
     return None if find_library("crypto") else "needs OpenSSL's libcrypto, none is found"
 
 
-def measure() -> list[Reading]:
+def measure(switch: Switch | None = None) -> list[Reading]:
     """The rate of sealing a buffer again and again, each time with the same nonce: it is thrown away."""
     library = ctypes.CDLL(find_library("crypto"))
     library.EVP_CIPHER_CTX_new.restype = library.EVP_aes_256_gcm.restype = ctypes.c_void_p
@@ -36,6 +36,6 @@ def measure() -> list[Reading]:
 
     try:
         case = Case("host_aes_gcm", "GB/s", {"bytes": _BYTES}, lambda: _CALLS * _BYTES / seconds(seal) / 1e9)
-        return measure_cases([case], _BUDGET_S)
+        return measure_cases([case], _BUDGET_S, switch)
     finally:
         library.EVP_CIPHER_CTX_free(context)

@@ -7,7 +7,7 @@ import time
 from cctrain.tolls import driver
 from cctrain.tolls.device import can_run
 from cctrain.tolls.record import Reading
-from cctrain.tolls.sampling import Case, measure_cases
+from cctrain.tolls.sampling import Case, Switch, measure_cases
 
 __all__ = ["can_run", "measure"]
 
@@ -15,11 +15,11 @@ _GROUPS = (({"device": 2 << 20, "host": 1 << 20}, 0.4), ({"device": 256 << 20, "
 """Bytes, and seconds for these: in turn with one of 24 ms, small ones would be measured seldom."""
 
 
-def measure() -> list[Reading]:
+def measure(switch: Switch | None = None) -> list[Reading]:
     """Microseconds to allocate device memory and pinned host memory; freeing it is left out."""
     readings = []
     for sizes, budget_s in _GROUPS:
-        readings += measure_cases([_case(where, size) for where, size in sizes.items()], budget_s)
+        readings += measure_cases([_case(where, size) for where, size in sizes.items()], budget_s, switch)
     return readings
 
 

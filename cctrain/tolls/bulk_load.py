@@ -6,7 +6,7 @@ import torch
 
 from cctrain.tolls.device import can_run, time_us, transfer
 from cctrain.tolls.record import Reading
-from cctrain.tolls.sampling import measure_cases
+from cctrain.tolls.sampling import Switch, measure_cases
 
 __all__ = ["can_run", "measure"]
 
@@ -15,7 +15,7 @@ _TENSORS = 32
 _TENSOR_BYTES = 64 << 20
 
 
-def measure() -> list[Reading]:
+def measure(switch: Switch | None = None) -> list[Reading]:
     """GB/s of all tensors, one copy each, with one wait at the end."""
     host = [torch.ones(_TENSOR_BYTES, dtype=torch.uint8) for _ in range(_TENSORS)]
     device = [torch.empty(_TENSOR_BYTES, dtype=torch.uint8, device="cuda") for _ in range(_TENSORS)]
@@ -25,4 +25,4 @@ def measure() -> list[Reading]:
             target.copy_(source, non_blocking=True)
 
     case = transfer("bulk_load", {"tensors": _TENSORS}, _TENSORS * _TENSOR_BYTES, time_us(load))
-    return measure_cases([case], _BUDGET_S)
+    return measure_cases([case], _BUDGET_S, switch)

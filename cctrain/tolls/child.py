@@ -51,25 +51,30 @@ def environment() -> dict[str, str]:
     return {**launcher.rank_environment(is_cpu=False), **launcher.NO_MULTICAST}
 
 
-def _worker(names: Sequence[str], events: Path) -> list[str]:
-    return [sys.executable, "-m", _WORKER, str(events), *names]
-
-
 def measure(
-    families: Sequence[str], num_gpus: int, on_poll: Callable[[int, str | None], None], command: Command = _worker
+    families: Sequence[str],
+    num_gpus: int,
+    on_poll: Callable[[int, str | None], None],
+    tolls: str | None = None,
+    command: Command | None = None,
 ) -> Outcome:
-    """Measure `families` in one process after the other, those between GPUs with a rank on each of `num_gpus`;
-    `on_poll` hears, besides, which process it is, from 0."""
+    """Measure `families` in one process after the other, those between GPUs with a rank on each of `num_gpus`; under
+    the profile `tolls` each reading also without it. `on_poll` hears, besides, which process it is, from 0. `command`
+    is another one to measure with in one process."""
+    flags = ["--tolls", tolls] if tolls else []
+
+    def alone(names: Sequence[str], events: Path) -> list[str]:
+        return [sys.executable, "-m", _WORKER, *flags, str(events), *names]
 
     def ranks(names: Sequence[str], events: Path) -> list[str]:
-        return launcher.torchrun_command(num_gpus, _WORKER, str(events), *names)
+        return launcher.torchrun_command(num_gpus, _WORKER, *flags, str(events), *names)
 
     outcome = Outcome()
     for index in range(NUM_PROCESSES):
         left = [name for name in families if name not in (outcome.waived | outcome.failed)]
         several = [name for name in left if name in SEVERAL_DEVICES and num_gpus > 1]
         show = functools.partial(on_poll, index)
-        follow([name for name in left if name not in several], command, outcome, show)
+        follow([name for name in left if name not in several], command or alone, outcome, show)
         follow(several, ranks, outcome, show)
     outcome.readings = over_processes(outcome.readings)
     return outcome

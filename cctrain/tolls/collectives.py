@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from cctrain.tolls import device
 from cctrain.tolls.record import Facts, Reading
-from cctrain.tolls.sampling import Case, measure_cases
+from cctrain.tolls.sampling import Case, Switch, measure_cases
 
 _BUDGET_S = 3.0
 _SIZES = (1 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20, 1 << 30)
@@ -31,14 +31,14 @@ def can_run() -> str | None:
     return why
 
 
-def measure() -> list[Reading]:
+def measure(switch: Switch | None = None) -> list[Reading]:
     """Microseconds per collective, or GB/s from 16 MiB on."""
     dist.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
     whole = torch.zeros(_SIZES[-1] // 2, dtype=torch.bfloat16, device="cuda")
     part = torch.zeros_like(whole)
     cases = [case for num_bytes in _SIZES for case in _cases(whole, part, num_bytes)]
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    readings = measure_cases(cases, _BUDGET_S, agree=_as_rank_0, rank=rank, num_ranks=num_ranks)
+    readings = measure_cases(cases, _BUDGET_S, switch, agree=_as_rank_0, rank=rank, num_ranks=num_ranks)
     dist.barrier()  # a rank that left now would break the others' last calls
     torch.cuda.synchronize()
     return readings

@@ -11,7 +11,7 @@ import torch
 
 from cctrain.tolls.device import and_wait, can_run, time_us, transfer
 from cctrain.tolls.record import Reading
-from cctrain.tolls.sampling import Case, measure_cases
+from cctrain.tolls.sampling import Case, Switch, measure_cases
 
 __all__ = ["can_run", "measure", "num_calls"]
 
@@ -24,7 +24,7 @@ _MEMORY = ("pinned", "pageable")
 _MOST_CALLS, _BLOCK_BYTES = 50, 16 << 20
 
 
-def measure() -> list[Reading]:
+def measure(switch: Switch | None = None) -> list[Reading]:
     """Microseconds, or GB/s from 16 MiB on, of a copy and the wait for it."""
     device, other = (torch.ones(_LARGEST, dtype=torch.uint8, device="cuda") for _ in range(2))
     hosts = {memory: torch.ones(_LARGEST, dtype=torch.uint8, pin_memory=memory == "pinned") for memory in _MEMORY}
@@ -37,7 +37,7 @@ def measure() -> list[Reading]:
             for size in sizes
         ]
         cases += [_case("d2d", "device", other[:size], device[:size]) for size in sizes if size in _D2D_SIZES]
-        readings += measure_cases(cases, budget_s)
+        readings += measure_cases(cases, budget_s, switch)
     return readings
 
 

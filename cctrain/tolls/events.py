@@ -13,7 +13,7 @@ import torch
 
 from cctrain.tolls.device import can_run, time_us
 from cctrain.tolls.record import Reading
-from cctrain.tolls.sampling import Case, measure_cases
+from cctrain.tolls.sampling import Case, Switch, measure_cases
 
 __all__ = ["CALLS", "can_run", "measure"]
 
@@ -21,7 +21,7 @@ _BUDGET_S = 1.0
 CALLS = 200
 
 
-def measure() -> list[Reading]:
+def measure(switch: Switch | None = None) -> list[Reading]:
     """Microseconds per call."""
     event, other = torch.cuda.Event(), torch.cuda.Stream()
     event.record()
@@ -38,4 +38,4 @@ def measure() -> list[Reading]:
         Case("event_wait", "us", {}, time_us(record_and_wait, CALLS)),
         Case("idle_wait", "us", {}, time_us(torch.cuda.synchronize, CALLS)),
     ]
-    return measure_cases(cases, _BUDGET_S)
+    return measure_cases(cases, _BUDGET_S, switch)

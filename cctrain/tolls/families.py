@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from cctrain.tolls.record import Reading
+from cctrain.tolls.sampling import Switch
 
 HOST = ("host", "aes_gcm")
 DEVICE = ("matmul", "launch", "graphs", "events", "copies", "issue", "allocation", "bulk_load")
@@ -19,5 +20,5 @@ class Family(Protocol):
     def can_run(self) -> str | None:
         """None, or why this machine cannot measure it."""
 
-    def measure(self) -> list[Reading]:
-        """Takes some seconds, whatever the machine's speed."""
+    def measure(self, switch: Switch | None = None) -> list[Reading]:
+        """Takes some seconds, whatever the machine's speed; with `switch` twice as many, for with and without tolls."""

@@ -15,7 +15,7 @@ import torch
 
 from cctrain.tolls.device import and_wait, can_run, time_us
 from cctrain.tolls.record import Facts, Reading
-from cctrain.tolls.sampling import Case, measure_cases
+from cctrain.tolls.sampling import Case, Switch, measure_cases
 
 __all__ = ["REPLAYS", "can_run", "measure"]
 
@@ -25,7 +25,7 @@ REPLAYS = 50
 _CALLS = 10
 
 
-def measure() -> list[Reading]:
+def measure(switch: Switch | None = None) -> list[Reading]:
     """Microseconds per graph, or per kernel of it."""
     number, stream = torch.zeros(1, device="cuda"), torch.cuda.Stream()
     number.add_(1)
@@ -61,4 +61,4 @@ def measure() -> list[Reading]:
         Case("graph_replay", "us", many, lambda: replay() / _KERNELS),
         Case("graph_capture", "us", many, capture_us),
     ]
-    return measure_cases(cases, _BUDGET_S)
+    return measure_cases(cases, _BUDGET_S, switch)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cctrain.tolls.record import Reading
-from cctrain.tolls.sampling import Case, measure_cases
+from cctrain.tolls.sampling import Case, Switch, measure_cases
 
 _BUDGET_S = 0.8
 _BYTES = 256 << 20
@@ -23,7 +23,7 @@ def can_run() -> str | None:
     return None
 
 
-def measure() -> list[Reading]:
+def measure(switch: Switch | None = None) -> list[Reading]:
     """One thread's rate of memcpy, and nanoseconds of one turn of a Python loop."""
     source, target = np.ones(_BYTES, np.uint8), np.ones(_BYTES, np.uint8)
     cases = [
@@ -32,7 +32,7 @@ def measure() -> list[Reading]:
         ),
         Case("host_python", "ns", {}, lambda: seconds(_count) / _ITERATIONS * 1e9),
     ]
-    return measure_cases(cases, _BUDGET_S)
+    return measure_cases(cases, _BUDGET_S, switch)
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -13,7 +13,7 @@ import torch
 from cctrain.tolls import driver
 from cctrain.tolls.device import can_run
 from cctrain.tolls.record import Facts, Reading
-from cctrain.tolls.sampling import Case, measure_cases
+from cctrain.tolls.sampling import Case, Switch, measure_cases
 
 __all__ = ["WORK_US", "can_run", "measure"]
 
@@ -22,7 +22,7 @@ _BUDGET_S = 2.0
 _SIZES = (4, 1 << 20)
 
 
-def measure() -> list[Reading]:
+def measure(switch: Switch | None = None) -> list[Reading]:
     """Microseconds until `copy_(non_blocking=True)` returns, behind a kernel that lasts WORK_US."""
     work = driver.spin(WORK_US)
 
@@ -44,4 +44,4 @@ def measure() -> list[Reading]:
         return Case("copy_issue", "us", conditions, issue_us)
 
     kinds = [(direction, memory) for direction in ("h2d", "d2h") for memory in ("pinned", "pageable")]
-    return measure_cases([case(*kind, num_bytes) for kind in kinds for num_bytes in _SIZES], _BUDGET_S)
+    return measure_cases([case(*kind, num_bytes) for kind in kinds for num_bytes in _SIZES], _BUDGET_S, switch)

@@ -17,7 +17,7 @@ import torch
 from cctrain.tolls import driver
 from cctrain.tolls.device import and_wait, can_run, time_us
 from cctrain.tolls.record import Facts, Reading
-from cctrain.tolls.sampling import Case, measure_cases
+from cctrain.tolls.sampling import Case, Switch, measure_cases
 
 __all__ = ["CALLS", "WAITED_CALLS", "can_run", "measure"]
 
@@ -29,7 +29,7 @@ _BUSY_US = (20, 50, 200)
 _BUSY_BLOCK_US = 4000
 
 
-def measure() -> list[Reading]:
+def measure(switch: Switch | None = None) -> list[Reading]:
     """Microseconds per launch."""
     add = functools.partial(torch.zeros(1, device="cuda").add_, 1)
     cases = [
@@ -47,4 +47,4 @@ def measure() -> list[Reading]:
     for busy_us in _BUSY_US:
         block = time_us(driver.spin(busy_us), _BUSY_BLOCK_US // busy_us)
         cases.append(Case("launch_busy", "us", {"via": "driver", "kernel_us": busy_us}, block))
-    return measure_cases(cases, _BUDGET_S)
+    return measure_cases(cases, _BUDGET_S, switch)

@@ -14,7 +14,7 @@ import torch
 
 from cctrain.tolls.device import can_run, time_us
 from cctrain.tolls.record import Reading
-from cctrain.tolls.sampling import Case, measure_cases
+from cctrain.tolls.sampling import Case, Switch, measure_cases
 
 __all__ = ["can_run", "measure"]
 
@@ -25,7 +25,7 @@ _PLACES = 8
 """Sets of matrices: processes with one set each were up to 10 % apart, perhaps by where in memory it lay."""
 
 
-def measure() -> list[Reading]:
+def measure(switch: Switch | None = None) -> list[Reading]:
     """TFLOP/s of square bf16 matmuls of random numbers (zeros would run faster)."""
     matrices = torch.randn(_PLACES, 3, _SIZE, _SIZE, dtype=torch.bfloat16, device="cuda")
     places = itertools.cycle(matrices)
@@ -37,4 +37,4 @@ def measure() -> list[Reading]:
         return time_us(lambda: torch.mm(left, right, out=product), _CALLS)()
 
     case = Case("matmul", "TFLOP/s", {"dtype": "bfloat16", "size": _SIZE}, lambda: 2 * _SIZE**3 / block() / 1e6)
-    return measure_cases([case], _BUDGET_S)
+    return measure_cases([case], _BUDGET_S, switch)

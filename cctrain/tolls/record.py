@@ -39,6 +39,9 @@ class Reading:
     """What else the value depends on: bytes, memory, direction, number of arguments..."""
     process_values: tuple[float, ...] = ()
     """Of each process that measured it, the tenth percentile of its blocks; of a rate, the ninetieth."""
+    plain_value: float | None = None
+    """Where tolls were injected, the same without them, in the same processes in turns; null where they were not."""
+    plain_process_values: tuple[float, ...] = ()
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -112,7 +115,7 @@ def parse_reading(node: Any) -> Reading:
     if interval is not None:
         low, high = (number(value, f"interval of {name}") for value in _pair(interval, name))
         interval = (low, high)
-    processes = expect(node.get("process_values", []), list, f"process_values of {name}")
+    plain = node.get("plain_value")
     return Reading(
         name=name,
         unit=_text(node.get("unit"), f"unit of {name}"),
@@ -120,8 +123,15 @@ def parse_reading(node: Any) -> Reading:
         interval=interval,
         num_blocks=int(number(node.get("num_blocks"), f"num_blocks of {name}")),
         conditions=_facts(node.get("conditions"), f"conditions of {name}"),
-        process_values=tuple(number(value, f"process_values of {name}") for value in processes),
+        process_values=_numbers(node, "process_values", name),
+        plain_value=None if plain is None else number(plain, f"plain_value of {name}"),
+        plain_process_values=_numbers(node, "plain_process_values", name),
     )
+
+
+def _numbers(node: Any, key: str, name: str) -> tuple[float, ...]:
+    values = expect(node.get(key, []), list, f"{key} of {name}")
+    return tuple(number(value, f"{key} of {name}") for value in values)
 
 
 def _pair(node: Any, name: str) -> list[Any]:

@@ -28,13 +28,17 @@ def over_processes(readings: Iterable[Reading]) -> list[Reading]:
 
 
 def _combined(group: Sequence[Reading]) -> Reading:
+    best = max if is_rate(group[0].unit) else min
     values = tuple(reading.value for reading in group)
+    plain_values = tuple(reading.plain_value for reading in group if reading.plain_value is not None)
     return dataclasses.replace(
         group[0],
-        value=max(values) if is_rate(group[0].unit) else min(values),
+        value=best(values),
         interval=t_interval(values),
         num_blocks=sum(reading.num_blocks for reading in group),
         process_values=values,
+        plain_value=best(plain_values, default=None),
+        plain_process_values=plain_values,
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cctrain.tolls.record import Facts, Reading, is_rate
 
+Switch = Callable[[bool], object]
+"""Puts the process under the tolls of a profile, or under none."""
 _FEWEST_ROUNDS = 3
 _MOST_CORES, _CORE_S = 16, 0.06
 """Cores that a process goes over, evenly spread, and how long it stays: most blocks find a core warm, and in most
@@ -32,33 +34,46 @@ class Case:
 def measure_cases(
     cases: Sequence[Case],
     budget_s: float,
+    switch: Switch | None = None,
     *,
     agree: Callable[[bool], bool] | None = None,
     rank: int = 0,
     num_ranks: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Reading]:
-    """One block of every case in turn, until `budget_s` is over; a first one of each is set aside.
+    """One block of every case in turn, until `budget_s` is over; a first one of each is set aside. With `switch`
+    each is timed twice, with and without tolls, in turns, and the budget is twice as long.
 
     In turn, so that whatever disturbs the machine for a second falls on all alike. The process goes from core to core,
     because on a shared host one may be 10 % slower than another. Of several ranks each has cores of its own, if there
     are enough, and `agree` has all stop after the same round. Python's garbage collector does not run meanwhile.
     """
-    blocks: list[list[float]] = [[] for _ in cases]
+    arms = (True, False) if switch else (True,)
+    budget_s *= len(arms)
+    blocks: list[dict[bool, list[float]]] = [{is_tolled: [] for is_tolled in arms} for _ in cases]
+
+    def block(case: Case, is_tolled: bool) -> float:
+        if switch:
+            switch(is_tolled)
+        return case.block()
+
     allowed = os.sched_getaffinity(0)
     cores = cores_of(rank, num_ranks, allowed)
     gc.collect()
     gc.disable()
     try:
         for case in cases:
-            case.block()
+            for is_tolled in arms:
+                block(case, is_tolled)
         begin, is_over = clock(), False
         while not is_over:
             if cores:
                 os.sched_setaffinity(0, {cores[int((clock() - begin) / _CORE_S) % len(cores)]})
             for case, values in zip(cases, blocks, strict=True):
-                values.append(case.block())
-            is_over = len(blocks[0]) >= _FEWEST_ROUNDS and clock() - begin >= budget_s
+                for is_tolled in arms:
+                    values[is_tolled].append(block(case, is_tolled))
+            arms = arms[::-1]  # neither always follows the other's traces
+            is_over = len(blocks[0][True]) >= _FEWEST_ROUNDS and clock() - begin >= budget_s
             is_over = agree(is_over) if agree else is_over
     finally:
         os.sched_setaffinity(0, allowed)
@@ -78,14 +93,15 @@ def cores_of(rank: int, num_ranks: int, allowed: Iterable[int], siblings: str = 
     return own[:: max(1, len(own) // _MOST_CORES)] if len(cores) >= num_ranks else []
 
 
-def _reading(case: Case, values: list[float]) -> Reading:
+def _reading(case: Case, blocks: Mapping[bool, Sequence[float]]) -> Reading:
     return Reading(
         name=case.name,
         unit=case.unit,
-        value=undisturbed(values, case.unit),
+        value=undisturbed(blocks[True], case.unit),
         interval=None,  # blocks of one process share its luck
-        num_blocks=len(values),
+        num_blocks=len(blocks[True]),
         conditions=case.conditions,
+        plain_value=undisturbed(blocks[False], case.unit) if False in blocks else None,
     )
 
 

@@ -21,6 +21,7 @@ _CAPTION = (
     "B300, Hopper, H100: published, where defined alike; CC off -> on, x: on over off, +: what CC adds (sources: "
     "cctrain/tolls/published.py)"
 )
+_PLAIN = "without tolls: in turns with the others, in the same processes, which the injection library meets too"
 _DIFF_CAPTION = (
     "on - off, undisturbed, with its 95 % interval from process to process; machines and days may differ by more"
 )
@@ -31,14 +32,17 @@ def print_tolls(record: TollsRecord, console: Console | None = None) -> None:
     num_gpus = record.identity["num_gpus"]
     machine = f"{num_gpus} x {record.identity['gpu']}" if num_gpus else "no GPU"
     tolls = f", tolls of {record.tolls['name']}" if record.tolls else ""
-    caption = f"{_CAPTION}. {emulated_note()}" if record.mode == "emulated" else _CAPTION
+    caption = f"{_CAPTION}. {_PLAIN}. {emulated_note()}" if record.mode == "emulated" else _CAPTION
     table = Table(title=f"tolls  ·  {machine}  ·  CC {record.mode}{tolls}", caption=caption)
-    for column in ("toll", "of", "measured", "95 % interval", *HARDWARE):
-        table.add_column(column, justify="right" if column in ("measured", "95 % interval") else "left")
+    measured = ("without tolls", "measured", "95 % interval") if record.tolls else ("measured", "95 % interval")
+    for column in ("toll", "of", *measured, *HARDWARE):
+        table.add_column(column, justify="right" if column in measured else "left")
     for reading in record.readings:
         published = [published_beside(reading, hardware) for hardware in HARDWARE]
-        value = f"{number(reading.value)} {reading.unit}"
-        table.add_row(reading.name, describe(reading.conditions), value, _interval(reading.interval), *published)
+        values = [f"{number(reading.value)} {reading.unit}", _interval(reading.interval)]
+        if record.tolls:
+            values.insert(0, "" if reading.plain_value is None else number(reading.plain_value))
+        table.add_row(reading.name, describe(reading.conditions), *values, *published)
     lines = [f"failed: {family}: {why}" for family, why in record.failed.items()]
     for why in dict.fromkeys(record.waived.values()):
         families = ", ".join(family for family, reason in record.waived.items() if reason == why)

@@ -30,7 +30,7 @@ def run(tmp_path_factory, request):
         f"train.step_scheduler.local_batch_size={BATCH}",
         f"train.step_scheduler.global_batch_size={2 * BATCH}",
         f"run_root={tmp_path_factory.mktemp('runs')}",
-            "track=none",
+        "track=none",
     ]
     done = subprocess.run([sys.executable, "-m", "cctrain", *overrides], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

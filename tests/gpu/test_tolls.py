@@ -109,3 +109,15 @@ def test_collectives_are_measured_eager_and_in_graphs_of_all_sizes(record):
     }
     assert len(found) == 3 * 2 * 6
     assert {("all_reduce", "eager", 1 << 10), ("reduce_scatter", "graph", 1 << 30)} <= found
+
+
+def test_under_tolls_everything_that_calls_cuda_is_measured_with_and_without_them(tmp_path):
+    out = tmp_path / "tolls.json"
+    command = [*COMMAND, "--tolls", "b300", "--only", "host", "launch", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    for reading in json.loads(out.read_text())["readings"]:
+        if reading["name"].startswith("host_"):
+            assert reading["plain_value"] is None
+        elif reading["name"] != "launch_busy":  # work may hide the toll
+            assert reading["value"] - reading["plain_value"] > 15, reading  # b300's launch: 18.7 us

@@ -1,8 +1,10 @@
 """benchmarks/fidelity.py: what a reading should be under a profile, and how far it may be from that."""
 
+import dataclasses
+
 import pytest
 
-from benchmarks.fidelity import expected_us, off_by, stretch_us, verdict
+from benchmarks.fidelity import expected_us, off_by, stretch_us, verdict, with_own
 from cctrain.emulation.profile import load_profile
 from cctrain.tolls.record import Reading
 from tests.stub_driver import profile
@@ -37,6 +39,14 @@ def reading(name, **conditions):
 )
 def test_a_reading_should_take_its_own_time_and_the_tolls_of_its_calls(name, conditions, expected):
     assert expected_us(reading(name, **conditions), 9.0, TOLLS, OWN) == expected
+
+
+def test_a_machines_own_times_are_of_the_same_processes_or_of_another_run():
+    tolled = dataclasses.replace(reading("launch_wait"), value=60.0, plain_value=14.0)
+    other, unmatched = reading("launch_wait"), reading("event_wait")
+    ((own, with_tolls),) = with_own([tolled, reading("host_python")], None)
+    assert (own.value, with_tolls.value) == (14.0, 60.0)
+    assert with_own([tolled], [other, unmatched]) == [(other, tolled)]
 
 
 def test_the_hosts_share_is_at_most_that_of_a_launch_and_its_wait():

@@ -320,6 +320,13 @@ def test_published_values_stand_beside_the_readings_that_are_defined_alike():
     assert row(text, "driver")[4:] == ["", "", ""]
 
 
+def test_under_tolls_what_it_takes_without_them_stands_beside_it():
+    pair = dataclasses.replace(reading("launch_pipelined", 26.1, via="torch"), plain_value=7.9)
+    text = printed(table.print_tolls, record("emulated", pair, reading("host_python", 41.0), tolls={"name": "b300"}))
+    assert row(text, "26.1")[2:4] == ["7.90", "26.10 us"]
+    assert row(text, "41.00")[2:4] == ["", "41.00 us"]
+
+
 def test_the_tables_title_says_machine_and_mode():
     text = printed(table.print_tolls, record("unknown", reading("launch", 1.0), identity={"num_gpus": 8}))
     assert "8 x B300" in text

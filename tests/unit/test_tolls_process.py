@@ -80,7 +80,9 @@ def test_each_family_is_measured_by_three_processes_and_what_is_waived_or_failed
         starts.append(list(left))
         return [child.sys.executable, "-I", "-S", "-c", SAY + MEASURE, str(events), *left]
 
-    outcome = child.measure(["one", "waived", "raises", "two"], 0, lambda *progress: shown.add(progress), command)
+    outcome = child.measure(
+        ["one", "waived", "raises", "two"], 0, lambda *progress: shown.add(progress), command=command
+    )
     assert starts == [["one", "waived", "raises", "two"], ["two"], ["one", "two"], ["one", "two"]]
     assert [(reading.name, reading.process_values) for reading in outcome.readings] == [
         ("one", (1.0,) * 3),
@@ -118,7 +120,8 @@ class FakeFamily:
     def can_run(self):
         return self._why
 
-    def measure(self):
+    def measure(self, switch=None):
+        self.switch = switch
         if self._error:
             raise self._error
         return [READING]
@@ -156,6 +159,16 @@ def test_of_several_ranks_only_the_first_speaks_but_each_says_why_it_failed(tmp_
     code, events = worked(tmp_path, 1, bad=FakeFamily(error=MemoryError()))
     assert code == 1
     assert [event["event"] for event in events] == ["failed"]
+
+
+def test_what_calls_no_cuda_is_measured_without_a_switch_of_tolls(tmp_path):
+    from cctrain.samples import SampleFile
+    from cctrain.tolls.worker import measure_families
+
+    host, launch = FakeFamily(), FakeFamily()
+    named = [("host", lambda: host), ("launch", lambda: launch)]
+    assert measure_families(named, SampleFile(tmp_path / "events.jsonl"), 0, print) == 0
+    assert (host.switch, launch.switch) == (None, print)
 
 
 def test_every_family_is_a_module(request):

@@ -1,5 +1,6 @@
 """Blocks of calls, over cases in turn, to what an undisturbed call takes; and several processes' to one reading."""
 
+import dataclasses
 import gc
 import os
 import random
@@ -107,6 +108,22 @@ def test_all_ranks_stop_where_the_one_that_decides_does():
     assert asked == [False, False, True, True, True]
 
 
+def test_under_tolls_every_block_comes_with_and_without_them_in_turns():
+    machine, arms = Machine(), []
+
+    def block():
+        machine.now += 1.0
+        machine.order.append(arms[-1])
+        return 30.0 if arms[-1] else 5.0
+
+    case = Case("one", "us", {}, block)
+    (one,) = measure_cases([case], 3.0, switch=arms.append, clock=lambda: machine.now)
+    assert (one.value, one.plain_value, one.num_blocks) == (30.0, 5.0, 3)
+    assert machine.order == [True, False, True, False, False, True, True, False]  # the first pair is set aside
+    (bare,) = measure_cases([case], 3.0, clock=lambda: machine.now)
+    assert bare.plain_value is None
+
+
 def test_garbage_is_collected_again_after_a_block_that_raised():
     with pytest.raises(ZeroDivisionError):
         measure_cases([Case("bad", "us", {}, lambda: 1 / 0)], 0.0)
@@ -127,6 +144,14 @@ def test_the_value_is_that_of_the_least_disturbed_process_and_the_interval_that_
     assert (time.value, time.process_values, time.num_blocks) == (10.0, (10.0, 11.0), 20)
     assert (rate.value, rate.conditions) == (50.0, {"bytes": 1})
     assert time.interval == t_interval([10.0, 11.0])
+
+
+def test_what_it_takes_without_tolls_is_that_of_the_least_disturbed_process_too():
+    pairs = [(30.0, 6.0), (31.0, 5.0)]
+    (time,) = over_processes(dataclasses.replace(reading(value), plain_value=plain) for value, plain in pairs)
+    assert (time.value, time.plain_value, time.plain_process_values) == (30.0, 5.0, (6.0, 5.0))
+    (bare,) = over_processes([reading(30.0), reading(31.0)])
+    assert (bare.plain_value, bare.plain_process_values) == (None, ())
 
 
 def test_one_process_has_no_interval():
