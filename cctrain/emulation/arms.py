@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cctrain.emulation.blocks import ALL, OFF
 from cctrain.emulation.profile import CLASSES, Profile
@@ -45,9 +45,11 @@ def without(name: str) -> str:
 
 def tolls_of(profile: Profile, arm: str) -> Profile | None:
     """What `arm` pays; None for nothing."""
-    if arm == OFF:
-        return None
+    return None if arm == OFF else profile.of_classes(paid(arm, profile.classes()))
+
+
+def paid(arm: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Which of `classes` are paid under `arm`."""
     if arm.startswith(_ONLY):
-        return profile.of_classes([arm.removeprefix(_ONLY)])
-    left_out = arm.removeprefix(_WITHOUT) if arm.startswith(_WITHOUT) else None
-    return profile.of_classes([name for name in profile.classes() if name != left_out])
+        return (arm.removeprefix(_ONLY),)
+    return tuple(name for name in classes if arm not in (OFF, without(name)))

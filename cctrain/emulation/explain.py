@@ -1,22 +1,26 @@
 """Where the emulated loss comes from: what each class of tolls costs a step.
 
-A class's cost is the mean of what it adds alone to a plain step and what its absence takes from a tolled one: the first
-and the last place that it can have in the queue of causes, which are not the same where tolls hide one another or hide
-behind the GPU. What the costs do not add up to is unexplained.
+The arms are an experiment whose factors are the classes: none is paid, each alone, all but each, all. A class's cost is
+its effect in the sum of effects that fits a round's arms best (least squares). Each arm has its opposite, so what only
+two classes together cost is shared between them (a fold-over design keeps main effects clear of interactions of two:
+Box, Hunter and Hunter, Statistics for Experimenters). What the costs do not add up to is unexplained: three and more
+classes that hide one another or behind the GPU, and noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cctrain import ratios
-from cctrain.emulation.arms import only, without
+from cctrain.emulation.arms import only, paid, without
 from cctrain.emulation.blocks import ALL, OFF
 from cctrain.emulation.rounds import Blocks, seconds
 
+Times = Mapping[str, float]
+"""Arm -> seconds a step in one round."""
 Injected = Mapping[str, float]
 """Class -> seconds injected per tolled step, over the threads of one rank."""
 
@@ -28,26 +32,15 @@ def explain(rounds: Sequence[Blocks], classes: Sequence[str], injected_s: Inject
     """
     if not rounds:
         return None
-    times = [{arm: seconds(block) / len(block) for arm, block in blocks.items()} for blocks in rounds]
-
-    def estimate(cost: Callable[[Mapping[str, float]], float]) -> tuple[float, list[float] | None]:
-        values = np.array([cost(took) for took in times])
-        if len(values) < 2:
-            return float(values[0]), None
-        middle, half = (float(number) for number in ratios.paired(values))
-        return middle, [middle - half, middle + half]
-
-    def cost_of(name: str) -> Callable[[Mapping[str, float]], float]:
-        return lambda took: (took[only(name)] - took[OFF] + took[ALL] - took[without(name)]) / 2
-
-    costs = {name: cost_of(name) for name in classes}
-    total_s, total_ci95 = estimate(lambda took: took[ALL] - took[OFF])
-    rest_s, rest_ci95 = estimate(lambda took: took[ALL] - took[OFF] - sum(cost(took) for cost in costs.values()))
+    times: list[Times] = [{arm: seconds(block) / len(block) for arm, block in blocks.items()} for blocks in rounds]
+    fits = [_costs(took, classes) for took in times]
+    total_s, total_ci95 = _estimate([took[ALL] - took[OFF] for took in times])
+    rest_s, rest_ci95 = _estimate([took[ALL] - took[OFF] - sum(fit) for took, fit in zip(times, fits, strict=True)])
     rows = []
-    for name in classes:
-        cost_s, ci95 = estimate(costs[name])
-        alone_s, _ = estimate(lambda took, name=name: took[only(name)] - took[OFF])  # type: ignore[misc]
-        left_out_s, _ = estimate(lambda took, name=name: took[ALL] - took[without(name)])  # type: ignore[misc]
+    for index, name in enumerate(classes):
+        cost_s, ci95 = _estimate([fit[index] for fit in fits])
+        alone_s, _ = _estimate([took[only(name)] - took[OFF] for took in times])
+        left_out_s, _ = _estimate([took[ALL] - took[without(name)] for took in times])
         row = {"name": name, "alone_s": alone_s, "left_out_s": left_out_s, "cost_s": cost_s, "ci95": ci95}
         rows.append({**row, "injected_s": injected_s.get(name, 0.0)})
     injected = sum(injected_s.values())
@@ -61,3 +54,18 @@ def explain(rounds: Sequence[Blocks], classes: Sequence[str], injected_s: Inject
         "injected_s": injected,
         "host_bound_share": total_s / injected if injected else None,
     }
+
+
+def _costs(took: Times, classes: Sequence[str]) -> list[float]:
+    arms = (OFF, ALL, *map(only, classes), *map(without, classes))
+    design = [[1.0, *(float(name in paid(arm, classes)) for name in classes)] for arm in arms]
+    fit, *_ = np.linalg.lstsq(np.array(design), np.array([took[arm] for arm in arms]))
+    return [float(cost) for cost in fit[1:]]
+
+
+def _estimate(values: Sequence[float]) -> tuple[float, list[float] | None]:
+    """Mean over the rounds and its interval, None of one round."""
+    if len(values) < 2:
+        return values[0], None
+    middle, half = (float(number) for number in ratios.paired(np.array(values)))
+    return middle, [middle - half, middle + half]
