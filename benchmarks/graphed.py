@@ -28,7 +28,6 @@ import argparse
 import itertools
 import json
 import logging
-import math
 import os
 import statistics
 import tempfile
@@ -37,7 +36,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from instrument import RANK_OF_ONE
 from peers import shape_overrides
@@ -190,17 +188,10 @@ def measure(lines: dict[str, Line], options: argparse.Namespace, modes: Sequence
     return found
 
 
-def with_interval(logs: Sequence[float]) -> dict[str, Any]:
-    """The ratio whose logarithms these are, one a round."""
-    if len(logs) < 2:
-        return {"value": math.exp(logs[0]), "ci95": None}
-    middle, half = map(float, ratios.paired(np.asarray(logs)))
-    return {"value": math.exp(middle), "ci95": [math.exp(middle - half), math.exp(middle + half)]}
-
-
 def over(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     """Step times over others of the same rounds."""
-    return with_interval([math.log(a / b) for a, b in zip(one, other, strict=True)])
+    value, ci95 = ratios.geometric_mean([a / b for a, b in zip(one, other, strict=True)])
+    return {"value": value, "ci95": ci95}
 
 
 def results(lines: dict[str, Line], found: dict[str, dict[str, Any]], tflops: Sequence[float]) -> dict[str, Any]:

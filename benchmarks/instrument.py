@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import os
 import random
 import statistics
@@ -43,8 +42,8 @@ import instruments
 import torch
 from rich.console import Console
 from rich.table import Table
-from scipy.special import stdtrit
 
+from cctrain import ratios
 from cctrain.engines import automodel
 from cctrain.metrics import count_tokens
 from cctrain.request.compose import compose_config
@@ -183,10 +182,9 @@ def cost(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     for kind, other in bench.others.items():
         bench.says[kind] += other.at_the_end()
     for kind, key in costs_of(bench.others).items():
-        logs = [math.log(one / bare) for one, bare in zip(wall_s[kind], wall_s["bare"], strict=True)]
-        half = float(stdtrit(len(logs) - 1, 0.975)) * statistics.stdev(logs) / math.sqrt(len(logs))
-        mean = statistics.fmean(logs)
-        result |= {key: math.expm1(mean), f"{key}_ci95": [math.expm1(mean - half), math.expm1(mean + half)]}
+        both = zip(wall_s[kind], wall_s["bare"], strict=True)
+        ratio, ci95 = ratios.geometric_mean([one / bare for one, bare in both])
+        result |= {key: ratio - 1, f"{key}_ci95": ci95 and [end - 1 for end in ci95]}
     by_hand = tokens * options.rounds * options.block
     true = {"AutoModel's tps": by_hand / sum(wall_s[OURS]), "bare": by_hand / sum(wall_s["bare"])}
     true |= {kind: by_hand / sum(wall_s[kind]) for kind in (OURS, TIMERS, *bench.others)}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -94,19 +92,18 @@ def _figures(found: Mapping[int, Rate], ours: Mapping[int, Rate], floor: float |
     """Of one line under one mode. `ours_over` compares runs of the same repeat, which lie nearest in time."""
     if not found:
         return None
-    logs = np.log(np.asarray([rate.tokens_per_s_per_gpu for rate in found.values()]))
-    middle, half = ratios.paired(logs) if len(logs) > 1 else (logs.mean(), None)
+    reached, ci95 = ratios.geometric_mean([rate.tokens_per_s_per_gpu for rate in found.values()])
     common = sorted(found.keys() & ours.keys())
     over: tuple[float | None, Any] = (None, None)
     if common:
         pair = [[side[repeat].tokens_per_s_per_gpu for repeat in common] for side in (found, ours)]
         over = ratios.ratio_of_runs(*pair, is_paired=True)
     return {
-        "tokens_per_s_per_gpu": math.exp(middle),
-        "ci95": None if half is None else (math.exp(middle - half), math.exp(middle + half)),
-        "num_runs": len(logs),
+        "tokens_per_s_per_gpu": reached,
+        "ci95": ci95,
+        "num_runs": len(found),
         "num_unsteady": sum(not rate.is_steady for rate in found.values()),
-        "share_of_floor": math.exp(middle) / floor if floor else None,
+        "share_of_floor": reached / floor if floor else None,
         "ours_over": over[0],
         "ours_over_ci95": over[1],
     }

@@ -43,7 +43,8 @@ class MoreRuns:
 
 
 def paired(log_ratios: Floats) -> tuple[Floats, Floats]:
-    """Mean and half-width of its 95 % t interval over the last axis, which holds one log ratio a pair, two at least."""
+    """Mean and half-width of its 95 % t interval over the last axis, which holds one log ratio (or difference) a pair,
+    two at least."""
     num = log_ratios.shape[-1]
     error = log_ratios.std(axis=-1, ddof=1) / math.sqrt(num)
     return log_ratios.mean(axis=-1), stdtrit(num - 1, 0.975) * error
@@ -58,6 +59,12 @@ def welch(base: Floats, other: Floats) -> tuple[Floats, Floats]:
     return other.mean(axis=-1) - base.mean(axis=-1), stdtrit(freedom, 0.975) * np.sqrt(error2)
 
 
+def geometric_mean(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """Of ratios, or of figures themselves, with its 95 % t interval; None for it where there is one value."""
+    logs = np.log(np.asarray(values, dtype=float))
+    return (math.exp(logs[0]), None) if len(logs) < 2 else _exp(*paired(logs))
+
+
 def ratio_of_runs(
     base: Sequence[float], other: Sequence[float], *, is_paired: bool
 ) -> tuple[float, tuple[float, float] | None]:
@@ -65,7 +72,10 @@ def ratio_of_runs(
     logs = [np.log(np.asarray(values, dtype=float)) for values in (base, other)]
     if min(map(len, logs)) < 2:
         return math.exp(logs[1].mean() - logs[0].mean()), None
-    middle, half = paired(logs[1] - logs[0]) if is_paired else welch(*logs)
+    return _exp(*(paired(logs[1] - logs[0]) if is_paired else welch(*logs)))
+
+
+def _exp(middle: Floats, half: Floats) -> tuple[float, tuple[float, float]]:
     return math.exp(middle), (math.exp(middle - half), math.exp(middle + half))
 
 

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
-from cctrain import stats
+from cctrain import ratios, stats
 from cctrain.load import Floats, Ints, Run
 
 
@@ -127,7 +126,7 @@ def block_ratio_error(plain: Arm, tolled: Arm) -> float | None:
     if num < 2:
         return None
     logs = np.log(rates[1][-num:]) - np.log(rates[0][-num:])  # what is set aside is at the start
-    return float(stdtrit(num - 1, 0.975) * logs.std(ddof=1) / math.sqrt(num))
+    return float(ratios.paired(logs)[1])
 
 
 def _block_rates(arm: Arm) -> Floats:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-
-import numpy as np
 
 from cctrain import ratios
 from cctrain.emulation.blocks import ALL, OFF
@@ -18,13 +15,8 @@ def keep_ratio(rounds: Sequence[Blocks]) -> KeepRatio | None:
     other, and share what the machine was doing then."""
     if not rounds:
         return None
-    logs = np.array([math.log(_rate(blocks, ALL) / _rate(blocks, OFF)) for blocks in rounds])
-    if len(logs) < 2:
-        return KeepRatio(value=math.exp(logs[0]), ci95=None, num_pairs=1)
-    middle, half = (float(number) for number in ratios.paired(logs))
-    return KeepRatio(
-        value=math.exp(middle), ci95=(math.exp(middle - half), math.exp(middle + half)), num_pairs=len(logs)
-    )
+    value, ci95 = ratios.geometric_mean([_rate(blocks, ALL) / _rate(blocks, OFF) for blocks in rounds])
+    return KeepRatio(value=value, ci95=ci95, num_pairs=len(rounds))
 
 
 def _rate(blocks: Blocks, arm: str) -> float:

@@ -75,6 +75,14 @@ def test_ratios_are_symmetric_and_need_two_runs_of_each_for_an_interval():
     assert ratios.ratio_of_runs([100.0], [70.0, 71.0], is_paired=False)[1] is None
 
 
+def test_the_geometric_mean_of_pairs_ratios_is_the_ratio_of_their_runs():
+    off, on = [100.0, 102.0, 101.0], [50.0, 51.5, 50.2]
+    mean, ci95 = ratios.geometric_mean([b / a for a, b in zip(off, on, strict=True)])
+    ratio, ratio95 = ratios.ratio_of_runs(off, on, is_paired=True)
+    assert (mean, *ci95) == pytest.approx((ratio, *ratio95))
+    assert ratios.geometric_mean([0.7]) == (pytest.approx(0.7), None)
+
+
 def test_runs_without_any_noise_have_an_interval_of_no_width():
     for is_paired in (True, False):
         ratio, ci95 = ratios.ratio_of_runs([100.0] * 3, [70.0] * 3, is_paired=is_paired)
