@@ -12,18 +12,18 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import math
 import os
 import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
+from cctrain import ratios
 from cctrain.emulation.injector import INJECTION
 
 _PAIRS, _CALLS = 200, 500
-_T = 1.97  # Student's, 95 %, 199 degrees of freedom
 
 
 def block_us(call: Callable[[], object]) -> float:
@@ -49,8 +49,8 @@ def cost(call: Callable[[], object], meet: Callable[[int], int]) -> dict[str, fl
         passed.append(took[0])
     meet(1)
     kept = sorted(differences)[_PAIRS // 10 : -_PAIRS // 10]  # a tenth at either end: the host's interruptions
-    half = _T * statistics.stdev(kept) / math.sqrt(len(kept))
-    return {"cost_us": statistics.fmean(kept), "half_width_us": half, "call_us": statistics.median(passed)}
+    mean, half = map(float, ratios.paired(np.asarray(kept)))
+    return {"cost_us": mean, "half_width_us": half, "call_us": statistics.median(passed)}
 
 
 def main() -> None:
