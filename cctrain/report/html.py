@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from string import Template
 
-from cctrain import __version__
 from cctrain.comparison.compare import Answer, Comparison
 from cctrain.emulation.profile import ASSUMED, NOT_EMULATED
 from cctrain.load import Run
-from cctrain.report import tolls_beside, words
+from cctrain.report import markup, tolls_beside, words
 from cctrain.report.explained import explained
 from cctrain.report.markup import figure as _figure
 from cctrain.report.markup import table as _table
@@ -22,22 +19,19 @@ from cctrain.report.markup import text as _text
 from cctrain.report.panels import by_title, sides
 from cctrain.report.platforms import platforms
 from cctrain.report.plots import Picture, pictures
-from cctrain.report.plots.canvas import LIGHT
 from cctrain.report.plots.shares import phase_means
 from cctrain.report.ratios_table import COLUMNS, rows_by_title
 
-_HERE = Path(__file__).parent
 _MOST_CARDS, _MOST_COMMANDS, _MOST_RECIPES = 12, 40, 20
 
 
 def page(answer: Answer) -> str:
     """The whole file."""
     drawn = pictures(answer)
-    colours = ";".join(f"--{name}:{colour}" for name, colour in LIGHT.items())
     worst = answer.worst
-    return Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
+    return markup.page(
+        "compare",
         title=_text(f"{words.title(worst)}: {words.headline(worst)}"),
-        style=Template((_HERE / "page.css").read_text(encoding="utf-8")).substitute(light=colours),
         about=_text(_about(answer)),
         cards="".join(_card(one, answer.options.margin) for one in answer.comparisons[:_MOST_CARDS]),
         allowed=_allowed(answer),
@@ -48,7 +42,6 @@ def page(answer: Answer) -> str:
         platform=_platform(answer),
         commands=_commands(answer.runs),
         margin=_text(words.percent(answer.options.margin)),
-        version=_text(__version__),
     )
 
 

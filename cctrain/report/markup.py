@@ -1,11 +1,31 @@
-"""Pieces of the HTML pages. Whatever comes from a record is escaped here, where it is put in, and nowhere else."""
+"""The frame of the HTML pages, and their pieces. Whatever comes from a record is escaped here, where it is put in, and
+nowhere else."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Template
 
-from cctrain.report.plots.canvas import NARROW, WIDE, Picture
+from cctrain import __version__
+from cctrain.report.plots.canvas import LIGHT, NARROW, WIDE, Picture
+
+
+def page(verb: str, **parts: str) -> str:
+    """The whole file: what all pages share, around VERB.html. `parts`, `title` and `about` among them, go into both."""
+    colours = ";".join(f"--{name}:{colour}" for name, colour in LIGHT.items())
+    return _template("page.html").substitute(
+        parts,
+        verb=verb,
+        style=_template("page.css").substitute(light=colours),
+        main=_template(f"{verb}.html").substitute(parts),
+        version=text(__version__),
+    )
+
+
+def _template(name: str) -> Template:
+    return Template((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def text(value: object) -> str:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from string import Template
 
-from cctrain import __version__, rundir
-from cctrain.report import tuned
+from cctrain import rundir
+from cctrain.report import markup, tuned
 from cctrain.report.markup import figure, table, text
-from cctrain.report.plots.canvas import LIGHT, Picture
+from cctrain.report.plots.canvas import Picture
 from cctrain.report.plots.tuned import curves
 from cctrain.report.tuned import Answer
-
-_HERE = Path(__file__).parent
 
 
 def write(answer: Answer, folder: Path) -> tuple[Path, list[Path]]:
@@ -33,11 +30,10 @@ def write(answer: Answer, folder: Path) -> tuple[Path, list[Path]]:
 
 def page(answer: Answer, pictures: list[Picture]) -> str:
     """The whole file."""
-    colours = ";".join(f"--{name}:{colour}" for name, colour in LIGHT.items())
     emulated = tuned.note(answer.result.seen)
-    return Template((_HERE / "tuned.html").read_text(encoding="utf-8")).substitute(
+    return markup.page(
+        "tune",
         title=text(f"{answer.recipe}: {_headline(answer)}"),
-        style=Template((_HERE / "page.css").read_text(encoding="utf-8")).substitute(light=colours),
         about=text(f"{len(answer.result.seen)} trials of {len(answer.problem.points)} settings, CC {answer.mode}"),
         emulated=f"<aside class=warning><p>{text(emulated)}.</p></aside>" if emulated else "",
         found="".join(f"<p>{text(line)}</p>" for line in tuned.sentences(answer)),
@@ -46,7 +42,6 @@ def page(answer: Answer, pictures: list[Picture]) -> str:
         trials=table(tuned.COLUMNS, tuned.rows(answer.problem, answer.result.seen, answer.result.best), "facts"),
         why=text(answer.result.why),
         base=text(shlex.join(answer.arguments)),
-        version=text(__version__),
     )
 
 
