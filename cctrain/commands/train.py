@@ -32,7 +32,8 @@ from cctrain.request.checks import Layout, check_gpus, check_hub
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import check_jsonl, prepare_data
 from cctrain.request.graphed import recipe_run, step_chosen
-from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located, recipe_hash
+from cctrain.request.identity import identity
+from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located
 from cctrain.request.startable import check_request, ranks_per_node
 from cctrain.sinks.tracking import Tracking, check_sinks
 
@@ -173,7 +174,6 @@ def _dry_run(config: Config) -> int:
 def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> None:
     """Everything the ranks and a reader of the record need, before anything starts."""
     config = request.config
-    identity = _identity(request)
     recipe = located(recipe_run(config, request.layout), run_dir)
     step, why = step_chosen(config, request.layout)
     record = RunRecord(
@@ -184,7 +184,13 @@ def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> No
         mode=request.mode,
         status="partial",
         failure="still running",
-        identity=identity,
+        identity=identity(
+            config,
+            request.layout,
+            versions=versions.package_versions(config.engine.name.value),
+            gpus=request.gpu_models,
+            num_gpus=request.num_ranks,
+        ),
         platform=machine.observe(request.gpus, request.environment),
         command=redacted(("python", "-m", "cctrain", *arguments)),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -209,35 +215,6 @@ def _tolls(content: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     profile = parse_profile(content)
     return {"name": profile.name, "sha256": profile.sha256, "content": content}
-
-
-def _identity(request: _Request) -> dict[str, Any]:
-    config, recipe = request.config, request.config.train
-    scheduler, model = recipe["step_scheduler"], recipe["model"]
-    return {
-        "recipe_hash": recipe_hash(recipe),
-        "model": _model_name(config),
-        "layout": dataclasses.asdict(request.layout),
-        "batch": {key: scheduler.get(key, 1) for key in ("global_batch_size", "local_batch_size")},
-        "sequence": {
-            "data": config.data.kind.value,
-            "seq_len": config.data.seq_len,
-            "lengths": config.data.lengths.value,
-            "packed": (recipe.get("packed_sequence") or {}).get("packed_sequence_size", 0),
-        },
-        "precision": str(model.get("torch_dtype", "auto")),
-        "versions": versions.package_versions(config.engine.name.value),
-        "gpu": request.gpu_models,
-        "num_gpus": request.num_ranks,
-    }
-
-
-def _model_name(config: Config) -> str:
-    """The model's name without the place it lies at, which differs between machines."""
-    model = config.train["model"]
-    source = model.get("pretrained_model_name_or_path") or model.get("config")
-    name = source.get("pretrained_model_name_or_path") if isinstance(source, dict) else source
-    return str(name).removeprefix("{recipes}/") if not str(name).startswith("/") else Path(str(name)).name
 
 
 def _plain(node: Any) -> Any:

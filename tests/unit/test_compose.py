@@ -10,7 +10,9 @@ from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError
 from cctrain.packaged import CONF, RECIPES
 from cctrain.request.allowed import check_recipe
+from cctrain.request.checks import Layout
 from cctrain.request.compose import compose_config
+from cctrain.request.identity import identity
 from cctrain.request.recipe import build_recipe, check_shape, recipe_hash
 
 NAMES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
@@ -291,3 +293,14 @@ def test_the_recipe_hash_does_not_depend_on_where_a_file_lies(tmp_path):
         path = tmp_path / folder / "mine.jsonl"
         hashes.add(recipe_hash(composed("recipe=tiny_llama_peft", "data=jsonl", f"data.path={path}").train))
     assert len(hashes) == 1
+
+
+def test_the_identity_names_the_model_without_the_place_it_lies_at():
+    def model(*arguments: str) -> str:
+        config = composed("recipe=tiny_llama_peft", *arguments)
+        layout = Layout(world=2, data=2, tensor=1, pipeline=1, context=1)
+        return identity(config, layout, versions={}, gpus=["cpu"], num_gpus=2)["model"]
+
+    assert model() == "models/tiny-llama"
+    assert {model("weights=pretrained", f"weights.path=/{place}/llama") for place in ("here", "there")} == {"llama"}
+    assert model("weights=pretrained", "weights.path=meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
