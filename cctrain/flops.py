@@ -228,12 +228,13 @@ def _linear(name: str, num_in: int, num_out: int, *, unit: Unit = Unit.TOKEN, la
     return Step(unit, (Linear(name, num_in, num_out),), layer=layer)
 
 
-def training_of(recipe: Mapping[str, Any]) -> Training | None:
-    """What an AutoModel recipe trains; None where it asks for something that is not counted here."""
+def training_of(recipe: Mapping[str, Any], *, is_estimate: bool = False) -> Training | None:
+    """What an AutoModel recipe trains; None where it asks for something that is not counted here. For an estimate, what
+    replicas (DDP) compute again under activation checkpointing is taken to be what FSDP2 does."""
     peft, freeze = recipe.get("peft") or {}, recipe.get("freeze_config")
     distributed = recipe.get("distributed") or {}
     checkpointing = distributed.get("activation_checkpointing") or False
-    strategy = distributed.get("strategy", "fsdp2")
+    strategy = str(distributed.get("strategy", "fsdp2")).lower()
     is_known = (
         str(peft.get("_target_", "lora.PeftConfig")).endswith("lora.PeftConfig")
         and not peft.get("use_dora")
@@ -241,7 +242,7 @@ def training_of(recipe: Mapping[str, Any]) -> Training | None:
         and checkpointing in (False, True, "full")
         and distributed.get("activation_checkpointing_scope", "all") == "all"
         # DDP leaves what is computed as it is, but checkpoints other regions of Hugging Face's classes.
-        and (strategy == "fsdp2" or (strategy == "ddp" and not checkpointing))
+        and (strategy == "fsdp2" or (strategy == "ddp" and (is_estimate or not checkpointing)))
     )
     if not is_known:
         return None

@@ -55,7 +55,7 @@ class _Sizes:
 
 def estimate(config: Mapping[str, Any], recipe: Mapping[str, Any], layout: Layout, seq_len: int) -> Estimate | None:
     """For micro-batches of sequences of `seq_len` tokens; None for a model or training that is not counted here."""
-    shape, training = shape_of(config), trained_of(recipe)
+    shape, training = shape_of(config), training_of(recipe, is_estimate=True)
     if not shape or not training:
         return None
     text = config.get("text_config", config)
@@ -84,13 +84,6 @@ def estimate(config: Mapping[str, Any], recipe: Mapping[str, Any], layout: Layou
         gradients=share * (1 + temporary) * sizes.trainable,
         is_accumulating=scheduler.get("global_batch_size", 1) > batch * layout.data,
     )
-
-
-def trained_of(recipe: Mapping[str, Any]) -> Training | None:
-    """What trains, for an estimate: the same whether each rank holds the whole model or a share of it, though not all
-    of what activation checkpointing computes again, which `training_of` will not count."""
-    sharded = {**(recipe.get("distributed") or {}), "strategy": "fsdp2"}
-    return training_of({**recipe, "distributed": sharded} if is_ddp(recipe) else recipe)
 
 
 def _sizes(shape: Shape, training: Training, text: Mapping[str, Any], *, is_tied: bool) -> _Sizes:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cctrain.doctor.memory import estimate, trained_of
-from cctrain.flops import Sequences, Shape, Training, hardware_flops, shape_of
+from cctrain.doctor.memory import estimate
+from cctrain.flops import Sequences, Shape, Training, hardware_flops, shape_of, training_of
 from cctrain.request.checks import Layout
 from cctrain.tune.point import Point, Work
 
@@ -59,7 +59,7 @@ def work_of(point: Point, recipe: Mapping[str, Any], model: Model, row_tokens: i
 
 
 def _flops(point: Point, recipe: Mapping[str, Any], model: Model, row_tokens: int) -> float:
-    shape, training = shape_of(model.config), trained_of(recipe)
+    shape, training = shape_of(model.config), training_of(recipe, is_estimate=True)
     if not shape or not training:
         again = _RECOMPUTED if point.is_checkpointing else 1
         return _UNKNOWN_FLOPS * again * point.micro_batch * row_tokens
@@ -70,7 +70,7 @@ def _flops(point: Point, recipe: Mapping[str, Any], model: Model, row_tokens: in
 def _link_bytes(point: Point, recipe: Mapping[str, Any], model: Model, layout: Layout, row_tokens: int) -> float:
     """FSDP gathers the weights for each pass, and without LoRA reduces as many gradients; tensor parallelism adds up
     what its ranks have computed of each layer. Ranks that hold the whole model add up gradients, once a step."""
-    shape, training = shape_of(model.config), trained_of(recipe)
+    shape, training = shape_of(model.config), training_of(recipe, is_estimate=True)
     if not shape:
         return 0.0
     ranks = layout.data * layout.context

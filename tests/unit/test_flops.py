@@ -238,10 +238,17 @@ def test_every_recipe_is_known():
         ({"freeze_config": {"freeze_modules": [{"glob": "*"}]}}, None),
         ({"distributed": {"activation_checkpointing": "selective"}}, None),
         ({"distributed": {"activation_checkpointing": True, "activation_checkpointing_scope": "vision"}}, None),
-        ({"distributed": {"strategy": "ddp"}}, Training()),
-        ({"distributed": {"strategy": "ddp", "activation_checkpointing": True}}, None),
+        ({"distributed": {"strategy": "DDP"}}, Training()),
         ({"distributed": {"strategy": "megatron_fsdp"}}, None),
     ],
 )
 def test_what_a_recipe_leaves_out_is_automodels_default_and_what_is_not_counted_is_unknown(change, expected):
     assert flops.training_of({"model": {}, **change}) == expected
+
+
+def test_what_replicas_compute_again_is_known_to_an_estimate_only():
+    replicas = {"model": {}, "distributed": {"strategy": "ddp", "activation_checkpointing": True}}
+    assert flops.training_of(replicas) is None
+    assert flops.training_of(replicas, is_estimate=True) == Training(is_checkpointing=True)
+    selective = {"model": {}, "distributed": {"strategy": "ddp", "activation_checkpointing": "selective"}}
+    assert flops.training_of(selective, is_estimate=True) is None
