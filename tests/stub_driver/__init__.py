@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,12 @@ PINNED, DEVICE, PAGEABLE = 0x50000000, 0x60000000, 0x70000000
 """Addresses that the stub takes for such memory."""
 GLOBAL, THREAD_LOCAL, RELAXED = range(3)
 """Modes of capture."""
+NCCL = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(args)"
+"""The name of a kernel of a collective."""
+EVERY = {"launch_us": 3.0, "graph_launch_us": 5.0, "wait_us": 7.0, "alloc_host_us": 11.0, "alloc_device_us": 13.0}
+"""Tolls of calls, each another."""
+TABLE = ((0, 2.0), (4096, 4.0))
+"""A copy's toll in us, from so many bytes on."""
 _LONGEST_S = 60
 
 
@@ -131,6 +137,17 @@ def profile(**values: Any) -> Profile:
     """A profile with these tolls alone."""
     assert set(values) <= set(TOLLS)
     return Profile("test", {name: Toll(values.get(name), None, "test") for name in TOLLS})
+
+
+def ns(crossed: Mapping[str, Any]) -> dict[str, int]:
+    """Nanoseconds injected by each class that did."""
+    return {name: round(seconds * 1e9) for name, seconds in crossed["injected_s"].items() if seconds}
+
+
+def numbers(crossed: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts that are not zero."""
+    plain = {name: value for name, value in crossed.items() if isinstance(value, int) and value}
+    return plain | {f"copies {kind}": tuple(each.values()) for kind, each in crossed["copies"].items() if each["count"]}
 
 
 def in_own_process(test: Callable[..., None]) -> Callable[..., None]:

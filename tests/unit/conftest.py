@@ -1,0 +1,27 @@
+"""The injection library against a stub of the CUDA driver and CUPTI, built once for the files that test it."""
+
+import os
+import shutil
+
+import pytest
+
+from cctrain.emulation.build import build
+from cctrain.emulation.injector import CROSSINGS, INJECTION, TOLLS
+from tests.stub_driver import Gpu, build_driver
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """Start CUDA in this process, with the library injected; for tests in a process of their own."""
+    if not shutil.which("gcc"):
+        pytest.skip("the stub of the driver needs gcc")
+    cupti = build_driver(tmp_path_factory.mktemp("driver"))
+    library = build(cupti, tmp_path_factory.mktemp("cache"))
+
+    def start_cuda(tolls="", crossings="", **variables):
+        os.environ |= {INJECTION: str(library), TOLLS: tolls, CROSSINGS: str(crossings)}
+        os.environ |= {f"STUB_DRIVER_{name.upper()}": str(value) for name, value in variables.items()}
+        return Gpu(cupti.library).init()
+
+    start_cuda.library, start_cuda.stub = library, cupti.library
+    return start_cuda
