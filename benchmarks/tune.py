@@ -94,7 +94,7 @@ def _begin(grid: Path, request: Request) -> None:
         return
     found = _header(grid)
     for key in ("arguments", "gpu"):
-        if found[key] != header[key]:
+        if sorted(found[key]) != sorted(header[key]):  # in whatever order they were given
             raise SystemExit(f"{grid} is of {key} {found[key]}, not {header[key]}: give another file")
 
 

@@ -54,10 +54,12 @@ def test_fewer_trials_come_less_near(grid):
     assert facts["worst_distance"] > 0.1
 
 
-def left(tmp_path, *arguments):
+TINY = ("recipe=tiny_llama_peft", "tune.over=[micro_batch,step,activation_checkpointing]", "track=none")
+
+
+def left(tmp_path, *arguments, settings=TINY):
     """Points that `record` says are left where no trial is begun."""
-    tiny = ("recipe=tiny_llama_peft", "tune.over=[micro_batch,step,activation_checkpointing]", "track=none")
-    grid = ("record", tmp_path / "grid.jsonl", *tiny, f"run_root={tmp_path}", "--for-s", "0.000001", *arguments)
+    grid = ("record", tmp_path / "grid.jsonl", *settings, f"run_root={tmp_path}", "--for-s", "0.000001", *arguments)
     done = subprocess.run(
         [sys.executable, BENCHMARK, *map(str, grid)],
         capture_output=True,
@@ -74,3 +76,7 @@ def test_shares_of_a_grid_are_the_whole_of_it(tmp_path):
     shares = [left(tmp_path, "--share", f"{index}/3") for index in range(3)]
     assert sum(shares) == whole
     assert max(shares) - min(shares) <= 1
+
+
+def test_a_grid_goes_on_whatever_the_order_of_its_settings(tmp_path):
+    assert left(tmp_path) == left(tmp_path, settings=reversed(TINY))
