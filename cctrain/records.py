@@ -13,11 +13,12 @@ which see the same samples, count them once.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 SCHEMA_VERSION = 3
 
@@ -202,11 +203,10 @@ def to_json(record: Any) -> str:
 
 def strict_json(content: Any) -> str:
     """The same of what a record comes to."""
-    dumps = functools.partial(json.dumps, allow_nan=False, separators=(",", ":"))
     try:
-        return dumps(content) + "\n"
-    except ValueError:  # a NaN; to look for one takes as long as to write
-        return dumps(finite(content)) + "\n"
+        return orjson.dumps(content).decode() + "\n"  # ten times as fast as json; of a NaN it makes a null by itself
+    except TypeError:  # what only json knows: an integer of more than 64 bits, text that is no Unicode
+        return json.dumps(finite(content), allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def finite(node: Any) -> Any:

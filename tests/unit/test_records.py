@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 
-from cctrain.records import SCHEMA_VERSION, RunRecord, StepRecord, to_json
+from cctrain.records import SCHEMA_VERSION, RunRecord, StepRecord, strict_json, to_json
 
 STEP = StepRecord(
     step=1,
@@ -57,3 +57,8 @@ def test_numbers_text_and_flags_are_kept_as_they_are():
     assert (record["schema_version"], record["command"], record["summary"]) == (SCHEMA_VERSION, ["cctrain"], None)
     assert record["steps"][0]["is_warmup"] is False
     assert record["steps"][0]["padded_tokens"] == 10
+
+
+def test_what_a_fast_encoder_refuses_is_written_all_the_same():
+    content = {"large": 2**70, "argument": "\udcff", "loss": float("nan")}
+    assert json.loads(strict_json(content)) == {**content, "loss": None}
