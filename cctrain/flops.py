@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
@@ -93,7 +93,7 @@ class Training:
     """Hugging Face's class of the model where AutoModel has one of its own."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sequences:
     """Lengths in one micro-batch or several, plain lists as JSON has them."""
 
@@ -108,7 +108,20 @@ class Sequences:
     @classmethod
     def of(cls, rows: Sequence[Sequence[Any]], patches: Sequence[Sequence[int]]) -> Sequences:
         """From what metrics.count_tokens has of each row and each image: its padded length, and what of it is real."""
-        return cls(*(list(part) for pairs in (rows, patches) for part in zip(*pairs, strict=True)))
+        return cls(
+            padded=[padded for padded, _ in rows],
+            documents=[documents for _, documents in rows],
+            padded_patches=[padded for padded, _ in patches],
+            real_patches=[real for _, real in patches],
+        )
+
+    @cached_property
+    def flat(self) -> tuple[Ints, Ints, Ints]:
+        """Lengths of all documents in one, and of each row how many it has and their sum."""
+        lengths = np.fromiter(chain.from_iterable(self.documents), np.int64)
+        nums = np.fromiter(map(len, self.documents), np.int64, len(self.documents))
+        sums, ends = np.append(0, lengths.cumsum()), nums.cumsum()
+        return lengths, nums, sums[ends] - sums[ends - nums]
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +281,7 @@ def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
 def model_flops(shape: Shape, training: Training, sequences: Sequences, savings: Savings = Savings()) -> float:
     """FLOPs that a micro-batch's real tokens and patches need, forward and backward: the numerator of MFU."""
     needed, _ = _flops_per_unit(shape, training)
-    lengths, _, sums = _documents(sequences)
+    lengths, _, sums = sequences.flat
     counts = _counts(shape, lengths if savings.packing else sums, sequences.real_patches, sequences, savings)
     return sum(flops * counts[unit] for unit, flops in needed.items())
 
@@ -280,7 +293,7 @@ def hardware_flops(shape: Shape, training: Training, sequences: Sequences, savin
     attention kernel computes again inside its backward pass is not counted, as usual.
     """
     needed, repeated = _flops_per_unit(shape, training)
-    lengths, nums, sums = _documents(sequences)
+    lengths, nums, sums = sequences.flat
     computed = np.asarray(sequences.padded, dtype=np.int64)
     if savings.packing:
         is_packed = nums != 1
@@ -288,14 +301,6 @@ def hardware_flops(shape: Shape, training: Training, sequences: Sequences, savin
         computed = np.concatenate([lengths[is_packed.repeat(nums)], rest])
     counts = _counts(shape, computed, sequences.padded_patches, sequences, savings)
     return sum((flops + repeated[unit]) * counts[unit] for unit, flops in needed.items())
-
-
-def _documents(sequences: Sequences) -> tuple[Ints, Ints, Ints]:
-    """Lengths of all documents in one, and of each row how many it has and their sum."""
-    lengths = np.fromiter(chain.from_iterable(sequences.documents), np.int64)
-    nums = np.fromiter(map(len, sequences.documents), np.int64)
-    sums, ends = np.append(0, lengths.cumsum()), nums.cumsum()
-    return lengths, nums, sums[ends] - sums[ends - nums]
 
 
 def _counts(

@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import re
 import statistics
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -31,20 +32,11 @@ from cctrain.straggler import Last, find_straggler, last_rank
 _GIB = 2**30
 _AT_ONCE = 32
 """Lines of a rank that are taken before the next rank's."""
+_STEP = re.compile(rb'\{"step": (\d+),')
+"""How the line of a step begins, by which it waits for those of the other ranks, not parsed: a parsed one is several
+times as large, and no cache holds those of a thousand ranks."""
 _NUMBERS = ("step_time_s", "data_wait_s", "padded_tokens", "real_tokens", "label_tokens", "num_images")
-_FIRST_PHASE = len(_NUMBERS) + 1
 _numbers_of = itemgetter(*_NUMBERS)
-
-
-class Sample(NamedTuple):
-    """One step of one rank, packed: a parsed line is ten times as large, and there are millions of them."""
-
-    numbers: bytes
-    """float64: `_NUMBERS`, `begin_s` or NaN, and the phases in the order in which they ran."""
-    rows: Sequence[Any]
-    patches: Sequence[Any]
-    """As metrics.count_tokens has them, for the FLOPs."""
-    line: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +45,8 @@ class RankSamples:
 
     start: dict[str, Any]
     """Its `start` line with its `ready` line, which adds `data_rank` and the clock's name."""
-    steps: dict[int, Sample]
+    steps: dict[int, bytes]
+    """Their lines."""
     end: dict[str, Any] | None
 
 
@@ -76,7 +69,7 @@ def reduce_samples(run_dir: Path, warmup: int, recipe: Mapping[str, Any] | None 
 
     A last line cut short by a crash is left out. FLOPs are counted as the AutoModel `recipe` trains.
     """
-    ranks: dict[int, RankSamples] = {}
+    samples = Samples(warmup, recipe)
     crossings: dict[int, dict[int, Any]] = defaultdict(dict)
     steps: list[StepRecord] = []
     lasts: dict[int, Last | None] = {}
@@ -86,92 +79,159 @@ def reduce_samples(run_dir: Path, warmup: int, recipe: Mapping[str, Any] | None 
     try:
         while taken := [(number, list(islice(lines, _AT_ONCE))) for number, lines in files.items()]:
             for number, lines in taken:
-                for line in lines:
-                    take(ranks, number, line)
-            for step, last, samples in finished_steps(ranks, warmup - len(steps), recipe):
+                samples.take(number, lines)
+            for step, last, crossed in samples.finished():
                 steps.append(step)
                 lasts[step.step] = last
-                if b'"crossings"' in samples[0].line:
-                    for number, sample in zip(sorted(ranks), samples, strict=True):
-                        crossings[number][step.step] = _parsed(sample).get("crossings")
+                for number, counts in crossed.items():
+                    crossings[number][step.step] = counts
             files = {number: files[number] for number, lines in taken if lines}
     finally:
         if is_collecting:
             gc.enable()
-    return Reduced(ranks, tuple(steps), lasts, [crossings[number] for number in ranks])
+    return Reduced(samples.ranks, tuple(steps), lasts, [crossings[number] for number in samples.ranks])
 
 
-def _parsed(sample: Sample) -> dict[str, Any]:
-    return parse_line(sample.line) or {}
+class Samples:
+    """What the ranks have written so far, without the steps that all of them finished and that were taken out."""
+
+    def __init__(self, warmup: int, recipe: Mapping[str, Any] | None = None) -> None:
+        """The first `warmup` steps are warm-up. FLOPs are counted as the AutoModel `recipe` trains, if any."""
+        self.ranks: dict[int, RankSamples] = {}
+        self._warmup, self._recipe = warmup, recipe
+        self._count_flops: _CountFlops | None = None
+
+    def take(self, number: int, lines: Iterable[bytes]) -> None:
+        """Sort lines of rank `number` by what they say. Those before it said that it started are nobody's."""
+        for line in lines:
+            begin = _STEP.match(line)
+            if begin is None:
+                self._take_parsed(number, parse_line(line) or {}, line)
+            elif number in self.ranks:
+                self.ranks[number].steps[int(begin[1])] = line
+
+    def _take_parsed(self, number: int, parsed: dict[str, Any], line: bytes) -> None:
+        event = parsed.get("event")
+        if event == "start":
+            self.ranks[number] = RankSamples(parsed, {}, None)
+        elif number not in self.ranks:
+            return
+        elif "step" in parsed:
+            self.ranks[number].steps[int(parsed["step"])] = line
+        elif event == "ready":
+            self.ranks[number].start.update(parsed)
+        elif event in ("end", "error"):
+            self.ranks[number] = dataclasses.replace(self.ranks[number], end=parsed)
+
+    def finished(self) -> Iterator[tuple[StepRecord, Last | None, dict[int, Any]]]:
+        """Take out the steps that every rank has finished since the last call, oldest first.
+
+        With each, which rank was last, and the crossings of all where the first counted its own.
+        """
+        ranks = self.ranks
+        if not ranks or len(ranks) < next(iter(ranks.values())).start["world_size"]:
+            return
+        finished = set.intersection(*(set(rank.steps) for rank in ranks.values()))
+        if not finished:
+            return
+        numbers = sorted(ranks)
+        ordered = [ranks[number] for number in numbers]
+        is_one_clock = len({rank.start.get("host") for rank in ordered}) == 1
+        # Ranks that share their samples, as tensor-parallel ones do, count them once.
+        counted = list({rank.start["data_rank"]: index for index, rank in enumerate(ordered)}.values())
+        self._count_flops = self._count_flops or _flops_counter(ordered[0], self._recipe)
+        places = set(counted)
+        for step in sorted(finished):
+            lines = [rank.steps.pop(step) for rank in ordered]
+            joined = _joined(lines, places)
+            if joined is None:  # the ranks that did write it have finished a step that not all have
+                for rank, line in zip(ordered, lines, strict=True):
+                    if parse_line(line) is not None:
+                        rank.steps[step] = line
+                continue
+            record = _step_record(step, joined, counted, self._count_flops, is_warmup=self._warmup > 0)
+            self._warmup -= 1
+            last = last_rank(joined.phases, joined.spans_s, record.rank_begin_s if is_one_clock else None)
+            yield record, last, dict(zip(numbers, joined.crossings, strict=False))
 
 
-def take(ranks: dict[int, RankSamples], number: int, line: bytes) -> None:
-    """Sort a line of rank `number` by what it says. One that never said that it started is nobody's."""
-    parsed = parse_line(line) or {}
-    event = parsed.get("event")
-    if event == "start":
-        ranks[number] = RankSamples(parsed, {}, None)
-    elif number not in ranks:
-        return
-    elif "step" in parsed:
-        phases_s = (parsed.get("phases_s") or {}).values()
-        numbers = array("d", (*_numbers_of(parsed), parsed.get("begin_s", math.nan), *phases_s))
-        ranks[number].steps[int(parsed["step"])] = Sample(
-            numbers.tobytes(), parsed.get("rows", ()), parsed.get("patches", ()), line
-        )
-    elif event == "ready":
-        ranks[number].start.update(parsed)
-    elif event in ("end", "error"):
-        ranks[number] = dataclasses.replace(ranks[number], end=parsed)
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """One step of all ranks, in their order."""
+
+    first: dict[str, Any]
+    """What the first rank wrote."""
+    slowest: dict[str, Any]
+    numbers: Floats
+    """(ranks, _NUMBERS)."""
+    begins_s: Floats
+    phases: list[str]
+    spans_s: Floats
+    """(ranks, phases), in the order in which they ran."""
+    rows: list[Any] | None
+    """As metrics.count_tokens has them, of the ranks that are counted; None where one of these has none."""
+    patches: list[Any]
+    crossings: list[Any]
+    """Empty where the first rank counted none."""
 
 
-def finished_steps(
-    ranks: Mapping[int, RankSamples], warmup: int, recipe: Mapping[str, Any] | None = None
-) -> Iterator[tuple[StepRecord, Last | None, list[Sample]]]:
-    """Take the steps that every rank finished out of `ranks`, oldest first; the first `warmup` of them are warm-up.
+def _joined(lines: Sequence[bytes], counted: Set[int]) -> _Joined | None:
+    """Parse the `lines` of one step and keep of each what is needed of all; None where one is damaged. `counted` are
+    the places of the ranks whose rows count."""
+    numbers: list[float] = []
+    begins_s: list[float] = []
+    spans_s: list[tuple[float, ...]] = []
+    rows: list[Any] = []
+    patches: list[Any] = []
+    crossings: list[Any] = []
+    has_rows = True
+    for index, line in enumerate(lines):
+        sample = parse_line(line)
+        if sample is None:
+            return None
+        numbers += _numbers_of(sample)
+        begins_s.append(sample.get("begin_s", math.nan))
+        spans_s.append(tuple((sample.get("phases_s") or {}).values()))
+        crossings.append(sample.get("crossings"))
+        if index in counted:
+            of_rank = sample.get("rows") or ()
+            has_rows = has_rows and bool(of_rank)
+            rows += of_rank
+            patches += sample.get("patches", ())
+    table, width = _by_rank(numbers, len(lines)), min(map(len, spans_s))
+    first, slowest = (parse_line(lines[index]) or {} for index in (0, int(table[:, 0].argmax())))
+    return _Joined(
+        first=first,
+        slowest=slowest,
+        numbers=table,
+        begins_s=_by_rank(begins_s, len(lines))[:, 0],
+        phases=list(first.get("phases_s") or ()),
+        spans_s=_by_rank(chain.from_iterable(spans[:width] for spans in spans_s), len(lines)),
+        rows=rows if has_rows else None,
+        patches=patches,
+        crossings=crossings if "crossings" in first else [],
+    )
 
-    With each, which rank was last, and the samples of all, by rank. FLOPs are counted as the AutoModel `recipe` trains,
-    and left out without one.
-    """
-    if not ranks or len(ranks) < next(iter(ranks.values())).start["world_size"]:
-        return
-    finished = set.intersection(*(set(rank.steps) for rank in ranks.values()))
-    ordered = [ranks[rank] for rank in sorted(ranks)]
-    count = _flops_counter(ordered, recipe)
-    is_one_clock = len({rank.start.get("host") for rank in ordered}) == 1
-    for index, step in enumerate(sorted(finished)):
-        samples = [rank.steps.pop(step) for rank in ordered]
-        size = min(len(sample.numbers) for sample in samples)
-        numbers = np.frombuffer(b"".join(sample.numbers[:size] for sample in samples)).reshape(len(samples), -1)
-        record = _step_record(step, ordered, samples, numbers, count, is_warmup=index < warmup)
-        phases = list(_parsed(samples[0]).get("phases_s") or [])
-        yield (
-            record,
-            last_rank(phases, numbers[:, _FIRST_PHASE:], record.rank_begin_s if is_one_clock else None),
-            samples,
-        )
+
+def _by_rank(values: Iterable[float], num_ranks: int) -> Floats:
+    return np.array(array("d", values)).reshape(num_ranks, -1)  # an array takes half as long to make as NumPy's
 
 
-_CountFlops = Callable[[Sequence[Sample]], tuple[float | None, float | None]]
+_CountFlops = Callable[[_Joined], tuple[float | None, float | None]]
 
 
-def _flops_counter(ranks: Sequence[RankSamples], recipe: Mapping[str, Any] | None) -> _CountFlops:
-    """Model and hardware FLOPs of the samples of one step, by what the first rank says of its model."""
-    config = ranks[0].start.get("model_config")
+def _flops_counter(rank: RankSamples, recipe: Mapping[str, Any] | None) -> _CountFlops:
+    """Model and hardware FLOPs of one step, by what `rank` says of its model."""
+    config = rank.start.get("model_config")
     shape = flops.shape_of(config) if config else None
     training = flops.training_of(recipe) if recipe else None
     is_eager = recipe is not None and recipe["model"].get("attn_implementation") == "eager"
     computed = flops.Savings(causal=False, window=False, packing=False) if is_eager else flops.Savings()
 
-    def count(samples: Sequence[Sample]) -> tuple[float | None, float | None]:
-        if not shape or not training or not all(sample.rows for sample in samples):
+    def count(joined: _Joined) -> tuple[float | None, float | None]:
+        if not shape or not training or joined.rows is None:
             return None, None
-        rows: list[Any] = []
-        patches: list[Any] = []
-        for sample in samples:
-            rows += sample.rows
-            patches += sample.patches
-        sequences = flops.Sequences.of(rows, patches)  # of all ranks at once: there may be a thousand
+        sequences = flops.Sequences.of(joined.rows, joined.patches)  # of all ranks at once: there may be a thousand
         model = flops.model_flops(shape, training, sequences)
         return model, flops.hardware_flops(shape, training, sequences, computed)
 
@@ -179,29 +239,20 @@ def _flops_counter(ranks: Sequence[RankSamples], recipe: Mapping[str, Any] | Non
 
 
 def _step_record(
-    step: int,
-    ranks: Sequence[RankSamples],
-    samples: Sequence[Sample],
-    numbers: Floats,
-    count_flops: _CountFlops,
-    *,
-    is_warmup: bool,
+    step: int, joined: _Joined, counted: Sequence[int], count_flops: _CountFlops, *, is_warmup: bool
 ) -> StepRecord:
-    times, data_waits, begins = numbers[:, 0], numbers[:, 1], numbers[:, len(_NUMBERS)]
-    slowest = int(times.argmax())
-    first, last = _parsed(samples[0]), _parsed(samples[slowest])
-    # Ranks that share their samples, as tensor-parallel ones do, count them once.
-    data_ranks = list({rank.start["data_rank"]: index for index, rank in enumerate(ranks)}.values())
-    padded_tokens, real_tokens, label_tokens, num_images = map(int, numbers[data_ranks, 2:6].sum(axis=0))
-    model_flops, hardware_flops = count_flops([samples[index] for index in data_ranks])
+    times, data_waits = joined.numbers[:, 0], joined.numbers[:, 1]
+    first, slowest, begins = joined.first, joined.slowest, joined.begins_s
+    padded_tokens, real_tokens, label_tokens, num_images = map(int, joined.numbers[counted, 2:].sum(axis=0))
+    model_flops, hardware_flops = count_flops(joined)
     return StepRecord(
         step=step,
-        step_time_s=float(times[slowest]),
+        step_time_s=float(times.max()),
         rank_step_time_s=tuple(times.tolist()),
         rank_begin_s=None if np.isnan(begins).any() else tuple(begins.tolist()),
         data_wait_s=float(data_waits.max()),
-        phases_s=last.get("phases_s"),
-        micro_batches_s=last.get("micro_batches_s"),
+        phases_s=slowest.get("phases_s"),
+        micro_batches_s=slowest.get("micro_batches_s"),
         padded_tokens=padded_tokens,
         real_tokens=real_tokens,
         label_tokens=label_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import threading
@@ -63,7 +64,7 @@ class SamplesTail:
         for number, path in _files(self._folder):
             whole = _whole_lines(path, self._offsets.get(path, 0))
             self._offsets[path] = self._offsets.get(path, 0) + len(whole)
-            for line in whole.splitlines():
+            for line in io.BytesIO(whole):
                 yield number, line
 
 
@@ -81,7 +82,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     offset = 0
     while whole := _whole_lines(path, offset, _BLOCK_BYTES):
         offset += len(whole)
-        yield from whole.splitlines()
+        yield from io.BytesIO(whole)
 
 
 def _whole_lines(path: Path, offset: int, num_bytes: int = -1) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 from cctrain.peaks import peak_flops
 from cctrain.records import StepRecord
 from cctrain.redaction import redacted
-from cctrain.reduce import RankSamples, finished_steps, take
+from cctrain.reduce import Samples
 from cctrain.samples import SamplesTail
 from cctrain.sinks.sink import End, Start, Values
 
@@ -60,22 +60,17 @@ class Steps:
 
     def __init__(self, run_dir: Path) -> None:
         config, identity = read_json(run_dir / "config.json"), read_json(run_dir / "run.json")["identity"]
-        self._recipe, self._warmup = config["train"], config["measure"]["warmup"]
+        self._samples = Samples(config["measure"]["warmup"], config["train"])
         self._world = identity["num_gpus"]
         gpus = identity["gpu"]
         self._peak = peak_flops(gpus[0]) if len(gpus) == 1 else None
         self._tail = SamplesTail(run_dir)
-        self._ranks: dict[int, RankSamples] = {}
-        self._num_taken = 0
 
     def new(self) -> Iterator[tuple[int, Values]]:
         """Number and values of the steps that were finished since the last call."""
         for number, line in self._tail.read():
-            take(self._ranks, number, line)
-        if not any(rank.steps for rank in self._ranks.values()):
-            return
-        for step, _, _ in finished_steps(self._ranks, self._warmup - self._num_taken, self._recipe):
-            self._num_taken += 1
+            self._samples.take(number, [line])
+        for step, _, _ in self._samples.finished():
             yield step.step, values_of(step, self._world, self._peak)
 
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import random
 
 import pytest
 
 from cctrain import flops, reduce, samples
 from cctrain.packaged import RECIPES
+from cctrain.records import StepRecord
 from cctrain.reduce import of_the_ranks, reduce_samples, summarize
 
 
@@ -133,3 +135,76 @@ def test_samples_read_block_by_block_give_the_same_steps(tmp_path, monkeypatch):
     assert [step.is_warmup for step in reduced.steps] == [True] * 5 + [False] * 35
     assert [len(rank.steps) for rank in reduced.ranks.values()] == [0, 2]
     assert {last.rank for last in reduced.lasts.values()} == {1}
+
+
+def random_sample(draw, step):
+    documents = [[draw.randrange(1, 60) for _ in range(draw.choice([1, 1, 1, 2]))] for _ in range(3)]
+    spans = {name: draw.uniform(0.1, 0.2) for name in ("data_wait", "forward", "optimizer")}
+    return {
+        "step": step,
+        "loss": draw.random(),
+        "padded_tokens": 3 * 128,
+        "real_tokens": sum(map(sum, documents)),
+        "label_tokens": draw.randrange(50),
+        "num_images": draw.randrange(3),
+        "rows": [[128, lengths] for lengths in documents],
+        "begin_s": 1e9 + step + draw.random(),
+        "step_time_s": sum(spans.values()),
+        "data_wait_s": spans["data_wait"],
+        "phases_s": spans,
+        "is_tolled": step % 2 == 0,
+        "crossings": {"launches": draw.randrange(9)},
+    }
+
+
+def write_lines(run_dir, samples_of_ranks, *, data_ranks, model):
+    (run_dir / "samples").mkdir()
+    for rank, lines in enumerate(samples_of_ranks):
+        start = {"event": "start", "rank": rank, "world_size": len(samples_of_ranks), "host": "node"}
+        ready = {"event": "ready", "data_rank": data_ranks[rank], "model_config": model}
+        text = "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in (start, ready, *lines))
+        (run_dir / "samples" / f"rank{rank}.jsonl").write_text(text)
+
+
+def test_a_step_is_what_the_lines_of_its_ranks_say_together(tmp_path):
+    draw = random.Random(0)
+    model = json.loads((RECIPES / "models" / "tiny-llama" / "config.json").read_text())
+    ranks = [[random_sample(draw, step) for step in range(1, 81)] for _ in range(4)]
+    lines = [ranks[0], ranks[1][:77], [dict(sorted(sample.items())) for sample in ranks[2]], ranks[3]]
+    write_lines(tmp_path, lines, data_ranks=[0, 0, 1, 1], model=model)
+    reduced = reduce_samples(tmp_path, warmup=5, recipe={"model": {}})
+    assert [step.step for step in reduced.steps] == list(range(1, 78))
+    shape = flops.shape_of(model)
+    for record, *written in zip(reduced.steps, *ranks, strict=False):
+        slowest = max(written, key=lambda sample: sample["step_time_s"])
+        counted = (written[1], written[3])
+        rows = flops.Sequences.of([row for sample in counted for row in sample["rows"]], [])
+        assert record == StepRecord(
+            step=written[0]["step"],
+            step_time_s=slowest["step_time_s"],
+            rank_step_time_s=tuple(sample["step_time_s"] for sample in written),
+            rank_begin_s=tuple(sample["begin_s"] for sample in written),
+            data_wait_s=max(sample["data_wait_s"] for sample in written),
+            phases_s=slowest["phases_s"],
+            padded_tokens=2 * 3 * 128,
+            real_tokens=sum(sample["real_tokens"] for sample in counted),
+            label_tokens=sum(sample["label_tokens"] for sample in counted),
+            num_images=sum(sample["num_images"] for sample in counted),
+            model_flops=flops.model_flops(shape, flops.Training(), rows),
+            hardware_flops=flops.hardware_flops(shape, flops.Training(), rows),
+            loss=written[0]["loss"],
+            is_warmup=record.step <= 5,
+            is_tolled=record.step % 2 == 0,
+        )
+        assert [counts[record.step] for counts in reduced.crossings] == [sample["crossings"] for sample in written]
+
+
+def test_a_step_that_a_rank_wrote_damaged_is_left_out_and_the_others_are_kept(tmp_path):
+    draw = random.Random(0)
+    ranks = [[random_sample(draw, step) for step in range(1, 11)] for _ in range(2)]
+    lines = [ranks[0], [*ranks[1][:3], json.dumps(ranks[1][3])[:90], *ranks[1][4:]]]
+    write_lines(tmp_path, lines, data_ranks=[0, 1], model=None)
+    reduced = reduce_samples(tmp_path, warmup=2)
+    assert [step.step for step in reduced.steps] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
+    assert [step.is_warmup for step in reduced.steps] == [True] * 2 + [False] * 7
+    assert [list(rank.steps) for rank in reduced.ranks.values()] == [[4], []]
