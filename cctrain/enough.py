@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cctrain.config import MeasureConfig
-from cctrain.follow import Rank
+from cctrain.records import StepRecord
 from cctrain.rundir import write_json
 from cctrain.samples import STOP_FILE
 from cctrain.stopping import next_look, stop_reason
@@ -21,17 +21,16 @@ class Enough:
     measure: MeasureConfig
     _next_look: int = field(default=0, init=False)
 
-    def judge(self, ranks: Mapping[int, Rank]) -> None:
-        """Write the file that ends the run, with the reason, once the steps that all ranks have finished suffice."""
-        num_steps = min((len(rank.step_times_s) for rank in ranks.values()), default=0) - self.measure.warmup
-        if num_steps < self._next_look or not ranks or len(ranks) < next(iter(ranks.values())).start["world_size"]:
+    def judge(self, steps: Sequence[StepRecord]) -> None:
+        """Write the file that ends the run, with the reason, once the `steps` that all ranks have finished suffice."""
+        num_steps = len(steps) - self.measure.warmup
+        if num_steps < self._next_look:
             return
         path = self.run_dir / STOP_FILE
         if path.exists():
             return
         self._next_look = next_look(num_steps, self.measure.max_steps)
-        step_times_s = [max(times) for times in zip(*(rank.step_times_s for rank in ranks.values()), strict=False)]
-        measured = step_times_s[self.measure.warmup :]
+        measured = [step.step_time_s for step in steps[self.measure.warmup :]]
         reason = stop_reason(measured, self.measure.half_width, self.measure.max_steps)
         if reason:
             write_json(path, {"why": f"measure.steps=auto: enough after {num_steps} measured steps: {reason}"})

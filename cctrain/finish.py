@@ -24,16 +24,23 @@ from cctrain.processes import is_alive, is_here
 from cctrain.readings import GpusUse, reduce_readings
 from cctrain.records import Seed, StepRecord, Summary, strict_json
 from cctrain.redaction import redact_file, redacted
-from cctrain.reduce import RankSamples, Reduced, is_sound, of_the_ranks, reduce_samples, summarize
+from cctrain.reduce import RankSamples, Reduced, Reduction, is_sound, of_the_ranks, reduce_samples, summarize
 from cctrain.rundir import write_text
 from cctrain.samples import STOP_FILE, lines_of_ranks, parse_line
 from cctrain.seed import seed_figure
 
 
-def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
+def reduction_of(run_dir: Path) -> Reduction:
+    """What takes in the samples of a run that has just begun."""
+    expected = json.loads((run_dir / "running.json").read_text(encoding="utf-8"))
+    return Reduction(int(expected["warmup"]), _trained(_read(run_dir / "config.json")))
+
+
+def finish_record(run_dir: Path, failure: str | None, reduction: Reduction | None = None) -> dict[str, Any]:
     """Put the samples into run.json and end the run: complete, or partial where `failure` says why or steps lack.
 
-    Returns the record. Raises OSError where it cannot be written.
+    `reduction` has taken in all samples; without one they are read. Returns the record. Raises OSError where it cannot
+    be written.
     """
     record: dict[str, Any] = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     expected = json.loads((run_dir / "running.json").read_text(encoding="utf-8"))
@@ -43,7 +50,7 @@ def finish_record(run_dir: Path, failure: str | None) -> dict[str, Any]:
     derived: dict[str, Any] = {"summary": None, "gpu_state": None}
     seen, broken = record["platform"], ""
     try:
-        reduced = reduce_samples(run_dir, int(expected["warmup"]), _trained(config))
+        reduced = reduction.reduced() if reduction else reduce_samples(run_dir, reduction_of(run_dir))
         steps = reduced.steps
         found = notes(reduced)
         derived = _step(reduced.ranks)

@@ -7,14 +7,17 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cctrain.launcher import first_to_fail
 from cctrain.processes import host_name, is_alive, is_here, kill_session
-from cctrain.samples import SamplesTail, parse_line
+from cctrain.samples import STEP, SamplesTail, parse_line
+
+if TYPE_CHECKING:
+    from cctrain.reduce import Reduction  # and with it NumPy, which the launch does not wait for
 
 _POLL_S = 0.2
 _GRACE_S = 4.0
@@ -35,7 +38,6 @@ class Rank:
     start: dict[str, Any]
     data_rank: int = 0
     last_step: dict[str, Any] | None = None
-    step_times_s: list[float] = field(default_factory=list)
     end: dict[str, Any] | None = None
 
 
@@ -46,6 +48,8 @@ class Follower:
     run_dir: Path
     setup_timeout_s: float
     step_timeout_s: float
+    reduction: Reduction | None = None
+    """Takes in what is read; None again where it could not, or was interrupted, and misses something."""
     ranks: dict[int, Rank] = field(default_factory=dict)
     _tail: SamplesTail = field(init=False)
 
@@ -102,14 +106,18 @@ class Follower:
         until = time.monotonic() + _DIE_S
         while any(map(is_alive, killed)) and time.monotonic() < until:
             time.sleep(0.05)
+        self._read()  # what they wrote last
 
     def _read(self) -> bool:
         is_new = False
-        for number, line in self._tail.read():
-            parsed = parse_line(line)
-            if parsed is not None:
-                self._take(number, parsed)
-                is_new = True
+        reduction, self.reduction = self.reduction, None  # until it has all that is read
+        while read := list(self._tail.read()):
+            for number, lines in read:
+                for line in filter(None, map(parse_line, _telling(lines))):
+                    self._take(number, line)
+                    is_new = True
+            reduction = _with(reduction, read)
+        self.reduction = reduction
         return is_new
 
     def _take(self, rank: int, line: dict[str, Any]) -> None:
@@ -121,7 +129,6 @@ class Follower:
             self.ranks[rank].end = line
         elif "step" in line:
             self.ranks[rank].last_step = line
-            self.ranks[rank].step_times_s.append(float(line["step_time_s"]))
 
     def _world(self) -> int:
         return next(iter(self.ranks.values())).start["world_size"] if self.ranks else 0
@@ -190,3 +197,23 @@ class Follower:
         open_ranks = [number for number, rank in self.ranks.items() if not rank.end]
         behind = sorted(open_ranks, key=lambda number: (self.ranks[number].last_step or {"step": 0})["step"])
         return ", ".join(f"rank {number} {word} {self._progress(number)}" for number in behind) or "no rank started"
+
+
+def _telling(lines: Sequence[bytes]) -> Iterable[bytes]:
+    """The lines of a rank that tell how it stands: of steps the last."""
+    steps = [line for line in lines if line.startswith(STEP)]
+    return (line for line in lines if not line.startswith(STEP) or line is steps[-1])
+
+
+def _with(reduction: Reduction | None, read: Iterable[tuple[int, Sequence[bytes]]]) -> Reduction | None:
+    """The reduction with what was read; None where it cannot take it in. The run goes on all the same, and its end
+    reads the files again and says what is wrong with them."""
+    if reduction is None:
+        return None
+    try:
+        for number, lines in read:
+            reduction.take(number, lines)
+        reduction.advance()
+    except Exception:  # noqa: BLE001 - whatever a damaged sample leads to
+        return None
+    return reduction

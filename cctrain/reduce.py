@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
-import re
 import statistics
 from array import array
 from collections import defaultdict
@@ -25,16 +24,13 @@ import numpy as np
 from cctrain import flops, stats
 from cctrain.peaks import peak_flops
 from cctrain.records import Estimate, SteadyState, StepRecord, Summary
-from cctrain.samples import lines_of_ranks, parse_line
+from cctrain.samples import lines_of_ranks, parse_line, step_of
 from cctrain.stats import Floats
 from cctrain.straggler import Last, find_straggler, last_rank
 
 _GIB = 2**30
 _AT_ONCE = 32
 """Lines of a rank that are taken before the next rank's."""
-_STEP = re.compile(rb'\{"step": (\d+),')
-"""How the line of a step begins, by which it waits for those of the other ranks, not parsed: a parsed one is several
-times as large, and no cache holds those of a thousand ranks."""
 _NUMBERS = ("step_time_s", "data_wait_s", "padded_tokens", "real_tokens", "label_tokens", "num_images")
 _numbers_of = itemgetter(*_NUMBERS)
 
@@ -64,32 +60,51 @@ class Reduced:
     """Of each rank by step, where they were counted."""
 
 
-def reduce_samples(run_dir: Path, warmup: int, recipe: Mapping[str, Any] | None = None) -> Reduced:
-    """Read the samples of every rank that wrote any, side by side, and let go of what is a step.
-
-    A last line cut short by a crash is left out. FLOPs are counted as the AutoModel `recipe` trains.
-    """
-    samples = Samples(warmup, recipe)
-    crossings: dict[int, dict[int, Any]] = defaultdict(dict)
-    steps: list[StepRecord] = []
-    lasts: dict[int, Last | None] = {}
+def reduce_samples(run_dir: Path, reduction: Reduction) -> Reduced:
+    """Have `reduction` take in the samples of every rank that wrote any, side by side. A last line cut short by a crash
+    is left out."""
     files = lines_of_ranks(run_dir)
-    is_collecting = gc.isenabled()
-    gc.disable()  # there are no cycles here, and walking millions of parsed numbers takes as long as parsing them
-    try:
-        while taken := [(number, list(islice(lines, _AT_ONCE))) for number, lines in files.items()]:
-            for number, lines in taken:
-                samples.take(number, lines)
-            for step, last, crossed in samples.finished():
-                steps.append(step)
-                lasts[step.step] = last
+    while taken := [(number, list(islice(lines, _AT_ONCE))) for number, lines in files.items()]:
+        for number, lines in taken:
+            reduction.take(number, lines)
+        reduction.advance()
+        files = {number: files[number] for number, lines in taken if lines}
+    return reduction.reduced()
+
+
+class Reduction:
+    """The samples of a run's ranks, taken in as they come."""
+
+    def __init__(self, warmup: int, recipe: Mapping[str, Any] | None = None) -> None:
+        """As `Samples`."""
+        self.steps: list[StepRecord] = []
+        """Those that all ranks had finished at the last `advance`, oldest first."""
+        self._samples = Samples(warmup, recipe)
+        self._lasts: dict[int, Last | None] = {}
+        self._crossings: dict[int, dict[int, Any]] = defaultdict(dict)
+
+    def take(self, number: int, lines: Iterable[bytes]) -> None:
+        """Further lines of rank `number`."""
+        self._samples.take(number, lines)
+
+    def advance(self) -> None:
+        """Let go of the lines of steps that all ranks have finished, for what is kept of them."""
+        is_collecting = gc.isenabled()
+        gc.disable()  # there are no cycles here, and walking millions of parsed numbers takes as long as parsing them
+        try:
+            for step, last, crossed in self._samples.finished():
+                self.steps.append(step)
+                self._lasts[step.step] = last
                 for number, counts in crossed.items():
-                    crossings[number][step.step] = counts
-            files = {number: files[number] for number, lines in taken if lines}
-    finally:
-        if is_collecting:
-            gc.enable()
-    return Reduced(samples.ranks, tuple(steps), lasts, [crossings[number] for number in samples.ranks])
+                    self._crossings[number][step.step] = counts
+        finally:
+            if is_collecting:
+                gc.enable()
+
+    def reduced(self) -> Reduced:
+        """What the ranks wrote so far."""
+        ranks = dict(sorted(self._samples.ranks.items()))
+        return Reduced(ranks, tuple(self.steps), self._lasts, [self._crossings[number] for number in ranks])
 
 
 class Samples:
@@ -102,13 +117,17 @@ class Samples:
         self._count_flops: _CountFlops | None = None
 
     def take(self, number: int, lines: Iterable[bytes]) -> None:
-        """Sort lines of rank `number` by what they say. Those before it said that it started are nobody's."""
+        """Sort lines of rank `number` by what they say. Those before it said that it started are nobody's.
+
+        The line of a step waits for those of the other ranks, not parsed: a parsed one is several times as large, and
+        no cache holds those of a thousand ranks.
+        """
         for line in lines:
-            begin = _STEP.match(line)
-            if begin is None:
+            step = step_of(line)
+            if step is None:
                 self._take_parsed(number, parse_line(line) or {}, line)
             elif number in self.ranks:
-                self.ranks[number].steps[int(begin[1])] = line
+                self.ranks[number].steps[step] = line
 
     def _take_parsed(self, number: int, parsed: dict[str, Any], line: bytes) -> None:
         event = parsed.get("event")

@@ -18,8 +18,16 @@ from cctrain.records import finite
 _FLUSH_S = 0.5
 """A step is on disk at most this long after the device finished it, so that a crash loses no more."""
 _BLOCK_BYTES = 64 << 10
+STEP = b'{"step": '
+"""What the line of a step begins with."""
 STOP_FILE = "stop.json"
 """In the run directory: the parent has measured enough, and why."""
+
+
+def step_of(line: bytes) -> int | None:
+    """The number of the step that a line is of, which need not be parsed for that; None for other lines."""
+    number = line[len(STEP) : line.find(b",", len(STEP))] if line.startswith(STEP) else b""
+    return int(number) if number.isdigit() else None
 
 
 def parse_line(line: str | bytes) -> dict[str, Any] | None:
@@ -59,13 +67,14 @@ class SamplesTail:
         self._folder = run_dir / "samples"
         self._offsets: dict[Path, int] = {}
 
-    def read(self) -> Iterator[tuple[int, bytes]]:
-        """The rank and text of each line that is new since the last call, and whole."""
+    def read(self) -> Iterator[tuple[int, list[bytes]]]:
+        """Each rank that has written whole lines since the last call, and these: of many, the first. Until nothing
+        comes, there may be more."""
         for number, path in _files(self._folder):
-            whole = _whole_lines(path, self._offsets.get(path, 0))
-            self._offsets[path] = self._offsets.get(path, 0) + len(whole)
-            for line in io.BytesIO(whole):
-                yield number, line
+            whole = _whole_lines(path, self._offsets.get(path, 0), _BLOCK_BYTES)
+            if whole:
+                self._offsets[path] = self._offsets.get(path, 0) + len(whole)
+                yield number, list(io.BytesIO(whole))
 
 
 def lines_of_ranks(run_dir: Path) -> dict[int, Iterator[bytes]]:

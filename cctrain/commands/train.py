@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -36,6 +36,9 @@ from cctrain.request.identity import identity
 from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located
 from cctrain.request.startable import check_request, ranks_per_node
 from cctrain.sinks.tracking import Tracking, check_sinks
+
+if TYPE_CHECKING:
+    from cctrain.reduce import Reduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +103,11 @@ def _run(arguments: list[str]) -> int:
         return nodes.join(run_root, request.rendezvous, request.across_nodes, request.environment)
     expected = {"warmup": config.measure.warmup, "steps": config.measure.most_steps, "ranks": request.num_ranks}
     run_dir = rundir.create(run_root, config.recipe.name, request.mode, expected)
+    follower = Follower(run_dir, config.measure.setup_timeout_s, config.measure.step_timeout_s)
     tracking = Tracking(run_dir, lambda text: print(text, file=sys.stderr))
     try:
         _write_run_dir(request, run_dir, arguments)
-        failure = _train(request, run_dir, starter, tracking)
+        failure = _train(request, follower, starter, tracking)
     except KeyboardInterrupt:
         failure = "stopped by Ctrl-C, SIGTERM or SIGHUP"
     except OSError as error:
@@ -113,7 +117,7 @@ def _run(arguments: list[str]) -> int:
         failure = f"{type(error).__name__}: {error}"
     ignore_stops()
     try:
-        return _finish(request, run_dir, failure)
+        return _finish(run_dir, failure, follower.reduction)
     finally:
         tracking.close()
 
@@ -225,12 +229,11 @@ def _plain(node: Any) -> Any:
     return node.value if isinstance(node, Enum) else node
 
 
-def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None, tracking: Tracking) -> str | None:
+def _train(request: _Request, follower: Follower, starter: in_job.FirstRank | None, tracking: Tracking) -> str | None:
     """Start the ranks, follow them to the end, leave none behind. Returns why the run failed, or None."""
     from cctrain.report.progress import Progress
 
-    measure = request.config.measure
-    follower = Follower(run_dir, measure.setup_timeout_s, measure.step_timeout_s)
+    measure, run_dir = request.config.measure, follower.run_dir
     process = None
     try:
         if starter:
@@ -239,6 +242,9 @@ def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None, t
             command = launcher.worker_command(request.nproc_per_node, run_dir, request.rendezvous)
             process = launcher.launch(command, run_dir / "logs" / "torchrun.log", request.environment)
         tracking.start(request.config.track.sinks)
+        from cctrain import finish
+
+        follower.reduction = finish.reduction_of(run_dir)
         num_gpus = 0 if request.is_cpu else min(request.num_ranks, request.nproc_per_node, len(request.gpus.names))
         with (
             nodes.announcing(run_dir, request.rendezvous, request.across_nodes),
@@ -253,8 +259,8 @@ def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None, t
             def on_step(ranks: Mapping[int, Rank]) -> None:
                 progress.update(ranks)
                 tracking.relay()
-                if measure.is_auto:
-                    enough.judge(ranks)
+                if measure.is_auto and follower.reduction:
+                    enough.judge(follower.reduction.steps)
 
             if process:
                 return follower.follow(process.poll, on_step)
@@ -266,13 +272,13 @@ def _train(request: _Request, run_dir: Path, starter: in_job.FirstRank | None, t
         follower.end_ranks(process)
 
 
-def _finish(request: _Request, run_dir: Path, failure: str | None) -> int:
+def _finish(run_dir: Path, failure: str | None, reduction: Reduction | None) -> int:
     """Write the record, print it, and fail where the run did."""
     from cctrain import finish
     from cctrain.report import table
 
     try:
-        record = finish.finish_record(run_dir, failure)
+        record = finish.finish_record(run_dir, failure, reduction)
     except OSError as error:
         has_record = (run_dir / "run.json").exists()
         later = "The samples are whole: the next cctrain finishes the record once there is room" if has_record else ""

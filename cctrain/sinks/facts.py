@@ -68,10 +68,11 @@ class Steps:
 
     def new(self) -> Iterator[tuple[int, Values]]:
         """Number and values of the steps that were finished since the last call."""
-        for number, line in self._tail.read():
-            self._samples.take(number, [line])
-        for step, _, _ in self._samples.finished():
-            yield step.step, values_of(step, self._world, self._peak)
+        while read := list(self._tail.read()):
+            for number, lines in read:
+                self._samples.take(number, lines)
+            for step, _, _ in self._samples.finished():
+                yield step.step, values_of(step, self._world, self._peak)
 
 
 def values_of(step: StepRecord, world: int, peak_flops_per_s: float | None) -> Values:

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from cctrain.packaged import RECIPES
-from cctrain.reduce import reduce_samples
+from cctrain.reduce import Reduction, reduce_samples
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import prepare_data
 from cctrain.request.graphed import recipe_run
@@ -80,7 +80,7 @@ class Trained:
 
     def __init__(self, run_dir):
         self.run_dir = run_dir
-        reduced = reduce_samples(run_dir, warmup=1)
+        reduced = reduce_samples(run_dir, Reduction(1))
         steps = [dataclasses.asdict(step) for step in reduced.steps]
         self.record = {"steps": steps, "graphs": reduced.ranks[0].end["graphs"]}
 

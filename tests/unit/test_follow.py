@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from cctrain import samples
 from cctrain.follow import Follower
 from cctrain.processes import is_alive
+from cctrain.reduce import Reduction, reduce_samples
 
 WAITING = """
 import faulthandler, json, signal, sys
@@ -217,3 +219,68 @@ def test_in_a_job_of_somebody_elses_a_rank_that_has_ended_leaves_by_itself(scene
     scene.follower.end_ranks(None)
     assert scene.ranks[1].process.wait(10) == -signal.SIGKILL
     assert is_alive(scene.ranks[0].identity)
+
+
+# What it reads, summed up
+
+
+def sample(number):
+    counts = dict.fromkeys(("padded_tokens", "real_tokens", "label_tokens", "num_images"), 7)
+    return {"step": number, "step_time_s": 0.1 * number, "data_wait_s": 0.0, "loss": 1.0, **counts}
+
+
+@pytest.fixture
+def sampled(scene) -> Scene:
+    """Two ranks that have said what a reduction needs of them, and done three whole steps."""
+    for number, rank in enumerate(scene.ranks):
+        lines = (rank.start, {"event": "ready", "data_rank": number}, *map(sample, (1, 2, 3)))
+        rank.path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    scene.follower.reduction = Reduction(1)
+    return scene
+
+
+def test_what_was_taken_in_as_it_came_is_what_the_files_say(sampled):
+    first, second = sampled.ranks
+    later = (lambda: first.write(sample(4)), lambda: second.write(sample(4)), lambda: second.write(sample(5)))
+    assert sampled.follow(*later, ends(second), ends(first), lambda: sampled.exit(0)) is None
+    reduced = sampled.follower.reduction.reduced()
+    assert [(step.step, step.is_warmup) for step in reduced.steps] == [(1, True), (2, False), (3, False), (4, False)]
+    assert [len(rank.steps) for rank in reduced.ranks.values()] == [0, 1]
+    assert reduced == reduce_samples(sampled.run_dir, Reduction(1))
+
+
+def test_what_ranks_wrote_before_they_were_killed_is_taken_in(sampled):
+    first, second = sampled.ranks
+    sampled.follower.dead_here()
+    for rank in (first, second):
+        rank.write(sample(4))
+    sampled.follower.end_ranks(None)
+    assert len(sampled.follower.reduction.steps) == 4
+
+
+def test_many_lines_at_once_are_all_taken_in_and_the_last_tells_where_a_rank_is(sampled, monkeypatch):
+    monkeypatch.setattr(samples, "_BLOCK_BYTES", 500)
+    for rank in sampled.ranks:
+        for number in range(4, 40):
+            rank.write(sample(number))
+    sampled.follow(ends(sampled.ranks[0]), ends(sampled.ranks[1]), lambda: sampled.exit(0))
+    assert sampled.seen[0] == {0: 39, 1: 39}
+    assert [step.step for step in sampled.follower.reduction.steps] == list(range(1, 40))
+
+
+def test_a_sample_that_cannot_be_summed_up_ends_no_run_and_leaves_the_files_to_its_end(sampled):
+    first, second = sampled.ranks
+    later = (lambda: first.step(4), lambda: second.step(4))  # without its tokens
+    assert sampled.follow(*later, ends(first), ends(second), lambda: sampled.exit(0)) is None
+    assert sampled.follower.reduction is None
+
+
+def test_a_stop_while_it_reads_leaves_the_files_to_the_runs_end(sampled):
+    class Stopped(Reduction):
+        def take(self, number, lines):
+            raise KeyboardInterrupt
+
+    sampled.follower.reduction = Stopped(1)
+    with pytest.raises(KeyboardInterrupt):
+        sampled.follow()
+    assert sampled.follower.reduction is None

@@ -9,7 +9,7 @@ import pytest
 from cctrain import flops, reduce, samples
 from cctrain.packaged import RECIPES
 from cctrain.records import StepRecord
-from cctrain.reduce import of_the_ranks, reduce_samples, summarize
+from cctrain.reduce import Reduction, of_the_ranks, reduce_samples, summarize
 
 
 def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, end=True, cut=False, model=None):
@@ -40,7 +40,7 @@ def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, e
 def test_a_step_takes_as_long_as_its_slowest_rank(tmp_path):
     write_rank(tmp_path, 0, [0.2, 0.9])
     write_rank(tmp_path, 1, [0.7, 0.3])
-    steps = reduce_samples(tmp_path, warmup=1).steps
+    steps = reduce_samples(tmp_path, Reduction(1)).steps
     assert [step.step_time_s for step in steps] == [0.7, 0.9]
     assert steps[0].rank_step_time_s == (0.2, 0.7)
     assert [step.is_warmup for step in steps] == [True, False]
@@ -50,7 +50,7 @@ def test_a_step_takes_as_long_as_its_slowest_rank(tmp_path):
 def test_ranks_that_are_late_in_turn_do_not_make_the_run_longer_than_it_was(tmp_path):
     write_rank(tmp_path, 0, [0.7, 0.3] * 10)
     write_rank(tmp_path, 1, [0.3, 0.7] * 10)
-    summary = summarize(reduce_samples(tmp_path, warmup=0).steps, 2, None)
+    summary = summarize(reduce_samples(tmp_path, Reduction(0)).steps, 2, None)
     assert summary.step_time_s.mean == pytest.approx(0.5)
     assert summary.step_time_s.median == 0.7
     assert summary.tokens_per_s_per_gpu.mean == pytest.approx(200 / 0.5 / 2)
@@ -61,7 +61,7 @@ def test_steps_of_unequal_length_do_not_blur_a_rate_that_is_the_same_in_all(tmp_
     write_rank(tmp_path, 0, seconds, world=1)
     steps = [
         dataclasses.replace(step, padded_tokens=round(1000 * step.step_time_s) + step.step % 2)
-        for step in reduce_samples(tmp_path, warmup=0).steps
+        for step in reduce_samples(tmp_path, Reduction(0)).steps
     ]
     low, high = summarize(steps, 1, None).tokens_per_s_per_gpu.ci95
     assert low < summarize(steps, 1, None).tokens_per_s_per_gpu.mean < high
@@ -71,7 +71,7 @@ def test_steps_of_unequal_length_do_not_blur_a_rate_that_is_the_same_in_all(tmp_
 def test_ranks_that_share_their_samples_count_them_once(tmp_path):
     for rank in range(4):
         write_rank(tmp_path, rank, [0.5], world=4, data_rank=rank // 2)
-    (step,) = reduce_samples(tmp_path, warmup=0).steps
+    (step,) = reduce_samples(tmp_path, Reduction(0)).steps
     assert (step.padded_tokens, step.real_tokens, step.label_tokens, step.num_images) == (200, 180, 10, 2)
 
 
@@ -79,7 +79,7 @@ def test_flops_are_those_of_the_rows_of_every_data_rank_once(tmp_path):
     model = json.loads((RECIPES / "models" / "tiny-llama" / "config.json").read_text())
     for rank in range(4):
         write_rank(tmp_path, rank, [0.5], world=4, data_rank=rank // 2, tokens=100 + rank // 2, model=model)
-    (step,) = reduce_samples(tmp_path, warmup=0, recipe={"model": {}}).steps
+    (step,) = reduce_samples(tmp_path, Reduction(0, {"model": {}})).steps
     shape, rows = flops.shape_of(model), flops.Sequences([100, 101], [[90], [91]])
     assert step.model_flops == flops.model_flops(shape, flops.Training(), rows)
     assert step.hardware_flops == flops.hardware_flops(shape, flops.Training(), rows)
@@ -88,7 +88,7 @@ def test_flops_are_those_of_the_rows_of_every_data_rank_once(tmp_path):
 def test_tokens_per_gpu_are_per_rank_of_the_whole_world(tmp_path):
     for rank in range(4):
         write_rank(tmp_path, rank, [0.5] * 20, world=4, data_rank=rank // 2)
-    reduced = reduce_samples(tmp_path, warmup=5)
+    reduced = reduce_samples(tmp_path, Reduction(5))
     summary = of_the_ranks(summarize(reduced.steps, len(reduced.ranks), None), reduced.steps, reduced)
     assert summary.tokens_per_s_per_gpu.mean == pytest.approx(200 / 0.5 / 4)
     assert summary.real_tokens_per_s_per_gpu == pytest.approx(180 / 0.5 / 4)
@@ -100,7 +100,7 @@ def test_tokens_per_gpu_are_per_rank_of_the_whole_world(tmp_path):
 def test_after_a_crash_the_steps_that_all_ranks_finished_are_kept(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 7, end=False)
     write_rank(tmp_path, 1, [0.5] * 9, end=False, cut=True)
-    reduced = reduce_samples(tmp_path, warmup=2)
+    reduced = reduce_samples(tmp_path, Reduction(2))
     assert [step.step for step in reduced.steps] == [1, 2, 3, 4, 5, 6, 7]
     summary = of_the_ranks(summarize(reduced.steps, len(reduced.ranks), None), reduced.steps, reduced)
     assert summary.peak_memory_gib is None
@@ -110,27 +110,27 @@ def test_after_a_crash_the_steps_that_all_ranks_finished_are_kept(tmp_path):
 
 def test_a_rank_that_never_started_leaves_no_steps(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 7)
-    assert reduce_samples(tmp_path, warmup=0).steps == ()
+    assert reduce_samples(tmp_path, Reduction(0)).steps == ()
     assert summarize((), 1, None) is None
 
 
 def test_a_run_that_ends_inside_its_warm_up_has_no_summary(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 3, world=1)
-    assert summarize(reduce_samples(tmp_path, warmup=5).steps, 1, None) is None
+    assert summarize(reduce_samples(tmp_path, Reduction(5)).steps, 1, None) is None
 
 
 def test_a_clock_that_stood_still_leaves_no_summary(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 20 + [0.0] + [0.5] * 20, world=1)
-    assert summarize(reduce_samples(tmp_path, warmup=5).steps, 1, None) is None
+    assert summarize(reduce_samples(tmp_path, Reduction(5)).steps, 1, None) is None
 
 
 def test_samples_read_block_by_block_give_the_same_steps(tmp_path, monkeypatch):
     write_rank(tmp_path, 0, [0.5] * 40)
     write_rank(tmp_path, 1, [0.6] * 43, end=False, cut=True)
-    whole = reduce_samples(tmp_path, warmup=5)
+    whole = reduce_samples(tmp_path, Reduction(5))
     monkeypatch.setattr(samples, "_BLOCK_BYTES", 700)
     monkeypatch.setattr(reduce, "_AT_ONCE", 3)
-    reduced = reduce_samples(tmp_path, warmup=5)
+    reduced = reduce_samples(tmp_path, Reduction(5))
     assert reduced == whole
     assert [step.is_warmup for step in reduced.steps] == [True] * 5 + [False] * 35
     assert [len(rank.steps) for rank in reduced.ranks.values()] == [0, 2]
@@ -172,7 +172,7 @@ def test_a_step_is_what_the_lines_of_its_ranks_say_together(tmp_path):
     ranks = [[random_sample(draw, step) for step in range(1, 81)] for _ in range(4)]
     lines = [ranks[0], ranks[1][:77], [dict(sorted(sample.items())) for sample in ranks[2]], ranks[3]]
     write_lines(tmp_path, lines, data_ranks=[0, 0, 1, 1], model=model)
-    reduced = reduce_samples(tmp_path, warmup=5, recipe={"model": {}})
+    reduced = reduce_samples(tmp_path, Reduction(5, {"model": {}}))
     assert [step.step for step in reduced.steps] == list(range(1, 78))
     shape = flops.shape_of(model)
     for record, *written in zip(reduced.steps, *ranks, strict=False):
@@ -204,7 +204,7 @@ def test_a_step_that_a_rank_wrote_damaged_is_left_out_and_the_others_are_kept(tm
     ranks = [[random_sample(draw, step) for step in range(1, 11)] for _ in range(2)]
     lines = [ranks[0], [*ranks[1][:3], json.dumps(ranks[1][3])[:90], *ranks[1][4:]]]
     write_lines(tmp_path, lines, data_ranks=[0, 1], model=None)
-    reduced = reduce_samples(tmp_path, warmup=2)
+    reduced = reduce_samples(tmp_path, Reduction(2))
     assert [step.step for step in reduced.steps] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
     assert [step.is_warmup for step in reduced.steps] == [True] * 2 + [False] * 7
     assert [list(rank.steps) for rank in reduced.ranks.values()] == [[4], []]
