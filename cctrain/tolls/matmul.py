@@ -16,18 +16,19 @@ from cctrain.tolls.device import can_run, time_us
 from cctrain.tolls.record import Reading
 from cctrain.tolls.sampling import Case, Switch, measure_cases
 
-__all__ = ["can_run", "measure"]
+__all__ = ["PLACES", "can_run", "measure"]
 
 _BUDGET_S = 1.2
 _SIZE = 8192
 _CALLS, _PAUSE_S = 10, 0.05
-_PLACES = 8
-"""Sets of matrices: processes with one set each were up to 10 % apart, perhaps by where in memory it lay."""
+PLACES = 7
+"""Sets of matrices: processes with one set each were up to 10 % apart, perhaps by where in memory it lay. An odd
+number: of an even one, blocks with and without tolls in turns would each come to half."""
 
 
 def measure(switch: Switch | None = None) -> list[Reading]:
     """TFLOP/s of square bf16 matmuls of random numbers (zeros would run faster)."""
-    matrices = torch.randn(_PLACES, 3, _SIZE, _SIZE, dtype=torch.bfloat16, device="cuda")
+    matrices = torch.randn(PLACES, 3, _SIZE, _SIZE, dtype=torch.bfloat16, device="cuda")
     places = itertools.cycle(matrices)
 
     def block() -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import os
 import random
 import statistics
@@ -9,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 
+from cctrain.tolls import matmul
 from cctrain.tolls.record import Reading
 from cctrain.tolls.replicates import over_processes, t_interval
 from cctrain.tolls.sampling import Case, cores_of, measure_cases, undisturbed
@@ -122,6 +124,20 @@ def test_under_tolls_every_block_comes_with_and_without_them_in_turns():
     assert machine.order == [True, False, True, False, False, True, True, False]  # the first pair is set aside
     (bare,) = measure_cases([case], 3.0, clock=lambda: machine.now)
     assert bare.plain_value is None
+
+
+def test_matrices_lie_in_the_same_places_with_and_without_tolls():
+    machine, arms, seen = Machine(), [], {True: set(), False: set()}
+    places = itertools.cycle(range(matmul.PLACES))
+
+    def block():
+        machine.now += 1.0
+        seen[arms[-1]].add(next(places))
+        return 1.0
+
+    case = Case("matmul", "TFLOP/s", {}, block)
+    measure_cases([case], 2.0 * matmul.PLACES, switch=arms.append, clock=lambda: machine.now)
+    assert seen[True] == seen[False] == set(range(matmul.PLACES))
 
 
 def test_garbage_is_collected_again_after_a_block_that_raised():
