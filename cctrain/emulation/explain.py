@@ -4,7 +4,9 @@ The arms are an experiment whose factors are the classes: none is paid, each alo
 its effect in the sum of effects that fits a round's arms best (least squares). Each arm has its opposite, so what only
 two classes together cost is shared between them (a fold-over design keeps main effects clear of interactions of two:
 Box, Hunter and Hunter, Statistics for Experimenters). What the costs do not add up to is unexplained: three and more
-classes that hide one another or behind the GPU, and noise.
+classes that hide one another or behind the GPU, of which the costs take up a part, and noise. It is a share of the one
+difference between the arms that no sum of effects fits, so it tells that there is such a thing, not how much; of two
+classes there is none, and nothing is unexplained.
 """
 
 from __future__ import annotations
