@@ -1,10 +1,11 @@
 """The verb tolls: measure the building blocks of what CC costs, or take the difference of two measurements.
 
-    python -m cctrain tolls --out off.json                    on a machine with CC off, some 70 s on a GPU
+    python -m cctrain tolls --out off.json                    on a machine with CC off, some 90 s on a GPU
     python -m cctrain tolls --out on.json                     on the same kind of machine with CC on
     python -m cctrain tolls --diff off.json on.json --out profile.json
     python -m cctrain tolls --only launch copies              some families
-    python -m cctrain tolls --tolls b300 --out b300.json      with and without the tolls of a profile, emulated
+    python -m cctrain tolls --tolls b300 --out b300.json      with and without the tolls of a profile, emulated;
+                                                              what calls CUDA takes twice as long
 
 Each family is measured by three processes in turn; the value is what the least disturbed of them took. A table, and as
 the last line of stdout one JSON object. A family that this machine cannot measure is waived; one that raises, crashes

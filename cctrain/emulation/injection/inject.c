@@ -267,7 +267,7 @@ static int take_tolls(const char *text, Tolls *tolls) {
 // point's bytes and us. Returns 1, or 0 for a text that is not so, which changes nothing.
 int cctrain_set_tolls(const char *text) {
   static unsigned generation;
-  Tolls *tolls = calloc(1, sizeof *tolls);  // never freed: a thread may hold it, and a run has some dozens
+  Tolls *tolls = calloc(1, sizeof *tolls);  // never freed: a thread may hold it; a run has dozens, `tolls` thousands
   if (!tolls || !take_tolls(text, tolls)) {
     free(tolls);
     return 0;
