@@ -234,6 +234,15 @@ def test_what_only_three_together_cost_is_more_than_the_costs_account_for_or_les
     assert found["unexplained_ci95"] == pytest.approx([found["unexplained_s"]] * 2)
 
 
+def test_of_two_classes_whatever_the_arms_took_nothing_is_unexplained():
+    classes = CLASSES[:2]
+    every_arm = (OFF, ALL, *map(only, classes), *map(without, classes))
+    took_s = dict(zip(every_arm, (0.100, 0.150, 0.120, 0.111, 0.123, 0.137), strict=True))
+    found = explain(whole_rounds(run_of(every_arm, 4, lambda arm, _: took_s[arm]), every_arm, {}), classes, COSTS)
+    assert sum(row["cost_s"] for row in found["classes"]) == pytest.approx(0.050)
+    assert found["unexplained_s"] == pytest.approx(0, abs=1e-12)
+
+
 def test_one_round_gives_costs_without_intervals_and_none_gives_nothing():
     found = explained(lambda arm, _: 0.1 + sum(COSTS[name] for name in paid_by(arm)), rounds=1)
     assert {row["ci95"] for row in found["classes"]} == {None}
