@@ -29,7 +29,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cctrain.emulation.profile import Profile, copy_toll_us, load_profile
@@ -40,6 +40,8 @@ BAR = 0.05
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")
 HOST_BOUND = 1.2
 """Collectives launched one by one that take at most so many times what the smallest takes are bound by the host."""
+_IN_SUMS = ("idle_wait", "launch_call", "launch_wait")
+"""Readings whose own times are part of what others should take."""
 _US_PER_NS, _US_PER_S = 1e-3, 1e6
 
 
@@ -150,23 +152,31 @@ def _copy_us(reading: Reading, profile: Profile, launch: float, wait: float, idl
     return toll + (float(conditions["work_us"] or 0) if is_drained else 0.0)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the comparison. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="what `tolls --tolls NAME` wrote")
     parser.add_argument("--own", type=Path, metavar="OFF", help="take the machine's own times from this run of tolls")
     parser.add_argument("--profile", help="the profile's file, where it is none of cctrain's")
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     record = read_tolls(flags.file)
-    pairs = with_own(record.readings, read_tolls(flags.own).readings if flags.own else None)
+    other = read_tolls(flags.own) if flags.own else None
+    if other and other.tolls:
+        parser.error(f"--own {flags.own} was measured under tolls itself: give one of `tolls` without --tolls")
+    pairs = with_own(record.readings, other and other.readings)
     if not record.tolls or not pairs:
         parser.error(
             f"{flags.file} holds nothing measured with and without a profile: `tolls --tolls NAME` measures so"
         )
+    lacking = sorted(set(_IN_SUMS) - {plain.name for plain, _ in pairs})
+    if lacking:
+        parser.error(
+            f"{flags.own or flags.file} lacks {', '.join(lacking)}, parts of the sums: measure launch and events, too"
+        )
     profile = load_profile(flags.profile or str(record.tolls["name"]))
     if profile.sha256 != record.tolls["sha256"]:
         parser.error(f"the profile {profile.name} has changed since it was measured")
-    own = dict.fromkeys(("idle_wait", "launch_call", "launch_wait", *COLLECTIVES), 0.0)  # the first of each name
+    own = dict.fromkeys((*_IN_SUMS, *COLLECTIVES), 0.0)  # the first of each name
     own |= {plain.name: plain.value for plain, _ in reversed(pairs) if plain.name in own}
     rows = []
     print(f"{'':52}{'own':>12}{'expected':>12}{'up to':>12}{'measured':>12}   off")

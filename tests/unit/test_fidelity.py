@@ -1,12 +1,14 @@
 """benchmarks/fidelity.py: what a reading should be under a profile, and how far it may be from that."""
 
 import dataclasses
+import os
 
 import pytest
 
-from benchmarks.fidelity import expected_us, off_by, stretch_us, verdict, with_own
+from benchmarks.fidelity import expected_us, main, off_by, stretch_us, verdict, with_own
 from cctrain.emulation.profile import load_profile
-from cctrain.tolls.record import Reading
+from cctrain.records import to_json
+from cctrain.tolls.record import Reading, TollsRecord
 from tests.stub_driver import profile
 
 TOLLS = profile(
@@ -47,6 +49,43 @@ def test_a_machines_own_times_are_of_the_same_processes_or_of_another_run():
     ((own, with_tolls),) = with_own([tolled, reading("host_python")], None)
     assert (own.value, with_tolls.value) == (14.0, 60.0)
     assert with_own([tolled], [other, unmatched]) == [(other, tolled)]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a file of tolls that holds these readings, with and without b300, or without tolls."""
+
+    def write(*names, is_tolled=True):
+        tolls = {"name": "b300", "sha256": load_profile("b300").sha256} if is_tolled else None
+        readings = tuple(dataclasses.replace(reading(name), plain_value=8.0 if is_tolled else None) for name in names)
+        record = TollsRecord(
+            mode="emulated" if is_tolled else "off",
+            tolls=tolls,
+            identity={},
+            measured_at="2026-11-29",
+            readings=readings,
+        )
+        path = tmp_path / f"{is_tolled}{len(names)}.json"
+        path.write_text(to_json(record))
+        return os.fspath(path)
+
+    return write
+
+
+NEEDED = ("launch_wait", "launch_call", "idle_wait")
+
+
+def test_a_machines_own_times_are_not_taken_from_a_run_with_tolls(written, capsys):
+    with pytest.raises(SystemExit):
+        main([written(*NEEDED), "--own", written(*NEEDED, "event_wait")])
+    assert "was measured under tolls" in capsys.readouterr().err
+    main([written(*NEEDED), "--own", written(*NEEDED, is_tolled=False)])
+
+
+def test_sums_that_lack_a_part_are_not_held_against_anything(written, capsys):
+    with pytest.raises(SystemExit):
+        main([written("launch_wait", "launch_call", "event_wait")])
+    assert "lacks idle_wait" in capsys.readouterr().err
 
 
 def test_the_hosts_share_is_at_most_that_of_a_launch_and_its_wait():
