@@ -6,8 +6,8 @@
                                 `run`, `why`, `seconds`
 
 A begin without an end was killed with the campaign; its token leads to whatever run directory it left. Kills are no
-failures, and are counted apart: the same command tries the trial again, after the others. But it may be the trial that
-takes the campaign down, and would on every start: after MOST_KILLS of them it is given up.
+failures, and are counted apart: the same command tries the trial again. But it may be the trial that takes the campaign
+down, and would on every start: after a second kill the others come first, and after MOST_KILLS it is given up.
 
 One process writes at a time: it holds a lock on the file, and so does the trial it runs, so that nobody starts beside
 what a killed campaign left.

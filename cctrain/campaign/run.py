@@ -132,14 +132,14 @@ class Campaign:
     def run(self, mode: str) -> str | None:
         """Run all that a machine in this `mode` can. Returns the mode that the rest waits for, None where none does.
 
-        Of a phase, trials during which the campaign was killed come last: the others are done before one that may be
-        what kills it does so again.
+        Of a phase, trials during which the campaign was killed more than once come last: the others are done before one
+        that may be what kills it does so again. After the first kill, which is chance as a rule, it keeps its turn.
 
         Raises KeyboardInterrupt once the trial under way has ended, and PlatformError where one could not start here.
         """
         for phase in sorted({trial.phase for trial in self.trials.values()}):
             left = [key for key, one in self.trials.items() if one.phase == phase and not self.standing[key].is_settled]
-            for key in sorted(left, key=lambda key: len(self.standing[key].kills)):
+            for key in sorted(left, key=lambda key: max(1, len(self.standing[key].kills))):
                 trial = self.trials[key]
                 if trial.machine not in (None, mode):
                     return trial.machine
