@@ -17,7 +17,7 @@ from cctrain.tolls.record import Facts, TollsRecord
 from cctrain.tolls.replicates import NUM_PROCESSES
 
 _CAPTION = (
-    f"measured: undisturbed, the fastest tenth of the best of {NUM_PROCESSES} processes; interval: of any process. "
+    f"undisturbed, the fastest tenth of the best of {NUM_PROCESSES} processes; interval: of any process. "
     "B300, Hopper, H100: published, where defined alike; CC off -> on, x: on over off, +: what CC adds (sources: "
     "cctrain/tolls/published.py)"
 )
@@ -32,9 +32,10 @@ def print_tolls(record: TollsRecord, console: Console | None = None) -> None:
     num_gpus = record.identity["num_gpus"]
     machine = f"{num_gpus} x {record.identity['gpu']}" if num_gpus else "no GPU"
     tolls = f", tolls of {record.tolls['name']}" if record.tolls else ""
-    caption = f"{_CAPTION}. {_PLAIN}. {emulated_note()}" if record.mode == "emulated" else _CAPTION
+    value = "under tolls" if record.tolls else "measured"
+    caption = f"{value}: {_CAPTION}" + (f". {_PLAIN}. {emulated_note()}" if record.tolls else "")
     table = Table(title=f"tolls  ·  {machine}  ·  CC {record.mode}{tolls}", caption=caption)
-    measured = ("without tolls", "measured", "95 % interval") if record.tolls else ("measured", "95 % interval")
+    measured = (*(("without tolls",) if record.tolls else ()), value, "95 % interval")
     for column in ("toll", "of", *measured, *HARDWARE):
         table.add_column(column, justify="right" if column in measured else "left")
     for reading in record.readings:
