@@ -17,7 +17,7 @@ def emulated_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if off:
         rows.append(("step time, no tolls", f"{_ms(off['step_time_s']['median'])} median"))
     if kept and off and off["steady_state"]["is_steady"] and record["summary"]["steady_state"]["is_steady"]:
-        rows.append(("keep ratio", f"{_kept(kept)}, {kept['num_pairs']} pairs of blocks"))
+        rows.append(("keep ratio", _kept(kept)))
         rows.append(("loss", f"{1 - kept['value']:.1%} of throughput to the tolls of {record['tolls']['name']}"))
     elif off and not off["steady_state"]["is_steady"]:
         rows.append(("plain steps", off["steady_state"]["why"]))
@@ -55,7 +55,10 @@ def print_explanation(explained: Mapping[str, Any], step_time_off_s: float, cons
     table.add_row("unexplained", _with_ci(explained["unexplained_s"], explained["unexplained_ci95"]), end_section=True)
     total = _with_ci(explained["total_s"], explained["total_ci95"])
     table.add_row("all together", total, "", "", _ms(explained["injected_s"]), style="bold")
-    table.caption = f"of {explained['num_rounds']} rounds; a plain step takes {_ms(step_time_off_s)}"
+    num = explained["num_rounds"]
+    table.caption = (
+        f"of {num} {'round, so without intervals' if num == 1 else 'rounds'}; a plain step takes {_ms(step_time_off_s)}"
+    )
     console.print(table)
     share = explained["host_bound_share"]
     if share is not None and share <= 1:
@@ -76,9 +79,9 @@ def print_emulated(record: Mapping[str, Any], console: Console | None = None) ->
 
 def _kept(kept: Mapping[str, Any]) -> str:
     if kept["ci95"] is None:
-        return f"{kept['value']:.3f}, no interval from one pair"
+        return f"{kept['value']:.3f}, of one steady pair of blocks, which gives no interval"
     low, high = kept["ci95"]
-    return f"{kept['value']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    return f"{kept['value']:.3f} (95 % interval {low:.3f} to {high:.3f}), {kept['num_pairs']} pairs of blocks"
 
 
 def _ms(seconds: float) -> str:

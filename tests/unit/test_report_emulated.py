@@ -118,7 +118,7 @@ def test_a_steady_run_shows_its_keep_ratio_with_the_interval_and_the_loss():
 
 def test_one_pair_shows_that_it_has_no_interval():
     one = {"value": 0.8, "ci95": None, "num_pairs": 1}
-    assert emulated_rows(record(keep_ratio=one))[1][1].startswith("0.800, no interval from one pair")
+    assert emulated_rows(record(keep_ratio=one))[1][1] == "0.800, of one steady pair of blocks, which gives no interval"
 
 
 @pytest.mark.parametrize("arm", ["summary", "summary_off"])
