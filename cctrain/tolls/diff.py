@@ -60,7 +60,13 @@ def differences(off: TollsRecord, on: TollsRecord) -> list[Difference]:
 
 
 def check_comparable(off: TollsRecord, on: TollsRecord, allowed: Collection[str]) -> None:
-    """Raise RequestError naming all that differs between the machines beside CC, but for the keys `allowed`."""
+    """Raise RequestError naming all that differs between the machines beside CC, but for the keys `allowed`; and for
+    emulated readings whatever is allowed: a profile made of them would pass for a measured one."""
+    if "emulated" in (off.mode, on.mode):
+        raise RequestError(
+            f"a difference is of two measurements, with CC off and on; these are {off.mode} and {on.mode}: give files "
+            "that `tolls` wrote without --tolls (what emulation adds, `tolls --tolls NAME` shows by itself)"
+        )
     unlike = [
         f"{key} ({off.identity.get(key)} and {on.identity.get(key)})"
         for key in IDENTITY

@@ -327,6 +327,11 @@ def test_under_tolls_what_it_takes_without_them_stands_beside_it():
     assert row(text, "41.00")[2:4] == ["", "41.00 us"]
 
 
+def test_no_difference_is_taken_of_emulated_readings_whatever_is_allowed():
+    with pytest.raises(RequestError, match="these are off and emulated"):
+        check_comparable(record("off"), record("emulated", tolls={"name": "b300"}), ["mode"])
+
+
 def test_the_tables_title_says_machine_and_mode():
     text = printed(table.print_tolls, record("unknown", reading("launch", 1.0), identity={"num_gpus": 8}))
     assert "8 x B300" in text
