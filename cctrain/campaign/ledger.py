@@ -38,6 +38,10 @@ MOST_KILLS = 5
 """More than somebody comes to who stops the campaign at bad moments, or a machine that goes down now and then."""
 
 
+_FIRST = '{"event": '
+"""How a ledger begins, also one whose first line was cut short."""
+
+
 @dataclass(slots=True)
 class Standing:
     """What the ledger says of one trial."""
@@ -80,7 +84,9 @@ class Standing:
 
 
 def read(path: Path, verb: str = "campaign") -> tuple[list[dict[str, Any]], list[int]]:
-    """The events, and the numbers of the lines that are none: a crash may leave half a line."""
+    """The events, and the numbers of the lines that are none: a crash may leave half a line.
+
+    Raises RequestError for what cannot be read, and for a file of something else, which nothing may be added to."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
@@ -94,6 +100,8 @@ def read(path: Path, verb: str = "campaign") -> tuple[list[dict[str, Any]], list
             damaged.append(number)
         else:
             events.append(event)
+    if damaged and not events and not text.startswith(_FIRST[: len(text)]):
+        raise RequestError(f"{verb}.ledger={path} is no ledger, as no line of it shows: give a file of its own")
     return events, damaged
 
 

@@ -314,6 +314,24 @@ def test_half_a_line_is_left_out_and_what_follows_is_whole(tmp_path):
     assert ([event["event"] for event in events], damaged) == (["opened", "opened"], [2])
 
 
+@pytest.mark.parametrize("text", ["# Notes\n\nmine\n", '{"kind": "tolls"}\n'])
+def test_a_file_that_is_no_ledger_is_refused_and_left_as_it_was(tmp_path, text):
+    path = tmp_path / "notes.md"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=r"tune.ledger=.*notes.md is no ledger.*give a file of its own"):
+        Ledger(path, verb="tune")
+    with pytest.raises(RequestError, match=r"campaign.ledger=.*is no ledger"):
+        read(path)
+    assert path.read_text() == text
+
+
+def test_a_ledger_whose_first_line_was_cut_short_goes_on(tmp_path):
+    path = tmp_path / "campaign.jsonl"
+    path.write_text('{"event": "ope')
+    with Ledger(path) as ledger:
+        assert (ledger.damaged, ledger.opened("off")) == ([1], "off")
+
+
 def test_two_campaigns_at_once_on_one_ledger_are_refused_by_name(tmp_path):
     with Ledger(tmp_path / "campaign.jsonl") as ledger:
         ledger.opened("off")
