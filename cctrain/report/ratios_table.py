@@ -29,7 +29,7 @@ def print_answer(answer: Answer, console: Console | None = None) -> None:
     console = console_of(console, _WIDTH)
     table = Table(title="What is kept of the throughput", caption=". ".join(filter(None, (_CAPTION, _note(answer)))))
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in (COLUMNS[0], "verdict") else "right")
+        table.add_column(column, justify="left" if column in (COLUMNS[0], "verdict") else "right", overflow="fold")
     for name, rows in rows_by_title(answer):
         table.add_section()
         table.add_row(Text(name, style="bold"))

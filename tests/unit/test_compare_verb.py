@@ -1,14 +1,20 @@
 """The verb compare from the command line: what is printed, and the exit code."""
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 from make_records import emulated_record, run_record, write
+from rich.console import Console
 
 from cctrain.__main__ import main
+from cctrain.comparison.compare import compare
+from cctrain.comparison.groups import Options
+from cctrain.load import read_runs
+from cctrain.report.ratios_table import print_answer
 
 
 @pytest.fixture
@@ -34,6 +40,17 @@ def test_a_table_a_sentence_and_a_json_line_are_printed(capsys, runs):
     assert set(facts) >= {"keep_ratio", "ci95", "verdict", "num_runs", "why", "comparisons", "allowed", "exit_code"}
     assert (facts["verdict"], facts["num_runs"]) == ("costs", 6)
     assert facts["ci95"][0] < facts["keep_ratio"] < facts["ci95"][1]
+
+
+def test_names_of_recipes_are_whole_in_80_columns(tmp_path):
+    for number, recipe in enumerate(("tiny_llama_peft", "tiny_llama_sft")):
+        write(tmp_path, emulated_record(number, recipe=recipe, keep=0.9))
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    print_answer(compare(read_runs([tmp_path]), Options()), console)
+    rows = [line for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    first_cells = "".join(row.split("│")[1].strip() for row in rows)
+    assert "tiny_llama_peft" in first_cells
+    assert "tiny_llama_sft" in first_cells
 
 
 def test_json_prints_the_line_only_and_markdown_prints_none(capsys, runs):
