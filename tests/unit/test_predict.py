@@ -150,6 +150,18 @@ def test_the_cpus_stand_in_pays_the_launch_toll_alone(predicted):
     assert prediction.extra_s.value == pytest.approx(0.01)
 
 
+def test_on_a_cpu_too_the_measured_loss_stands_beside_the_prediction(predicted):
+    record = changed(
+        mode="emulated",
+        summary_off=SUMMARY,
+        crossings={"counted_by": "operators", "operators": 1000, "injected_s": {"launch": 0.0}},
+        tolls={"name": "x", "sha256": PROFILE.sha256},
+        keep_ratio={"value": 0.9, "ci95": None, "num_pairs": 5},
+    )
+    prediction = predicted(record)
+    assert prediction.measured.value == pytest.approx(0.1)
+
+
 # Records of others
 
 
