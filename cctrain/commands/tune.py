@@ -133,6 +133,7 @@ def _say(request: Request, result: Result, pairs: list[tuple[Observation, Observ
     )
     tuned.print_answer(answer)
     html, figures = _write(answer, request.run_root)
+    print(f"page: {html}")
     has_run = any(one.is_complete for one in result.seen)
     code = 0 if result.best else 1 if has_run else RunError.exit_code
     written = {"html": str(html), "png": [str(figure) for figure in figures], "ledger": str(request.ledger)}

@@ -62,6 +62,10 @@ NOT_EMULATED = (
 """Both are printed beside every emulated or predicted figure."""
 
 
+NO_GPU = "no GPU: each operator of this CPU paid the launch toll, which says nothing about any machine"
+"""Beside every emulated figure of a CPU."""
+
+
 def emulated_note() -> str:
     """What an emulated figure is, rests on and leaves out, as text beside it."""
     return (

@@ -15,7 +15,7 @@ from rich.text import Text
 from cctrain.campaign.plan import Trial
 from cctrain.campaign.run import Ending
 from cctrain.console import console_of
-from cctrain.emulation.profile import emulated_note
+from cctrain.emulation.profile import NO_GPU, emulated_note
 from cctrain.ratios import ratio_of_runs
 from cctrain.report.campaign import duration
 from cctrain.report.words import percent
@@ -52,6 +52,12 @@ class Answer:
             return 1.0, None
         rates = [[one.rate or 0.0 for one in side] for side in zip(*self.pairs, strict=True)]
         return ratio_of_runs(rates[0], rates[1], is_paired=True) if rates else None
+
+    @property
+    def is_gain_unclear(self) -> bool:
+        """Whether runs tell that there may be none."""
+        ci95 = self.gain and self.gain[1]
+        return bool(ci95 and ci95[0] <= 1 <= ci95[1])
 
     @property
     def command(self) -> str:
@@ -142,7 +148,7 @@ def print_trials(problem: Problem, seen: Sequence[Observation], best: Observatio
         return
     table = Table(title="Trials", caption=". ".join(filter(None, (SETTING, note(seen)))))
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("setting", "") else "right")
+        table.add_column(column, justify="left" if column in ("setting", "") else "right", overflow="fold")
     for row in rows(problem, seen, best):
         table.add_row(*(Text(cell) for cell in row), style="bold" if best and "best" in row[-1].split(", ") else None)
     console_of(width=_WIDTH).print(table)
@@ -157,7 +163,12 @@ def print_answer(answer: Answer) -> None:
 
 
 def sentences(answer: Answer) -> list[str]:
-    """What was found, in words."""
+    """What was found, in words, and what is to be borne in mind."""
+    is_of_cpu = answer.mode == "emulated" and answer.problem.memory_gib is None
+    return [*_found(answer), *([f"note: {NO_GPU}"] if is_of_cpu else [])]
+
+
+def _found(answer: Answer) -> list[str]:
     best = answer.result.best
     if best is None:
         return [why_none(answer)]
@@ -180,7 +191,9 @@ def _gain(answer: Answer) -> str:
     times = f"gain: {ratio:.3f} times the real tokens/s/GPU of the recipe as it stands"
     if ci95 is None:
         return f"{times}, from one run each and so without an interval (tune.repeats=3 gives one)"
-    return f"{times}, 95 % interval {ci95[0]:.3f} to {ci95[1]:.3f} over {len(answer.pairs)} further pairs of runs"
+    unclear = ": unclear whether it is one, as that holds 1 (more tune.repeats= tell)" if answer.is_gain_unclear else ""
+    interval = f"95 % interval {ci95[0]:.3f} to {ci95[1]:.3f}"
+    return f"{times}, {interval} over {len(answer.pairs)} further pairs of runs{unclear}"
 
 
 def why_none(answer: Answer) -> str:

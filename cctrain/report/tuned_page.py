@@ -52,4 +52,6 @@ def _headline(answer: Answer) -> str:
     if not answer.chosen:
         return "fastest as it stands"
     rate = f"{best.rate:,.0f} real tokens/s/GPU"
+    if answer.is_gain_unclear:
+        return f"{rate}, unclear whether more than as it stands"
     return f"{rate}, {gain[0]:.2f} times as many" if gain else rate

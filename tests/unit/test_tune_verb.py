@@ -13,6 +13,7 @@ from make_records import emulated_record, run_record, write
 
 from cctrain.__main__ import main
 from cctrain.campaign.ledger import Ledger
+from cctrain.emulation.profile import NO_GPU
 from cctrain.records import KeepRatio
 from cctrain.reduce import summarize
 from cctrain.report.tuned import Progress
@@ -114,6 +115,31 @@ def test_repeats_give_the_gain_an_interval(tmp_path):
     low, high = facts["gain_ci95"]
     assert 1.4 < low < facts["gain"] < high < 1.6
     assert "over 4 further pairs of runs" in out
+
+
+def test_a_gain_whose_interval_holds_1_is_called_unclear(tmp_path):
+    def as_fast_later(number, point):  # five runs a point; that of the search flatters the largest micro-batch
+        is_of_search = number % 5 == 0
+        uneven = 0.2 + 0.02 * (number % 3)
+        return complete(number, point, SECONDS if is_of_search else dict.fromkeys(SECONDS, uneven))
+
+    arguments = (*TINY, "tune.repeats=4")
+    done(tmp_path, arguments, as_fast_later, repeats=5)
+    code, out, _, facts = said(*arguments, f"run_root={tmp_path}")
+    low, high = facts["gain_ci95"]
+    assert (code, low < 1 < high) == (0, True)
+    assert "unclear whether it is one, as that holds 1" in out
+    page = Path(facts["html"]).read_text()
+    assert "unclear whether more than as it stands" in page
+    assert "times as many" not in page
+    assert f"page: {facts['html']}" in out
+
+
+def test_emulated_trials_on_a_cpu_are_said_to_say_nothing_of_a_machine(emulated, searched):
+    _, (_, out, _, facts) = emulated
+    assert NO_GPU in " ".join(out.split())
+    assert NO_GPU in Path(facts["html"]).read_text()
+    assert NO_GPU not in " ".join(searched[1][1].split())
 
 
 def test_the_same_command_again_says_the_same(searched):
