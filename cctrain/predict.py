@@ -168,6 +168,8 @@ def _measured(base: Base, profile: Profile) -> Range | None:
 def read_base(path: Path) -> Base:
     """The plain steps of the run in the file, or run directory, `path`. Raises RequestError for what holds none."""
     file = path / "run.json" if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise RequestError(f"{shown(path)} holds no run.json: give one run directory of it, as {shown(path / 'RUN')}")
     try:
         return _parse(path, json_of(file, _MOST_BYTES))
     except OSError as error:

@@ -13,7 +13,8 @@ killed five times may be what kills it, and is given up.
 
   campaign=            a file of conf/campaign/; settings on the command line win over its own
   campaign.repeats=    runs of every combination (3, or the preset's)
-  campaign.ledger=     what has become of every trial, for people and for the next start (RUN_ROOT/campaign.jsonl)
+  campaign.ledger=     what has become of every trial, for people and for the next start (RUN_ROOT/campaign.jsonl, of a
+                       preset campaign-NAME.jsonl)
   campaign.retry_failed=true    try those again that were given up
   campaign.allow=      what the comparison lets pass: steady, for runs that are not
   run_root=            where the run directories go (runs/); for a reboot into another system, one that both see

@@ -21,7 +21,8 @@ def print_crossings(crossings: Processes, profile: Profile | None, console: Cons
     """Print the counts of each process, by its id, and what `profile` made it wait; to stdout without a console."""
     console = console or Console(soft_wrap=True, markup=False)
     if not crossings:
-        console.print("no process made a CUDA call that could be met; lines of `cctrain: emulation` above say why not")
+        met = "no process made a CUDA call that could be met"
+        console.print(f"{met}; if one should have, lines of `cctrain: emulation` above say why not")
         return
     rest = list(crossings.items())
     while rest:

@@ -150,6 +150,11 @@ def test_the_cpus_stand_in_pays_the_launch_toll_alone(predicted):
     assert prediction.extra_s.value == pytest.approx(0.01)
 
 
+def test_a_folder_of_runs_is_refused_with_what_to_name(tmp_path):
+    with pytest.raises(RequestError, match=r"holds no run.json: give one run directory of it, as .*/RUN"):
+        read_base(tmp_path)
+
+
 def test_on_a_cpu_too_the_measured_loss_stands_beside_the_prediction(predicted):
     record = changed(
         mode="emulated",
