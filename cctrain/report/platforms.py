@@ -13,6 +13,8 @@ from cctrain.load import Run
 _MOST_ROWS, _MOST_VALUES = 400, 3
 _IDENTITY = ("gpu", "num_gpus", "precision", "versions")
 """What of `identity` is of the machine, and not of the recipe."""
+_OF_ONE_RUN = ("attestation.nonce", "attestation.gpus")
+"""What of `platform` is of one run by design, kilobytes of it, and so no difference between machines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ def _facts(runs: Sequence[Run]) -> dict[str, str]:
     for run in runs:
         own = {name: run.identity[name] for name in _IDENTITY if name in run.identity}
         for name, value in (*_leaves(run.platform, ""), *_leaves(own, "identity")):
-            values.setdefault(name, {})[value] = None
+            if name not in _OF_ONE_RUN:
+                values.setdefault(name, {})[value] = None
     return {name: _joined(list(found)) for name, found in values.items()}
 
 

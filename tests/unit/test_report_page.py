@@ -1,5 +1,6 @@
 """The HTML report: everything in it, nothing from outside, and whatever a record holds stays text."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -137,6 +138,17 @@ def test_the_verdict_comes_first_then_all_that_it_rests_on(tmp_path):
     places = [text.find(mark) for mark in marks]
     assert -1 not in places, marks[places.index(-1)]
     assert places == sorted(places)
+
+
+def test_what_is_signed_for_one_run_is_no_difference_between_machines(tmp_path):
+    for number, mode in enumerate(("off", "on")):
+        record = run_record(mode, number, step_time_s=0.28)
+        attested = {"nonce": f"cafe{number}", "gpus": [{"report": "QUJD" * 2000}], "missing": None}
+        write(tmp_path, dataclasses.replace(record, platform={**record.platform, "attestation": attested}))
+    text = html.page(answer(tmp_path))
+    assert "cafe0" not in text
+    assert "QUJDQUJD" not in text
+    assert "attestation.missing" in text
 
 
 def test_the_seed_post_and_what_was_allowed_are_shown(tmp_path):
