@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 demo: $(READY)  ## A tiny Llama, LoRA, on this CPU: two ranks, real text; then with tolls on its operators
 	$(PYTHON) -m cctrain recipe=tiny_llama_peft
-	$(PYTHON) -m cctrain recipe=tiny_llama_peft cc=emulated tolls=b300 measure.steps=40 cc.blocks=4
+	$(PYTHON) -m cctrain recipe=tiny_llama_peft cc=emulated tolls=b300
 
 test: $(READY)  ## Unit tests, then the real AutoModel recipes, tiny, on CPU
 	$(PYTHON) -m pytest

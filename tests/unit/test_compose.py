@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cctrain.config import CcMode, Config
+from cctrain.config import DEFAULT_BLOCKS, CcMode, Config
+from cctrain.emulation.blocks import ALL, OFF, fewest_steps
 from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError
 from cctrain.packaged import CONF, RECIPES
@@ -14,6 +15,7 @@ from cctrain.request.checks import Layout
 from cctrain.request.compose import compose_config
 from cctrain.request.identity import identity
 from cctrain.request.recipe import build_recipe, check_shape, recipe_hash
+from cctrain.stats import MIN_STEPS
 
 NAMES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 
@@ -36,6 +38,12 @@ def test_every_recipe_composes_and_imports_only_what_is_allowed(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_measures_enough_steps_for_a_verdict_on_emulated_tolls(name):
+    steps = composed(f"recipe={name}", "cc=emulated", "tolls=b300").measure.most_steps
+    assert steps >= fewest_steps(len((OFF, ALL)), DEFAULT_BLOCKS, MIN_STEPS)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_composes_with_random_weights(name):
     config = composed(f"recipe={name}", "weights=random")
     check_recipe(config.train)
@@ -54,8 +62,8 @@ def test_every_conf_file_composes(choice):
         "data=jsonl": ["data.path=x.jsonl"],
         "data=medpix": ["recipe=tiny_gemma_peft"],
         "weights=pretrained": ["weights.path=x"],
-        "cc=emulated": ["tolls=b300", "measure.steps=64"],
-    } | {f"tolls={path.stem}": ["cc=emulated", "measure.steps=64"] for path in (CONF / "tolls").glob("*.yaml")}
+        "cc=emulated": ["tolls=b300"],
+    } | {f"tolls={path.stem}": ["cc=emulated"] for path in (CONF / "tolls").glob("*.yaml")}
     wanted = needs.get(choice, [])
     recipe = [] if any(key.startswith("recipe=") for key in wanted) else ["recipe=tiny_llama_peft"]
     assert composed(*recipe, choice, *wanted) is not None
