@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from pathlib import Path
 from cctrain import launcher
 from cctrain.commands.flags import Parser
 from cctrain.config import CcMode
+from cctrain.emulation.arms import CUPTI, unpaid_note
 from cctrain.emulation.injector import left_behind, process_environment
 from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError
@@ -44,6 +46,9 @@ def run(arguments: list[str]) -> int:
         raise RequestError(f"{command[0]}: no such program")
     profile = load_profile(flags.tolls) if flags.tolls else None
     cc.observed_mode(CcMode.emulated, gpu.observe().cc)
+    unpaid = unpaid_note(profile, CUPTI) if profile else None
+    if unpaid:
+        print(f"note: {unpaid}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="cctrain-crossings-") as folder:
         injected = process_environment(profile, Path(folder))
         code = _run(command, os.environ | launcher.NO_MULTICAST | injected)

@@ -19,6 +19,7 @@ import yaml
 
 from cctrain import in_job, launcher, nodes, rundir
 from cctrain.config import Config, LaunchKind
+from cctrain.emulation.arms import CUPTI, OPERATORS, unpaid_note
 from cctrain.emulation.injector import check_not_inside, process_environment
 from cctrain.emulation.profile import parse_profile
 from cctrain.errors import RequestError, RunError
@@ -199,7 +200,7 @@ def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> No
         command=redacted(("python", "-m", "cctrain", *arguments)),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         ended_at=None,
-        notes=(),
+        notes=_notes(request),
         steps=(),
         summary=None,
         tolls=_tolls(config.tolls),
@@ -212,6 +213,16 @@ def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> No
     plain = _plain(dataclasses.asdict(config))
     plain["step"]["kind"] = step.value
     rundir.write_json(run_dir / "config.json", {**plain, "train": recipe})
+
+
+def _notes(request: _Request) -> tuple[str, ...]:
+    """What is known before the wait, and said then too."""
+    tolls = request.config.tolls
+    note = unpaid_note(parse_profile(tolls), OPERATORS if request.is_cpu else CUPTI) if tolls else None
+    if note is None:
+        return ()
+    print(f"note: {note}", file=sys.stderr)
+    return (note,)
 
 
 def _tolls(content: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -33,6 +33,13 @@ def explained_classes(
     return tuple(name for name in profile.classes() if name in payable)
 
 
+def unpaid_note(profile: Profile, counted_by: str) -> str | None:
+    """What is to be said of a profile that charges nothing where it would be paid; None where it charges something."""
+    if set(profile.classes()) & set(_PAYABLE[counted_by]):
+        return None
+    return f"the profile {profile.name} charges nothing here: what is seen under it is as without tolls, but for noise"
+
+
 def only(name: str) -> str:
     """The arm under which one class alone is paid."""
     return _ONLY + name

@@ -100,6 +100,14 @@ def test_without_a_profile_it_is_only_counted(emulate, stub):
     assert "emulated" not in stdout
 
 
+def test_a_profile_that_charges_nothing_is_said_to_as_the_program_starts(emulate, tmp_path):
+    path = tmp_path / "free.yaml"
+    path.write_text("kind: cctrain emulation profile\nschema_version: 1\nname: free\ntolls: {}\n")
+    code, _, _, stderr = emulate("--tolls", str(path), "--", "true")
+    assert code == 0
+    assert "note: the profile free charges nothing here" in stderr
+
+
 def test_every_process_of_the_program_is_met(emulate, stub):
     both = f"import subprocess; a = {program(stub, 3)!r}; subprocess.run(a, check=True); subprocess.run(a, check=True)"
     _, last, _, _ = emulate("--", sys.executable, "-c", both)

@@ -60,6 +60,15 @@ def test_an_emulated_run_is_complete_and_says_everywhere_what_it_is(emulated):
         assert words in emulated.stdout
 
 
+def test_a_profile_that_charges_nothing_is_said_to_before_the_wait_and_in_the_record(start_cctrain, tmp_path):
+    path = tmp_path / "free.json"
+    path.write_text(json.dumps({"kind": KIND, "schema_version": SCHEMA_VERSION, "name": "free", "tolls": {}}))
+    run = start_cctrain(*RECIPE, "cc=emulated", f"tolls={path}", "measure.setup_timeout_s=0.5").finish()
+    assert "note: the profile free charges nothing here" in run.stderr
+    assert any("the profile free charges nothing here" in note for note in run.record["notes"])
+    assert "charges nothing here" in run.stdout
+
+
 def test_its_ranks_have_no_multicast_though_the_user_set_it_and_the_record_says_so(emulated):
     assert emulated.record["platform"]["host"]["environment"]["NCCL_NVLS_ENABLE"] == "0"
 

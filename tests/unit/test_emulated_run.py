@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cctrain.emulation.arms import OPERATORS, arms, explained_classes, only, tolls_of, without
+from cctrain.emulation.arms import CUPTI, OPERATORS, arms, explained_classes, only, tolls_of, unpaid_note, without
 from cctrain.emulation.blocks import ALL, OFF, schedule
 from cctrain.emulation.crossings import mean_crossings
 from cctrain.emulation.explain import explain
@@ -74,6 +74,12 @@ def test_an_arm_pays_all_one_all_but_one_or_nothing():
     assert tolls_of(whole, only("copy")).classes() == ("copy",)
     assert tolls_of(whole, without("copy")).classes() == ("launch", "wait", "collective")
     assert tolls_of(whole, ALL).sha256 == whole.sha256
+
+
+def test_a_profile_that_charges_nothing_where_it_is_paid_is_said_to():
+    assert "the profile test charges nothing" in unpaid_note(profile(launch_us=0.0, host_ratio=1.0), CUPTI)
+    assert unpaid_note(profile(wait_us=3.0), CUPTI) is None
+    assert "charges nothing" in unpaid_note(profile(wait_us=3.0), OPERATORS)
 
 
 # Rounds
