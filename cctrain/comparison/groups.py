@@ -35,6 +35,10 @@ _SIZES = (
 """By which settings stand in a table, each from small to large."""
 _STOCK = ("stock", "automodel")
 """What others are held against."""
+_WHY_NOT_OFF = (
+    ", as emulated runs are held against their own plain steps; compare --against-off-runs holds them against runs "
+    "with CC off"
+)
 
 Setting = tuple[tuple[str, str], ...]
 Cell = tuple[str, Setting]
@@ -88,9 +92,9 @@ def planned(runs: Sequence[Run], options: Options) -> tuple[list[Plan], tuple[st
         held = {arm.run.run_id for plan in found for arm in (*plan.base_arms, *plan.other_arms)}
         alone = [label for label, group in modes.items() if not held & {arm.run.run_id for arm in group.arms}]
         if alone and found:
-            way_out = "; --against-off-runs holds emulated runs against those with CC off" * ("off" in alone)
-            text = f"runs with mode {', '.join(alone)} are held against none{way_out}"
-            notes.append(f"{_called(recipe, setting)}: {text}")
+            num = sum(len(modes[label].arms) for label in alone)
+            text = f"in no comparison: {num} run{'s' * (num != 1)} with mode {', '.join(alone)}"
+            notes.append(f"{_called(recipe, setting)}: {text}{_WHY_NOT_OFF * ('off' in alone)}")
         notes += _unlike_beside(recipe, setting, modes, found)
     plans += _by_setting(groups)
     held_recipes = {plan.recipe for plan in plans}

@@ -46,12 +46,16 @@ def page(answer: Answer) -> str:
 
 
 def _about(answer: Answer) -> str:
-    times = sorted(run.started_at for run in answer.runs if run.started_at)
+    held = {arm.run.run_id for one in answer.comparisons for arm in (*one.base_arms, *one.other_arms)}
+    runs = [run for run in answer.runs if run.run_id in held]
+    num_others = len(answer.runs) - len(runs)
+    times = sorted(run.started_at for run in runs if run.started_at)
     when = f", started {times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M}" if times else ""
-    gpus = sorted({str(name) for run in answer.runs for name in _as_list(run.identity.get("gpu"))})
+    gpus = sorted({str(name) for run in runs for name in _as_list(run.identity.get("gpu"))})
     num = len(answer.comparisons)
-    compared = f"{num} comparison{'s' * (num > 1)} of {len(answer.runs)} run{'s' * (len(answer.runs) > 1)}"
-    return f"{compared} on {', '.join(gpus) or 'unknown GPUs'}{when}"
+    compared = f"{num} comparison{'s' * (num > 1)} of {len(runs)} run{'s' * (len(runs) > 1)}"
+    others = f"; {num_others} other{'s' * (num_others > 1)} in no comparison" if num_others else ""
+    return f"{compared} on {', '.join(gpus) or 'unknown GPUs'}{when}{others}"
 
 
 def _as_list(node: object) -> Iterable[object]:

@@ -160,7 +160,8 @@ def test_emulated_runs_can_be_held_against_runs_with_cc_off(tmp_path):
 def test_runs_with_cc_off_beside_emulated_ones_are_named_as_left_out(tmp_path):
     answer = answered(tmp_path, run_record("off", 0), emulated_record(1))
     assert [one.pairing for one in answer.comparisons] == ["same run"]
-    assert "--against-off-runs" in answer.notes[0]
+    assert "in no comparison: 1 run with mode off, as emulated runs are held against their own plain" in answer.notes[0]
+    assert "compare --against-off-runs holds" in answer.notes[0]
 
 
 def test_emulated_against_on_is_refused_unless_allowed(tmp_path):

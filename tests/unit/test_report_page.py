@@ -160,6 +160,15 @@ def test_the_seed_post_and_what_was_allowed_are_shown(tmp_path):
     assert "which is assumed" in text
 
 
+def test_only_runs_that_are_compared_are_counted_so(tmp_path):
+    killed = run_record("off", 0, status="partial", failure="the process that followed the run was killed")
+    for record in (killed, emulated_record(1), emulated_record(2)):
+        write(tmp_path, record)
+    text = "".join(Reader(html.page(answer(tmp_path))).text)
+    assert "1 comparison of 2 runs on NVIDIA H200" in text
+    assert "; 1 other in no comparison" in text
+
+
 def test_records_without_phases_and_without_machines_make_a_page(tmp_path):
     for number, mode in enumerate(("off", "on")):
         content = json.loads(to_json(run_record(mode, number, num_steps=30, platform={}, command=())))
