@@ -73,7 +73,7 @@ class Follower:
         moved, failed_at, all_ended_at = clock(), None, None
         while True:
             code = launcher_exit()
-            if self._read():
+            if self.read():
                 moved = clock()
                 on_step(self.ranks)
             if self._is_complete():
@@ -98,7 +98,7 @@ class Follower:
         if launcher and launcher.poll() is None:
             os.killpg(launcher.pid, signal.SIGKILL)
             launcher.wait()
-        self._read()
+        self.read()
         # In a job of somebody else's, one that has ended leaves by itself.
         killed = [rank.start for rank in self.ranks.values() if is_here(rank.start) and (launcher or not rank.end)]
         for start in killed:
@@ -106,9 +106,10 @@ class Follower:
         until = time.monotonic() + _DIE_S
         while any(map(is_alive, killed)) and time.monotonic() < until:
             time.sleep(0.05)
-        self._read()  # what they wrote last
+        self.read()  # what they wrote last
 
-    def _read(self) -> bool:
+    def read(self) -> bool:
+        """Take in what the ranks have written meanwhile. Returns whether that is anything."""
         is_new = False
         reduction, self.reduction = self.reduction, None  # until it has all that is read
         while read := list(self._tail.read()):
@@ -168,9 +169,9 @@ class Follower:
 
     def dead_here(self) -> dict[int, str]:
         """The ranks of this machine that ended without a word, with how far they had come."""
-        self._read()
+        self.read()
         gone = [number for number, rank in self.ranks.items() if is_here(rank.start) and not is_alive(rank.start)]
-        self._read()  # what they said last
+        self.read()  # what they said last
         return {number: self._progress(number) for number in gone if not self.ranks[number].end}
 
     def _where(self, number: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import secrets
 import subprocess
@@ -30,6 +31,8 @@ from cctrain.rundir import TRIAL_VARIABLE
 
 _STOP_S = 90.0
 """How long a stopped trial gets to write its partial record."""
+_LOOK_S = 0.5
+"""How often what shows the trial under way is asked to."""
 _MOST_WHY = 500
 
 
@@ -38,6 +41,9 @@ class Watcher(Protocol):
 
     def begins(self, trial: Trial, attempt: int) -> None:
         """A trial starts."""
+
+    def runs(self, run_dir: Path) -> None:
+        """It goes on, and writes there."""
 
     def ended(self, ending: Ending, num_left: int, seconds_left: float | None) -> None:
         """What became of it, and what is left of all."""
@@ -178,7 +184,7 @@ class Campaign:
         with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
             process = self._start(trial, token, said, complained)
             try:
-                code = process.wait(self.deadline_s)
+                code = self._watch(process, token)
             except subprocess.TimeoutExpired:
                 is_late = True
                 is_stopped = _stop(process)
@@ -212,6 +218,20 @@ class Campaign:
             raise KeyboardInterrupt
         if ending.outcome == "interrupted":
             raise PlatformError(f"{trial.label}: {ending.why}")
+
+    def _watch(self, process: subprocess.Popen[bytes], token: str) -> int:
+        """The trial's exit code, at its end. Raises TimeoutExpired after the deadline."""
+        begin, run_dir = time.monotonic(), None
+        while True:
+            left_s = math.inf if self.deadline_s is None else begin + self.deadline_s - time.monotonic()
+            try:
+                return process.wait(min(_LOOK_S, max(0.0, left_s)))
+            except subprocess.TimeoutExpired:
+                if left_s <= _LOOK_S:
+                    raise
+            run_dir = run_dir or next(self.run_root.glob(f"*-{token}"), None)
+            if run_dir:
+                self.watcher.runs(run_dir)
 
     def _start(self, trial: Trial, token: str, said: IO[bytes], complained: IO[bytes]) -> subprocess.Popen[bytes]:
         """In a session of its own, so that a Ctrl-C reaches us and not it, ending when we do."""

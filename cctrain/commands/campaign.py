@@ -76,6 +76,10 @@ def run(arguments: list[str]) -> int:
         halt: CctrainError | None = None
         waits_for, is_stopped = None, False
         num_left = sum(not one.is_settled for one in standing.values())
+        num_failed = sum(one.is_failed for one in standing.values())
+        if num_left < len(trials):
+            given_up = f", {num_failed} given up" if num_failed else ""
+            _note(f"{len(trials) - num_left - num_failed} of {_counted(len(trials))} already done{given_up}")
         watcher = report.Progress(len(trials), num_left)
         campaign = Campaign(trials, standing, ledger, matrix.run_root, lambda one: _command(matrix, one), watcher)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +12,7 @@ from cctrain.campaign.ledger import Standing
 from cctrain.campaign.plan import Trial
 from cctrain.campaign.run import Ending
 from cctrain.console import console_of
+from cctrain.report.trial import TrialProgress
 
 _WIDTH = 120
 
@@ -43,11 +45,12 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Two lines a trial: what starts, and what became of it with the time left of the whole."""
+    """Lines of a trial: what starts, how far it is, and what became of it with the time left of the whole."""
 
     def __init__(self, num_trials: int, num_left: int) -> None:
         self._num_trials, self._num_left = num_trials, num_left
         self._console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        self._trial = TrialProgress(self._console)
 
     def begins(self, trial: Trial, attempt: int) -> None:
         """A trial starts."""
@@ -55,8 +58,13 @@ class Progress:
         again = ", once more" if attempt > 1 else ""
         self._console.print(f"trial {number} of {self._num_trials}: {trial.label}{again}", soft_wrap=True)
 
+    def runs(self, run_dir: Path) -> None:
+        """It goes on, and writes there."""
+        self._trial.show(run_dir)
+
     def ended(self, ending: Ending, num_left: int, seconds_left: float | None) -> None:
         """It ended."""
+        self._trial.end()
         self._num_left = num_left
         took = "" if ending.seconds is None else f" after {duration(ending.seconds)}"
         why = f" ({ending.why})" if ending.why else ""

@@ -14,8 +14,8 @@ from cctrain.follow import Rank
 class Progress:
     """Step, tokens/s/GPU, loss, time left. Rates are of the last step and the ranks' own, for the eye only."""
 
-    def __init__(self, num_steps: int, world: int) -> None:
-        console = Console(stderr=True)
+    def __init__(self, num_steps: int, world: int, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
         self._world = world
         rate = TextColumn("{task.fields[rate]}")
         columns = (

@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from cctrain.console import console_of
 from cctrain.emulation.profile import NO_GPU, emulated_note
 from cctrain.ratios import ratio_of_runs
 from cctrain.report.campaign import duration
+from cctrain.report.trial import TrialProgress
 from cctrain.report.words import percent
 from cctrain.tune.point import Observation
 from cctrain.tune.search import Problem, Result, is_allowed
@@ -66,21 +68,27 @@ class Answer:
 
 
 class Progress:
-    """Two lines a trial, on stderr: what starts, and what became of it with what is left of the whole at most."""
+    """Lines of a trial, on stderr: what starts, how far it is, and what became of it with what may be left."""
 
     def __init__(self, max_trials: int, num_repeats: int) -> None:
         self._max_trials, self._num_repeats = max_trials, num_repeats
         self._num_seen = 0
         self._seconds: list[float] = []
         self._console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        self._trial = TrialProgress(self._console)
 
     def begins(self, trial: Trial, attempt: int) -> None:
         """A trial starts."""
         of = f"trial {self._num_seen + 1} of at most {self._max_trials}" if trial.repeat == 1 else "once more"
         self._console.print(f"{of}: {trial.label}", soft_wrap=True)
 
+    def runs(self, run_dir: Path) -> None:
+        """It goes on, and writes there."""
+        self._trial.show(run_dir)
+
     def ended(self, ending: Ending, num_left: int, seconds_left: float | None) -> None:
         """It ended; what a campaign would have left says nothing of a search."""
+        self._trial.end()
         self._seconds += [ending.seconds] if ending.seconds else []
         why = f" ({ending.why})" if ending.why else ""
         took = f" after {duration(ending.seconds)}" if ending.seconds else ""

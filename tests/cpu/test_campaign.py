@@ -86,6 +86,14 @@ def test_it_ends_in_the_comparison_of_its_runs(campaign):
     assert "left, about" in "".join(start.stderr for start in starts)
 
 
+def test_a_start_says_what_is_done_and_where_the_log_of_what_runs_is(campaign):
+    root, starts = campaign
+    assert "note: 1 of 4 trials already done" in starts[-1].stderr
+    logs = [line.split("log: ")[1] for line in starts[-1].stderr.splitlines() if "log: " in line]
+    assert len(logs) == 3
+    assert all((root / log).is_file() for log in logs)
+
+
 def test_the_same_command_after_its_end_runs_nothing_and_compares_again(campaign, start_cctrain):
     root, starts = campaign
     again = start_cctrain(*CAMPAIGN, run_root=root).finish()

@@ -73,6 +73,9 @@ class Quiet:
     def begins(self, trial, attempt):
         self.said.append((trial.label, attempt))
 
+    def runs(self, run_dir):
+        pass
+
     def ended(self, ending, num_left, seconds_left):
         self.said.append((ending.outcome, num_left, seconds_left is not None))
 

@@ -59,6 +59,7 @@ def test_the_seed_campaign_ends_in_its_table_beside_the_published_losses(capsys,
     done(tmp_path, ["campaign=seed"], of_the_seed)
     code, out, err = said(capsys, "campaign=seed", f"run_root={tmp_path}")
     assert code == 0, err
+    assert err == "note: 16 of 16 trials already done\n"
     for published in ("8 x H200", "8 x B300", "32.3 %", "18.0 %", "29.7 %", "21.0 %", "CC on / CC off"):
         assert published in out
     facts = json.loads(out.splitlines()[-1])
@@ -76,6 +77,7 @@ def test_a_row_that_failed_is_named_and_the_others_are_compared(capsys, tmp_path
     code, out, err = said(capsys, *TWO, f"run_root={tmp_path}")
     facts = json.loads(out.splitlines()[-1])
     assert (code, facts["num_failed"], facts["exit_code"]) == (4, 2, 4)
+    assert "6 of 8 trials already done, 2 given up" in err
     assert "failed twice: recipe=gemma31b_sft cc=on repeat 1: out of memory" in err
     assert "2 trials given up; campaign.retry_failed=true tries again" in facts["why"]
     (compared,) = facts["comparison"]
