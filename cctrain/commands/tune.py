@@ -65,8 +65,9 @@ def run(arguments: list[str]) -> int:
     if request.config.dry_run:
         return _dry_run(request)
     take_stops_as_ctrl_c()
-    tune = request.config.tune
-    watcher = tuned.Progress(tune.max_trials, 2 * tune.repeats)
+    tune, problem = request.config.tune, request.problem
+    num_settings = len({problem.base, *problem.points})
+    watcher = tuned.Progress(min(tune.max_trials, num_settings), 2 * tune.repeats)
     seen: list[Observation] = []
     with Ledger(request.ledger, verb="tune") as ledger:
         trials = Trials(request, ledger, watcher)
@@ -77,8 +78,8 @@ def run(arguments: list[str]) -> int:
             return seen[-1]
 
         try:
-            result = search(request.problem, trial, tune.max_trials)
-            pairs = _repeated(trials, result, request.problem, tune.repeats)
+            result = search(problem, trial, tune.max_trials)
+            pairs = _repeated(trials, result, problem, tune.repeats)
         except KeyboardInterrupt:
             return _halted(request, seen, "stopped; the same command goes on", _STOPPED)
         except CctrainError as error:

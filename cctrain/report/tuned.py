@@ -72,13 +72,14 @@ class Progress:
 
     def __init__(self, max_trials: int, num_repeats: int) -> None:
         self._max_trials, self._num_repeats = max_trials, num_repeats
-        self._num_seen = 0
+        self._num_seen, self._is_new = 0, False
         self._seconds: list[float] = []
         self._console = Console(stderr=True, markup=False, emoji=False, highlight=False)
         self._trial = TrialProgress(self._console)
 
     def begins(self, trial: Trial, attempt: int) -> None:
         """A trial starts."""
+        self._is_new = True
         of = f"trial {self._num_seen + 1} of at most {self._max_trials}" if trial.repeat == 1 else "once more"
         self._console.print(f"{of}: {trial.label}", soft_wrap=True)
 
@@ -97,11 +98,17 @@ class Progress:
     def saw(self, one: Observation) -> None:
         """What a trial came to, whether it ran now or stood in the ledger."""
         self._num_seen += 1
+        rate = f"{one.rate:,.0f} real tokens/s/GPU" if one.rate else one.outcome
+        more = self._left() if self._is_new else ", from the ledger" if one.run else ""
+        self._is_new = False
+        self._console.print(f"    {one.point.label}: {rate}{more}", soft_wrap=True)
+
+    def _left(self) -> str:
+        """What is left to run: nothing is known of it while trials are read from the ledger."""
         left = self._max_trials - self._num_seen + self._num_repeats
         mean = sum(self._seconds) / len(self._seconds) if self._seconds else None
         time_left = f", about {duration(mean * left)}" if mean and left else ""
-        rate = f"{one.rate:,.0f} real tokens/s/GPU" if one.rate else one.outcome
-        self._console.print(f"    {one.point.label}: {rate}; at most {left} left{time_left}", soft_wrap=True)
+        return f"; at most {left} left{time_left}"
 
 
 def print_plan(problem: Problem) -> None:

@@ -13,6 +13,7 @@ from make_records import emulated_record, run_record, write
 
 from cctrain.__main__ import main
 from cctrain.campaign.ledger import Ledger
+from cctrain.campaign.run import Ending
 from cctrain.emulation.profile import NO_GPU
 from cctrain.records import KeepRatio
 from cctrain.reduce import summarize
@@ -104,7 +105,26 @@ def test_the_fastest_is_found_with_the_settings_to_copy_and_its_gain(searched):
     assert facts["real_tokens_per_s_per_gpu"] == pytest.approx(4 * 256 / 0.2, rel=0.05)
     assert (facts["num_settings"], facts["why"]) == (3, facts["why"])
     assert 2 <= facts["num_trials"] <= 3
-    assert "real tokens/s/GPU; at most" in err
+    assert "real tokens/s/GPU, from the ledger\n" in err
+    assert "left" not in err
+
+
+def test_a_resumed_search_tells_what_it_knew_from_what_it_runs_and_what_is_left(searched, capsys):
+    root, _ = searched
+    request = checked([*TINY, f"run_root={root}"])
+    progress, points = Progress(3, 2), request.problem.points
+    with Ledger(request.ledger, verb="tune") as ledger:
+        trials = Trials(request, ledger, progress)
+        progress.saw(trials.run(points[0]))
+        _, trial = trials.named(points[1])
+        progress.begins(trial, 1)
+        progress.ended(Ending(outcome="complete", run=None, why=None, seconds=20.0), 0, None)
+        progress.saw(trials.run(points[1]))
+    known, begins, ended, new = capsys.readouterr().err.splitlines()
+    assert known.endswith("real tokens/s/GPU, from the ledger")
+    assert begins == f"trial 2 of at most 3: {points[1].label}"
+    assert ended == "    complete after 20 s"
+    assert new.endswith("real tokens/s/GPU; at most 3 left, about 60 s")
 
 
 def test_repeats_give_the_gain_an_interval(tmp_path):
