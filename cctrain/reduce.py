@@ -394,4 +394,6 @@ def _steady_state(measured: Sequence[StepRecord], found: stats.Steady) -> Steady
     else:
         before = "warm-up and settling" if measured[0].arm else f"{measured[0].step - 1} of warm-up"
         why = f"steady from step {first}: {before}, {found.cut or 'no'} more by MSER-5"
+        if num_steps < stats.MIN_STEPS_OF_A_CHANGE:
+            why += f"; {num_steps} steps are too few to find a change of level in"
     return SteadyState(first_step=first, num_steps=num_steps, is_steady=why.startswith("steady"), why=why)

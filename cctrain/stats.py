@@ -18,6 +18,8 @@ from scipy.special import stdtrit  # scipy.stats takes 0.7 s to import
 
 MIN_STEPS = 10
 """Fewer steady steps than this give no interval and no steady state."""
+MIN_STEPS_OF_A_CHANGE = 2 * MIN_STEPS
+"""In fewer no change of level and no drift is looked for."""
 _MSER_BATCH = 5
 _NUM_BATCHES = 20
 _SMALLEST_CHANGE = 0.005
@@ -116,7 +118,7 @@ def find_change(values: Sequence[float], first: int = 0) -> Shift | Drift | None
     holds false alarms under 5 % on steady AR(1) 0.5 traces of 20 steps and more. Single outliers are pulled in first,
     and changes under half a percent are let pass. `first` is the index of the first value.
     """
-    if len(values) < 2 * MIN_STEPS or not _are_times(values):
+    if len(values) < MIN_STEPS_OF_A_CHANGE or not _are_times(values):
         return None
     data = _without_spikes(np.asarray(values, dtype=float))
     index = _best_split(data, min_size=max(5, len(data) // 20))

@@ -140,6 +140,8 @@ def _seed(seed: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 def _with_interval(estimate: dict[str, Any], show: Any) -> str:
     low, high = estimate["ci95"]
+    if low <= 0:  # no time and no rate is
+        return f"{show(estimate['mean'])}, ± more than that: the steps are too few for how much they vary"
     return f"{show(estimate['mean'])} ± {show((high - low) / 2)}"
 
 

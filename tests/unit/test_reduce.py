@@ -97,6 +97,14 @@ def test_tokens_per_gpu_are_per_rank_of_the_whole_world(tmp_path):
     assert summary.rank_peak_memory_gib == {"allocated": [1, 2, 3, 4], "reserved": [2, 3, 4, 5]}
 
 
+@pytest.mark.parametrize(("num_steps", "is_looked_for"), [(10, False), (19, False), (20, True)])
+def test_steps_too_few_to_find_a_change_in_are_said_to_be(tmp_path, num_steps, is_looked_for):
+    write_rank(tmp_path, 0, [0.5] * num_steps, world=1)
+    state = summarize(reduce_samples(tmp_path, Reduction(0)).steps, 1, None).steady_state
+    assert state.is_steady
+    assert ("too few to find a change of level in" not in state.why) is is_looked_for
+
+
 def test_after_a_crash_the_steps_that_all_ranks_finished_are_kept(tmp_path):
     write_rank(tmp_path, 0, [0.5] * 7, end=False)
     write_rank(tmp_path, 1, [0.5] * 9, end=False, cut=True)

@@ -8,6 +8,7 @@ import pytest
 from make_records import run_record
 from rich.console import Console
 
+from cctrain.reduce import summarize
 from cctrain.report.table import print_summary
 
 RECORDED = {"num_graphs": 2, "replayed_micro_batches": 40, "eager_micro_batches": 2, "compiled": True}
@@ -37,6 +38,14 @@ def test_an_engine_or_step_that_is_not_automodels_own_is_named(changes, said):
     rows = [line.split("│")[1:3] for line in printed(**changes).splitlines() if line.startswith("│")]
     named = {name.strip(): value.strip() for name, value in rows}
     assert named["engine" if "engine" in changes else "step"].startswith(said)
+
+
+def test_an_interval_that_reaches_zero_is_no_figure():
+    summary = summarize(run_record("off", 1).steps, 1, None)
+    wide = dataclasses.replace(summary.tokens_per_s_per_gpu, mean=1280.0, ci95=(-3533.0, 6093.0))
+    text = printed(summary=dataclasses.replace(summary, tokens_per_s_per_gpu=wide))
+    assert "1,280, ± more than that: the steps are too few for how much they vary" in text
+    assert "4,813" not in text
 
 
 def test_automodels_own_step_needs_no_word():
