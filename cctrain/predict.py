@@ -171,10 +171,14 @@ def read_base(path: Path) -> Base:
     if path.is_dir() and not file.exists():
         raise RequestError(f"{shown(path)} holds no run.json: give one run directory of it, as {shown(path / 'RUN')}")
     try:
-        return _parse(path, json_of(file, _MOST_BYTES))
+        node = json_of(file, _MOST_BYTES)
     except OSError as error:
         raise RequestError(f"{shown(file)} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
+        raise RequestError(f"{shown(file)} is no run.json: {error}") from error
+    try:
+        return _parse(path, node)
+    except ValueError as error:
         raise RequestError(f"{shown(file)} cannot be predicted from: {error}") from error
 
 
@@ -231,6 +235,7 @@ def _emulated(node: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     ci95 = keep.get("ci95")
     if ci95 is not None:
-        low, high = expect(ci95, list, "keep_ratio.ci95")
-        ci95 = (number(low, "keep_ratio.ci95"), number(high, "keep_ratio.ci95"))
+        if not isinstance(ci95, list) or len(ci95) != 2:
+            raise ValueError(f"keep_ratio.ci95 is {shown(ci95)}, not two numbers")
+        ci95 = tuple(number(end, "keep_ratio.ci95") for end in ci95)
     return {"sha256": tolls.get("sha256"), "keep_ratio": number(keep.get("value"), "keep_ratio"), "ci95": ci95}

@@ -16,7 +16,9 @@ _MOST_NAME, _MOST_TEXT, _MOST_DEPTH, _MOST_NODES = 300, 2000, 12, 5000
 
 
 def text_of(path: Path, most_bytes: int) -> str:
-    """The content of the file `path`. Raises OSError, and ValueError where it is too large, no file or no UTF-8."""
+    """The content of the file `path`. Raises OSError, and ValueError where it is empty, too large or no text file."""
+    if path.is_dir():
+        raise ValueError("it is a directory, not a file")
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         raise ValueError("it is no file at all")
     with path.open("rb") as file:
@@ -24,12 +26,22 @@ def text_of(path: Path, most_bytes: int) -> str:
     if len(content) > most_bytes:
         size = f"{most_bytes >> 20} MiB" if most_bytes >> 20 else f"{most_bytes >> 10} KiB"
         raise ValueError(f"it is larger than {size}")
-    return content.decode("utf-8")
+    if not content.strip():
+        raise ValueError("it is empty")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no text in UTF-8, from byte {error.start} on") from error
 
 
 def json_of(path: Path, most_bytes: int) -> Any:
-    """The same as strict JSON. Raises RecursionError too, where it is nested too deeply."""
-    return json.loads(text_of(path, most_bytes), parse_constant=_refuse_constant)
+    """The same as strict JSON. Raises OSError and ValueError."""
+    try:
+        return json.loads(text_of(path, most_bytes), parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON, from line {error.lineno}, column {error.colno} on") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _refuse_constant(constant: str) -> None:
@@ -108,6 +120,6 @@ def printable(text: str) -> str:
 def shown(node: Any) -> str:
     """Short, and safe for a terminal, whatever it is."""
     text = str(node) if isinstance(node, Path) else node
-    text = text if isinstance(text, str) and text.isprintable() else ascii(node)
+    text = text if isinstance(text, str) and text.isprintable() else json.dumps(text)
     most = 500 if isinstance(node, Path) else 60
     return text if len(text) <= most else f"{text[:most]}..."

@@ -44,5 +44,14 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of the file `path`. Raises OSError, ValueError, YAMLError or RecursionError for anything else."""
-    return yaml.load(text_of(path, _MOST_BYTES), _Loader)
+    """The content of the file `path`. Raises OSError or ValueError for anything else."""
+    try:
+        return yaml.load(text_of(path, _MOST_BYTES), _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark, is_ours = error.problem_mark, type(error) is yaml.MarkedYAMLError
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise ValueError(f"{line}{error.problem if is_ours else 'this is neither YAML nor JSON'}") from error
+    except yaml.YAMLError as error:
+        raise ValueError("it is neither YAML nor JSON") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

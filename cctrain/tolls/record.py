@@ -83,7 +83,7 @@ def read_tolls(path: Path) -> TollsRecord:
         return _parse_record(json_of(path, _MOST_BYTES))
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RequestError(f"{path} is not a file that `tolls` wrote: {error}") from error
 
 

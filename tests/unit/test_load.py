@@ -160,6 +160,8 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
 def test_what_is_no_file_is_not_opened(tmp_path):
     with pytest.raises(RequestError, match="no file at all"):
         read_run(Path("/dev/zero"))
+    with pytest.raises(RequestError, match="a directory, not a file"):
+        read_run(tmp_path)
     with pytest.raises(RequestError, match="No such file"):
         read_run(tmp_path / "missing.json")
 
