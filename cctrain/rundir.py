@@ -39,7 +39,7 @@ def create(run_root: Path, recipe: str, mode: str, expected: dict[str, int]) -> 
         _reserve(run_dir, expected)
         write_json(run_dir / "running.json", {**this_process(), **expected})
     except OSError as error:
-        raise RequestError(f"run_root={run_root}: cannot make a run directory there ({error})") from error
+        raise RequestError(f"run_root={run_root}: cannot make a run directory there ({error.strerror})") from error
     return run_dir.resolve()
 
 

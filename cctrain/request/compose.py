@@ -117,7 +117,7 @@ def _recipe_by_path(overrides: list[Override]) -> dict[str, Any] | None:
         if "/" not in value and not value.endswith((".yaml", ".yml")):
             return None
         path = Path(value).expanduser()
-        if not path.is_file():
+        if not path.exists():
             raise RequestError(f"recipe={value}: no such file; give an AutoModel recipe or one of {_listed('recipe')}")
         return {"recipe": {"name": path.stem, "file": str(path.resolve()), "model": None, "text": None}}
     return None

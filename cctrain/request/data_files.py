@@ -14,6 +14,7 @@ from cctrain.errors import RequestError
 from cctrain.nearest import did_you_mean
 from cctrain.request.data import DEFAULT_SEQ_LEN
 from cctrain.request.texts import Sample, fixed_samples, pydoc_samples, squad_like_samples
+from cctrain.untrusted import shown
 
 _NUM_NOISE_IMAGES = 16
 _IMAGE_SIZE = (256, 256)
@@ -106,7 +107,8 @@ def check_jsonl(data: DataConfig) -> None:
         return
     path = Path(str(data.path)).expanduser()
     if not path.is_file():
-        raise RequestError(f"data.path={data.path}: no such file; give a file with one JSON object a line")
+        problem = "a directory" if path.is_dir() else "no such file"
+        raise RequestError(f"data.path={data.path}: {problem}; give a file with one JSON object a line")
     columns = {"data.question": data.question, "data.answer": data.answer}
     columns |= {"data.context": data.context} if data.context else {}
     columns |= {"data.image": data.image} if data.image else {}
@@ -118,9 +120,9 @@ def check_jsonl(data: DataConfig) -> None:
                     _check_line(f"{path}, line {number}", line, columns, path.parent)
                     num_samples += 1
         except UnicodeDecodeError as error:
-            raise RequestError(f"data.path={path}: not UTF-8 text ({error})") from error
+            raise RequestError(f"data.path={path}: not UTF-8 text") from error
     if not num_samples:
-        raise RequestError(f"data.path={path}: the file holds no samples")
+        raise RequestError(f"data.path={path}: the file holds no samples; give a file with one JSON object a line")
 
 
 def _check_line(where: str, line: str, columns: dict[str, str], folder: Path) -> None:
@@ -128,11 +130,10 @@ def _check_line(where: str, line: str, columns: dict[str, str], folder: Path) ->
         sample = json.loads(line)
     except ValueError as error:
         raise RequestError(
-            f"data.path: {where}: not JSON ({error}): {line.strip()[:80]}. Allowed is one JSON object a "
-            "line, no array and no CSV"
+            f"data.path: {where}: not JSON: {line.strip()[:80]}. Allowed is one JSON object a line, no array and no CSV"
         ) from error
     if not isinstance(sample, dict):
-        raise RequestError(f"data.path: {where}: expected a JSON object, got {type(sample).__name__}")
+        raise RequestError(f"data.path: {where}: it is {shown(sample)}; allowed is one JSON object a line")
     for key, column in columns.items():
         value = sample.get(column)
         if not isinstance(value, str) or not value.strip():

@@ -16,11 +16,13 @@ from typing import Any
 import yaml
 
 from cctrain.config import Config, MeasureConfig, RecipeConfig, WeightsConfig, WeightsKind
-from cctrain.errors import RequestError
+from cctrain.errors import RequestError, one_line
 from cctrain.packaged import RECIPES
 from cctrain.request.data import put_data
+from cctrain.untrusted import shown, text_of
 
 LLM, VLM = "TrainFinetuneRecipeForNextTokenPrediction", "FinetuneRecipeForVLM"
+_MOST_BYTES = 1 << 20
 _TRACKERS = ("wandb", "mlflow", "comet")
 _EVERY = 10**9
 """An interval longer than any run, for what AutoModel cannot be told to leave out."""
@@ -75,11 +77,16 @@ def located(recipe: dict[str, Any], run_dir: Path) -> dict[str, Any]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """A recipe file as a dictionary. Raises RequestError naming the file and line where it is no YAML mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RequestError(f"recipe file {path}: {error}") from error
+        content = yaml.safe_load(text_of(path, _MOST_BYTES))
+    except OSError as error:
+        raise RequestError(f"recipe file {path} cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}, " if error.problem_mark else ""
+        raise RequestError(f"recipe file {path} is no YAML: {line}{error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RequestError(f"recipe file {path}: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise RequestError(f"recipe file {path}: expected a mapping of sections, got {type(content).__name__}")
+        raise RequestError(f"recipe file {path}: it holds {shown(content)}; allowed is a mapping of sections")
     plain: dict[str, Any] = json.loads(json.dumps(content, default=str))  # a date is text, as every key is
     return {section: value for section, value in plain.items() if value is not None}
 

@@ -276,11 +276,29 @@ def test_crossings_are_counted_where_asked():
     assert composed("recipe=tiny_llama_peft", "measure.crossings=true").measure.crossings is True
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "recipe: os.system\nmodel: {}\nstep_scheduler: {}\n", "x: 1\n"])
-def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "because"),
+    [
+        (b"", "it is empty"),
+        (b"[1, 2]", "it holds [1, 2]; allowed is a mapping of sections"),
+        (b"x: 1\na: [", "is no YAML: line 2, "),
+        (b"a: \xff", "no text in UTF-8"),
+        (b"a: \x1b[31m", "special characters are not allowed"),
+        (b"recipe: os.system\nmodel: {}\nstep_scheduler: {}\n", "its key recipe is 'system'"),
+        (b"x: 1\n", "its key recipe is ''"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_by_name_in_one_line(tmp_path, content, because):
     path = tmp_path / "bad.yaml"
-    path.write_text(content)
-    assert str(path) in refusal(f"recipe={path}")
+    path.write_bytes(content)
+    message = refusal(f"recipe={path}")
+    assert str(path) in message
+    assert because in message
+    assert message.isprintable()
+
+
+def test_a_directory_is_no_recipe(tmp_path):
+    assert "it is a directory, not a file" in refusal(f"recipe={tmp_path}/")
 
 
 def test_the_recipe_hash_is_of_what_is_trained_not_of_how_long_or_where():

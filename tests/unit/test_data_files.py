@@ -37,6 +37,9 @@ def test_only_the_users_own_file_is_checked():
 def test_a_missing_file_is_named(tmp_path):
     data = DataConfig(kind=DataKind.jsonl, path=str(tmp_path / "no.jsonl"))
     assert f"data.path={tmp_path / 'no.jsonl'}: no such file" in refusal(data)
+    assert f"data.path={tmp_path}: a directory; give a file" in refusal(
+        DataConfig(kind=DataKind.jsonl, path=str(tmp_path))
+    )
 
 
 @pytest.mark.parametrize("bad", ["{oops\n", "[1, 2]\n", '"text"\n'])
