@@ -8,7 +8,6 @@ node `train`, so that any of its keys can be overridden with Hydra's own grammar
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,6 +27,7 @@ from cctrain.nearest import did_you_mean
 from cctrain.packaged import CONF
 from cctrain.request.allowed import refuse_secret_interpolations
 from cctrain.request.emulated import check_emulated, take_tolls
+from cctrain.request.hydra_errors import explain, own_keys
 
 OWN_FILE = "own_file"
 """Name under which a recipe file given by path is known to Hydra."""
@@ -58,41 +58,42 @@ def compose_config(arguments: list[str], build_recipe: BuildRecipe, *, is_tuned:
     if not recipes:
         raise RequestError(f"no recipe given: add recipe=NAME, one of {_listed('recipe')}, or recipe=FILE")
     lines = [f"recipe={OWN_FILE}" if o.key_or_group == "recipe" and recipe_entry else str(o.input_line) for o in own]
-    first = _compose(lines, {}, recipe_entry)
-    config = _to_config(first)
+    config = _to_config(_compose(lines, {}, recipe_entry), lines)
     config.tolls = tolls
     check_emulated(config)
     config.train = build_recipe(config)
     train_lines = [str(o.input_line) for o in overrides if _is_train(o)]
     if train_lines:
         composed = _compose(lines + train_lines, config.train, recipe_entry)
-        config.train = _resolved(composed.train, config.train)
+        config.train = _resolved(composed.train, train_lines, config.train)
     return config
 
 
 def _parse(arguments: list[str]) -> list[Override]:
     for argument in arguments:
-        if argument.startswith("-") or ("=" not in argument and not argument.startswith("~")):
+        if argument.startswith(("-", "=")) or ("=" not in argument and not argument.startswith("~")):
             recipe = f" Did you mean recipe={argument}?" if argument in _options("recipe") else ""
             raise RequestError(
                 f"got {argument}: settings are written key=value, no space around =, quotes around a value with spaces."
                 f"{recipe} See `python -m cctrain --help`"
             )
-    try:
-        overrides = OverridesParser.create().parse_overrides(arguments)
-    except HydraException as error:
-        found = re.search(r"Error (?:when )?parsing override '(.*?)'", str(error))
-        what = found[1] if found else " ".join(arguments)
-        raise RequestError(
-            f"cannot read {what}: put a value with special characters into quotes, 'key=\"a=b\"'"
-        ) from error
+    overrides = [_parse_one(argument) for argument in arguments]
     for override in overrides:
         if override.is_sweep_override():
             raise RequestError(
                 f"{override.input_line}: one value a key (several: the verb campaign); a value with commas needs "
                 "[brackets] or quotes"
             )
-    return list(overrides)
+    return overrides
+
+
+def _parse_one(argument: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        raise RequestError(
+            f"cannot read {argument}: put a value with special characters into quotes, 'key=\"a=b\"'"
+        ) from error
 
 
 def _quoted_path(argument: str) -> str:
@@ -140,37 +141,29 @@ def _check_verb(override: Override, *, is_tuned: bool) -> None:
 
 def _check_key(override: Override) -> None:
     """Refuse a group choice or key that does not exist, naming the nearest that does."""
-    key = override.key_or_group
-    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-    value = override.value()
-    if key in groups:
-        if isinstance(value, (dict, list)):
-            raise RequestError(f"{override.input_line}: allowed is {key}=NAME, one of {_listed(key)}")
-        name = str(override.input_line).partition("=")[2].strip("'\"")
-        is_path = key == "recipe" and ("/" in name or name.endswith((".yaml", ".yml")))
-        if name not in _options(key) and not is_path:
-            also = " or a file whose name ends in .yaml" if key == "recipe" else ""
-            raise RequestError(f"{key}={name}: allowed is {_listed(key)}{also}.{did_you_mean(name, _options(key))}")
-        return
-    known = _keys(Config)
-    if key not in known:
+    key = str(override.key_or_group)
+    groups, known = [path.name for path in CONF.iterdir() if path.is_dir()], list(own_keys())
+    if key not in (*groups, *known):
         same_end = [name for name in known if name.rpartition(".")[2] == key]
         meant = f" Did you mean {same_end[0]}?" if same_end else did_you_mean(key, [*known, *groups])
         raise RequestError(
             f"unknown key {key}.{meant} Keys are listed by `python -m cctrain --help`; those of the AutoModel recipe "
             "begin with train."
         )
+    if override.type is not OverrideType.CHANGE or override.package:
+        raise RequestError(f"{override.input_line}: allowed is {key}=VALUE; +, ~ and @ are for keys of the recipe")
+    if key in groups:
+        _check_choice(override, key)
 
 
-def _keys(schema: Any, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for spec in dataclasses.fields(schema):
-        default = spec.default_factory() if spec.default_factory is not dataclasses.MISSING else None
-        if dataclasses.is_dataclass(default):
-            keys += _keys(default, f"{prefix}{spec.name}.")
-        else:
-            keys.append(prefix + spec.name)
-    return keys
+def _check_choice(override: Override, group: str) -> None:
+    if isinstance(override.value(), (dict, list)):
+        raise RequestError(f"{override.input_line}: allowed is {group}=NAME, one of {_listed(group)}")
+    name = str(override.input_line).partition("=")[2].strip("'\"")
+    is_path = group == "recipe" and ("/" in name or name.endswith((".yaml", ".yml")))
+    if name not in _options(group) and not is_path:
+        also = " or a file whose name ends in .yaml" if group == "recipe" else ""
+        raise RequestError(f"{group}={name}: allowed is {_listed(group)}{also}.{did_you_mean(name, _options(group))}")
 
 
 def _compose(lines: list[str], train: dict[str, Any], recipe_entry: dict[str, Any] | None) -> DictConfig:
@@ -184,45 +177,7 @@ def _compose(lines: list[str], train: dict[str, Any], recipe_entry: dict[str, An
             composed: DictConfig = compose("config", overrides=lines)
             return composed
     except (HydraException, OmegaConfBaseException) as error:
-        raise RequestError(_explain(error, train)) from error
-
-
-_WRONG_VALUES = {  # Hydra's words: the value, what is allowed, the key
-    r"Value '(.*?)' of type '\w+' could not be converted to (\w+) full_key: (\S+)": "{}",
-    r"Value '(.*?)' of type '\w+' is incompatible with type hint '(Union\[int, str\])' full_key: (\S+)": (
-        "a whole number from 1, or auto"
-    ),
-    r"Value '(.*?)' is not a valid (bool) .*?full_key: (\S+)": "true or false",
-    r"override [\w.]+=(null) (field) '.*?' is not Optional full_key: (\S+)": "a value",
-    r"Invalid value '(.*?)', expected one of \[(.*?)\] full_key: (\S+)": "{}",
-}
-
-
-def _explain(error: Exception, train: dict[str, Any]) -> str:
-    """Hydra's message in our words: what was got and the nearest key that exists."""
-    causes = [str(e) for e in (error, error.__cause__) if e]
-    text = " ".join(dict.fromkeys(re.sub(r"\s+", " ", cause).strip() for cause in causes))
-    found = re.search(r"full_key: (train[\w.]*)", text)
-    if found and "nterpolation" not in text and ("not in struct" in text or "not found" in text):
-        key = found.group(1)
-        return (
-            f"the recipe has no key {key}.{did_you_mean(key, _paths(train, 'train'))} To add a new one write +{key}=..."
-        )
-    if "is not a ListConfig" in text:
-        return f"{text.partition(' Invalid value')[0]}: a list is written in brackets, key=[a,b]"
-    for pattern, allowed in _WRONG_VALUES.items():
-        wrong = re.search(pattern, text)
-        if wrong:
-            kind = {"Integer": "a whole number", "Float": "a number"}.get(wrong[2], wrong[2])
-            return f"{wrong[3]}={wrong[1]}: allowed is {allowed.format(kind)}"
-    text = re.sub(r" ?Set the environment variable HYDRA_FULL_ERROR=1.*", "", text)
-    return f"{text} (see `python -m cctrain --help` for the keys)"
-
-
-def _paths(node: Any, prefix: str) -> list[str]:
-    if not isinstance(node, dict):
-        return [prefix]
-    return [prefix] + [path for key, value in node.items() for path in _paths(value, f"{prefix}.{key}")]
+        raise RequestError(explain(error, lines, train)) from error
 
 
 def _escaped(node: Any) -> Any:
@@ -236,20 +191,20 @@ def _escaped(node: Any) -> Any:
     return node
 
 
-def _resolved(node: DictConfig, train: dict[str, Any]) -> dict[str, Any]:
+def _resolved(node: DictConfig, lines: list[str], train: dict[str, Any]) -> dict[str, Any]:
     try:
         resolved: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise RequestError(_explain(error, train)) from error
+        raise RequestError(explain(error, lines, train)) from error
     return resolved
 
 
-def _to_config(composed: DictConfig) -> Config:
+def _to_config(composed: DictConfig, lines: list[str]) -> Config:
     try:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, RequestError):
             raise error.__cause__ from None
-        raise RequestError(_explain(error, {})) from error
+        raise RequestError(explain(error, lines, {})) from error
     assert isinstance(config, Config)
     return config

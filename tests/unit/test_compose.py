@@ -181,7 +181,7 @@ def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
         (["recipe=tiny_llama_peft", "measure.steps=many"], ["measure.steps=many", "a whole number from 1, or auto"]),
         (["recipe=tiny_llama_peft", "measure.steps=2.5"], ["measure.steps=2.5", "a whole number from 1, or auto"]),
         (["recipe=tiny_llama_peft", "measure.warmup=many"], ["measure.warmup=many", "a whole number"]),
-        (["recipe=tiny_llama_peft", "measure.steps=null"], ["measure.steps=null", "allowed is a value"]),
+        (["recipe=tiny_llama_peft", "measure.steps=null"], ["measure.steps=null", "a whole number from 1, or auto"]),
         (["recipe=tiny_llama_peft", "measure.half_width=5"], ["measure.half_width=5", "a fraction"]),
         (["recipe=tiny_llama_peft", "measure.half_width=0.01"], ["measure.half_width=0.01", "measure.steps=auto"]),
         (["recipe=tiny_llama_peft", "measure.max_steps=50"], ["measure.max_steps=50", "measure.steps=auto"]),
@@ -206,9 +206,31 @@ def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
         (["recipe=tiny_llama_peft", "steps=5"], ["Did you mean measure.steps?"]),
         (["recipe=tiny_llama_peft", "dry_run=treu"], ["dry_run=treu", "true or false"]),
         (["recipe=tiny_llama_peft", "cc=[on]"], ["cc=NAME"]),
-        (["recipe=tiny_llama_peft", "+train.x=${nothing}"], ["nothing"]),
+        (["recipe=tiny_llama_peft", "+train.x=${nothing}"], ["+train.x=${nothing} refers to nothing, which does not"]),
+        (["recipe=tiny_llama_peft", "run_root=${oc.env:UNSET_}"], ["run_root=${oc.env:UNSET_} refers to UNSET_,"]),
         (["recipe=tiny_llama_peft", "data.path=a=b"], ["data.path=a=b", "quotes"]),
-        (["recipe=tiny_llama_peft", "allow_targets=x"], ["[a,b]"]),
+        (["recipe=tiny_llama_peft", "train.model={", "dry_run=true"], ["cannot read train.model={: put"]),
+        (["recipe=tiny_llama_peft", "allow_targets=x"], ["allow_targets=x: allowed is a list in brackets, [a,b]"]),
+        (["recipe=tiny_llama_peft", "allow_targets={a:1}"], ["allow_targets={a:1}: allowed is a list in brackets"]),
+        (["recipe=tiny_llama_peft", "track.project=[a]"], ["track.project=[a]: allowed is text"]),
+        (["recipe=tiny_llama_peft", "data.lengths=[1]"], ["data.lengths=[1]: allowed is fixed, squad"]),
+        (["recipe=tiny_llama_peft", "data.seq_len=x"], ["data.seq_len=x: allowed is a whole number"]),
+        (["recipe=tiny_llama_peft", "run_root=???"], ["run_root=???: allowed is text"]),
+        (["recipe=tiny_llama_peft", "~measure.steps"], ["~measure.steps: allowed is measure.steps=VALUE"]),
+        (["recipe=tiny_llama_peft", "+measure=seed"], ["+measure=seed: allowed is measure=VALUE"]),
+        (["recipe=tiny_llama_peft", "cc@train=off"], ["cc@train=off: allowed is cc=VALUE"]),
+        (["recipe=tiny_llama_peft", "+foo=3"], ["unknown key foo."]),
+        (["recipe=tiny_llama_peft", "=3"], ["got =3: settings are written key=value"]),
+        (
+            ["recipe=tiny_llama_peft", "~train.optimizer.lrr"],
+            ["no key train.optimizer.lrr. Did you mean train.optimizer.lr?"],
+        ),
+        (["recipe=tiny_llama_peft", "~train.optimizer.lr=4"], ["train.optimizer.lr is 0.01: to drop it write ~train."]),
+        (
+            ["recipe=tiny_llama_peft", "+train.optimizer.lr=4"],
+            ["the key train.optimizer.lr already: write train.optimizer.lr"],
+        ),
+        (["recipe=tiny_llama_peft", "train.optimizer=[1]"], ["train.optimizer=[1]: allowed is a mapping, {a:1}"]),
         (["recipe=tiny_llama_peft", "data=medpix"], ["medpix", "LLM recipe"]),
         (["recipe=tiny_gemma_peft", "data=squad"], ["squad", "VLM recipe"]),
         (["recipe=tiny_llama_peft", "weights=pretrained"], ["weights.path=DIRECTORY"]),
@@ -219,6 +241,7 @@ def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
 def test_a_wrong_request_is_refused_in_words_that_help(arguments, words):
     message = refusal(*arguments)
     assert all(word in message for word in words), message
+    assert message.isprintable()
 
 
 EMULATED = ["recipe=tiny_llama_peft", "cc=emulated", "tolls=b300", "measure.steps=64"]

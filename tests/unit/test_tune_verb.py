@@ -270,7 +270,7 @@ def test_a_step_that_a_run_would_be_refused_with_costs_no_trial(tmp_path, settin
         ("tune.max_trails=3", "Did you mean tune.max_trials?"),
         ("tune.max_trials=many", "tune.max_trials=many: allowed is a whole number"),
         ("tune.over=[micro_bach]", "Did you mean micro_batch?"),
-        ("tune.global_batch=8", "a list is written in brackets"),
+        ("tune.global_batch=8", "allowed is a list in brackets, [a,b]"),
         ("tune.global_batch=[8]", "tune.global_batch=[8]: allowed is [LOW,HIGH]"),
         ("step=[stock,graphed]", "one of auto, graphed, stock"),
         ("tune.min_keep=0.9", "tune.min_keep=0.9 is read with cc=emulated only"),
