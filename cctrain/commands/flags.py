@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import NoReturn
 
 from cctrain.errors import RequestError
 from cctrain.nearest import did_you_mean
 
 _UNKNOWN = "unrecognized arguments: "
+_IN_OUR_WORDS = {
+    r"argument (\S+): invalid float value: '(.*)'": "{} {}: allowed is a number",
+    r"argument (\S+): invalid choice: '(.*?)' \(choose from '?(.*?)'?\)": "{} {}: allowed is {}",
+    r"argument (\S+): ignored explicit argument '(.*)'": "{}={}: no value is allowed",
+    r"argument (\S+): not allowed with argument (\S+)": "{} and {}: give one of them",
+    r"the following arguments are required: (.*)": "{} missing",
+}
+"""argparse's errors."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,4 +40,14 @@ class Parser(argparse.ArgumentParser):
             flag = "--" + word.lstrip("-")
             meant = f" Did you mean {flag}?" if flag in flags else did_you_mean(flag, flags)
             message += f". Allowed is {', '.join(flags)}.{meant}"
+        for pattern, words in _IN_OUR_WORDS.items():
+            found = re.fullmatch(pattern, message)
+            message = words.format(*found.groups()) if found else message
+        without = re.match(r"argument (\S+): expected ", message)
+        if without:
+            message = f"{without[1]} needs {self._metavar_of(without[1])}"
         raise RequestError(f"{self._verb}: {message}")
+
+    def _metavar_of(self, flag: str) -> str:
+        metavar = next(action.metavar for action in self._actions if flag in action.option_strings)
+        return " ".join(metavar) if isinstance(metavar, tuple) else metavar or "a value"

@@ -90,7 +90,7 @@ def test_a_refusal_names_why_and_exits_2(capsys, runs):
         (["--min-keep", "-1"], "--min-keep -1: allowed is"),
         (["--allow", "stedy"], "Did you mean steady?"),
         (["--html", "/nowhere/at/all.html"], "no file can be written there"),
-        (["--json", "--markdown"], "not allowed with"),
+        (["--json", "--markdown"], "--markdown and --json: give one"),
         (["--nonsense"], "unrecognized arguments"),
         (["missing.json"], "missing.json cannot be read"),
     ],

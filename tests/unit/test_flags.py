@@ -23,8 +23,30 @@ def test_an_unknown_flag_is_refused_with_those_that_are_allowed_and_the_nearest(
     assert str(caught.value) == f"doctor: unrecognized arguments: {argument}. Allowed is --help, --recipe.{meant}"
 
 
-def test_other_errors_are_argparses_own():
-    parser = Parser("doctor", None)
-    parser.add_argument("--recipe")
-    with pytest.raises(RequestError, match="doctor: argument --recipe: expected one argument"):
-        parser.parse_args(["--recipe"])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["RUN", "--keep", "x"], "--keep x: allowed is a number"),
+        (["RUN", "--track", "x"], "--track x: allowed is wandb"),
+        (["RUN", "--json=3"], "--json=3: no value is allowed"),
+        (["RUN", "--json", "--markdown"], "--markdown and --json: give one of them"),
+        (["RUN", "--tolls"], "--tolls needs NAME|FILE"),
+        (["RUN", "--diff", "a"], "--diff needs OFF ON"),
+        (["RUN", "--allow"], "--allow needs a value"),
+        ([], "RUN missing"),
+    ],
+)
+def test_what_is_wrong_with_a_flag_is_said_with_what_is_allowed(arguments, said):
+    parser = Parser("compare", None)
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--keep", type=float)
+    parser.add_argument("--track", choices=("wandb",))
+    parser.add_argument("--tolls", metavar="NAME|FILE")
+    parser.add_argument("--diff", nargs=2, metavar=("OFF", "ON"))
+    parser.add_argument("--allow", nargs="+")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true")
+    shape.add_argument("--markdown", action="store_true")
+    with pytest.raises(RequestError) as caught:
+        parser.parse_args(arguments)
+    assert str(caught.value) == f"compare: {said}"

@@ -250,7 +250,7 @@ def test_a_run_that_was_not_steady_is_pointed_out(write, capsys):
         (["RUN", "--tolls", "b300", "--base-step-time-s", "0"], "more than 0 seconds"),
         (["RUN", "--tolls", "b300", "--base-step-time-s", "nan"], "more than 0 seconds"),
         (["RUN", "--tolls", "b300", "--base-step-time-s", "inf"], "more than 0 seconds"),
-        (["RUN", "--tolls", "b300", "--base-step-time-s", "fast"], "invalid float value"),
+        (["RUN", "--tolls", "b300", "--base-step-time-s", "fast"], "fast: allowed is a number"),
         (["RUN", "--toll", "b300"], "--tolls"),
     ],
 )

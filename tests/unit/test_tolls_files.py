@@ -370,7 +370,7 @@ def test_no_two_published_values_claim_the_same_place():
         (["--only", "launches"], "--only launches: allowed is host"),
         (["--only", "launches"], "Did you mean launch?"),
         (["--allow", "gpus", "--diff", "a", "b"], "Did you mean gpu?"),
-        (["--diff", "a"], "expected 2 arguments"),
+        (["--diff", "a"], "--diff needs OFF ON"),
         (["--diff", "a", "b", "--only", "host"], "give one or the other"),
         (["--diff", "a", "b", "--tolls", "b300"], "give one or the other"),
         (["--allow", "gpu"], "go with --diff"),
