@@ -95,9 +95,15 @@ def check_gpus(num_ranks: int, num_gpus: int, recipe_name: str) -> None:
 
 
 def check_hub(recipe: dict[str, Any]) -> None:
-    """Raises RequestError where a model or data set of the hub is neither on this disk nor to be had."""
+    """Raises RequestError where a model or data set of the hub is neither on this disk nor to be had, and where a
+    model's directory holds none."""
     for key, kind, name in _hub_names(recipe):
-        if name.startswith("{") or "$" in name or Path(name).expanduser().exists():
+        path = Path(name).expanduser()
+        if name.startswith("{") or "$" in name:
+            continue
+        if path.exists():
+            if kind == "model" and path.is_dir() and not (path / "config.json").is_file():
+                raise RequestError(f"{key}={name}: the directory holds no config.json; {_WAY_OUT['config']}")
             continue
         problem = _out_of_reach(kind, name)
         if problem:

@@ -200,6 +200,12 @@ def test_what_is_cached_needs_no_hub(no_hub, tmp_path):
 
 
 def test_files_of_this_machine_need_no_hub(no_hub, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     check_hub(pretrained(str(tmp_path), path_or_dataset_id="/data/mine.jsonl"))
     packaged = {"config": {"pretrained_model_name_or_path": "{recipes}/models/tiny-llama"}}
     check_hub({"model": packaged, "dataset": {"path_or_dataset_id": "{run_dir}/data/pydoc.jsonl"}})
+
+
+def test_a_directory_without_a_model_is_refused_before_ranks_start(no_hub, tmp_path):
+    message = refused(check_hub, pretrained(str(tmp_path)))
+    assert f"{tmp_path}: the directory holds no config.json" in message
