@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.table import Table
 
@@ -29,12 +31,11 @@ def print_prediction(base: Base, profile: Profile, prediction: Prediction, conso
     for part in prediction.parts:
         table.add_row(*_row(base, part))
     table.add_section()
-    base_s, loss = prediction.base_step_time_s, prediction.loss
     if prediction.hidden_s > 0:
         table.add_row("hidden: the host waits for the GPU anyway", "", "", f"-{_time(prediction.hidden_s)}")
-    table.add_row("step without CC", "", "", _time(base_s))
-    table.add_row("step with CC", "", "", _ranged(prediction.step_time_s))
-    table.add_row("loss of throughput", "", "", f"{loss.value:.1%} ({loss.low:.1%} to {loss.high:.1%})")
+    table.add_row("step without CC", "", "", _time(prediction.base_step_time_s))
+    table.add_row("step with CC", "", "", _ranged(prediction.step_time_s, _time))
+    table.add_row("loss of throughput", "", "", _ranged(prediction.loss, "{:.1%}".format))
     measured = prediction.measured
     if measured:
         table.add_row("measured by this run, emulated", "", "", f"{measured.value:.1%}{_interval(measured)}")
@@ -79,13 +80,13 @@ def _copy(toll: str) -> str:
 
 
 def _added(part: Part) -> str:
-    return _ranged(part.extra_s) if part.extra_s else "not known"
+    return _ranged(part.extra_s, _time) if part.extra_s else "not known"
 
 
-def _ranged(range_s: Range) -> str:
-    if range_s.low == range_s.high:
-        return _time(range_s.value)
-    return f"{_time(range_s.value)} ({_time(range_s.low)} to {_time(range_s.high)})"
+def _ranged(estimate: Range, show: Callable[[float], str]) -> str:
+    """Its ends too, where they read otherwise than the value."""
+    low, value, high = show(estimate.low), show(estimate.value), show(estimate.high)
+    return value if low == value == high else f"{value} ({low} to {high})"
 
 
 def _interval(measured: Range) -> str:

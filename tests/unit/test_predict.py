@@ -259,3 +259,19 @@ def test_a_wrong_command_line_is_refused_with_what_to_change(write, arguments, b
     with pytest.raises(RequestError) as caught:
         verb.run([run if word == "RUN" else word for word in arguments])
     assert because in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("interval", "shown"),
+    [
+        ([8, 12], {"210.0 ms (208.0 ms to 212.0 ms)", "4.8% (3.8% to 5.7%)"}),
+        (None, {"210.0 ms", "4.8%"}),
+        ([9.99, 10.01], {"210.0 ms", "4.8%"}),
+    ],
+)
+def test_the_ends_of_a_range_are_printed_where_they_read_otherwise_than_its_value(write, capsys, interval, shown):
+    tolls = {"kind": KIND, "schema_version": 1, "name": "made up", "tolls": {"launch_us": number(10, interval)}}
+    run = write(changed(crossings={"counted_by": "operators", "operators": 1000}))
+    verb.run([str(run), "--tolls", str(write(tolls, "tolls.json"))])
+    rows = [line.strip("│ ").split("│") for line in last_line(capsys)[0].splitlines() if line.startswith("│")]
+    assert {row[-1].strip() for row in rows if row[0].startswith(("step with CC", "loss"))} == shown
