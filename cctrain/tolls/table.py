@@ -40,10 +40,11 @@ def print_tolls(record: TollsRecord, console: Console | None = None) -> None:
         table.add_column(column, justify="right" if column in measured else "left")
     for reading in record.readings:
         published = [published_beside(reading, hardware) for hardware in HARDWARE]
-        values = [f"{number(reading.value)} {reading.unit}", _interval(reading.interval)]
-        if record.tolls:
-            values.insert(0, "" if reading.plain_value is None else number(reading.plain_value))
-        table.add_row(reading.name, describe(reading.conditions), *values, *published)
+        values = [f"{number(reading.value)} {reading.unit}"]
+        if record.tolls:  # without plain_value it is of the host alone, which calls no CUDA
+            plain = reading.plain_value
+            values = [*values, "pays none"] if plain is None else [number(plain), *values]
+        table.add_row(reading.name, describe(reading.conditions), *values, _interval(reading.interval), *published)
     lines = [f"failed: {family}: {why}" for family, why in record.failed.items()]
     for why in dict.fromkeys(record.waived.values()):
         families = ", ".join(family for family, reason in record.waived.items() if reason == why)

@@ -325,7 +325,7 @@ def test_under_tolls_what_it_takes_without_them_stands_beside_it():
     pair = dataclasses.replace(reading("launch_pipelined", 26.1, via="torch"), plain_value=7.9)
     text = printed(table.print_tolls, record("emulated", pair, reading("host_python", 41.0), tolls={"name": "b300"}))
     assert row(text, "26.1")[2:4] == ["7.90", "26.10 us"]
-    assert row(text, "41.00")[2:4] == ["", "41.00 us"]
+    assert row(text, "41.00")[2:4] == ["41.00 us", "pays none"]
 
 
 def test_no_difference_is_taken_of_emulated_readings_whatever_is_allowed():
