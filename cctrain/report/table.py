@@ -26,13 +26,13 @@ def print_summary(run_dir: Path, record: dict[str, Any], console: Console | None
     table.caption = _CAPTION if any("±" in value for _, value in rows) else None
     for name, value in rows:
         table.add_row(name, value)
-    here = Path.cwd()
-    shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
-    table.add_row("record", str(shown / "run.json"))
     console = console or Console(soft_wrap=True, markup=False)
     console.print(table)
     if record["tolls"]:
         print_emulated(record, console)
+    here = Path.cwd()
+    shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
+    console.print(f"record: {shown / 'run.json'}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -15,10 +15,10 @@ RECORDED = {"num_graphs": 2, "replayed_micro_batches": 40, "eager_micro_batches"
 UNRECORDED = {"num_graphs": 0, "replayed_micro_batches": 0, "eager_micro_batches": 42, "compiled": False}
 
 
-def printed(**changes):
-    console = Console(file=io.StringIO(), width=400, markup=False)
+def printed(run_dir="runs/one", width=400, **changes):
+    console = Console(file=io.StringIO(), width=width, markup=False)
     record = dataclasses.replace(run_record("off", 1), **changes)
-    print_summary(Path("runs/one"), dataclasses.asdict(record), console)
+    print_summary(Path(run_dir), dataclasses.asdict(record), console)
     return console.file.getvalue()
 
 
@@ -52,3 +52,8 @@ def test_automodels_own_step_needs_no_word():
     text = printed()
     assert "│ step  " not in text
     assert "engine" not in text
+
+
+def test_the_records_path_is_whole_on_a_narrow_terminal():
+    run_dir = f"runs/{'long-' * 30}[x]"
+    assert f"record: {run_dir}/run.json" in printed(run_dir, width=80).splitlines()
