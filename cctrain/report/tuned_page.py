@@ -39,7 +39,7 @@ def page(answer: Answer, pictures: list[Picture]) -> str:
         found="".join(f"<p>{text(line)}</p>" for line in tuned.sentences(answer)),
         command=f"<pre>{text(answer.command)}</pre>" if answer.chosen is not None else "",
         figures="".join(map(figure, pictures)),
-        trials=table(tuned.COLUMNS, tuned.rows(answer.problem, answer.result.seen, answer.result.best), "facts"),
+        trials=table(tuned.COLUMNS, tuned.rows(answer.problem, answer.result.seen, answer.result.best), "trials"),
         why=text(answer.result.why),
         base=text(shlex.join(answer.arguments)),
     )
