@@ -172,13 +172,16 @@ def _emulated(answer: Answer) -> str:
 
 def _platform(answer: Answer) -> str:
     columns, rows = platforms(answer)
-    unlike, alike = ([row for row in rows if row.is_alike is each] for each in (False, True))
+    unlike, partly, alike = ([row for row in rows if row.kind == kind] for kind in ("unlike", "partly", "alike"))
     parts = ["<section><h2>Machines</h2>"]
     if unlike:
         table = _table(["fact", *columns], [[row.name, *row.values] for row in unlike], "unlike")
         parts.append(f"<h3>What differs</h3>{table}")
     elif len(columns) > 1:
         parts.append("<p>Nothing that was recorded differs.</p>")
+    if partly:
+        table = _table(["fact", *columns], [[row.name, *row.values] for row in partly], "facts")
+        parts.append(f"<details><summary>What is known of some only ({len(partly)})</summary>{table}</details>")
     if alike:
         table = _table(["fact", "all"], [[row.name, row.values[0]] for row in alike], "facts")
         parts.append(f"<details><summary>What is alike ({len(alike)} facts)</summary>{table}</details>")

@@ -13,6 +13,7 @@ from cctrain.comparison.groups import Options
 from cctrain.load import read_runs
 from cctrain.records import to_json
 from cctrain.report import html, plots
+from cctrain.report.platforms import platforms
 
 SCRIPT = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>"
 
@@ -149,6 +150,24 @@ def test_what_is_signed_for_one_run_is_no_difference_between_machines(tmp_path):
     assert "cafe0" not in text
     assert "QUJDQUJD" not in text
     assert "attestation.missing" in text
+
+
+def test_what_is_unknown_or_of_a_moment_is_no_difference_between_machines(tmp_path):
+    loaded, clock = {"off": None, "on": {"torch": "2.11"}}, {"off": 345, "on": 1980}
+    for mode in ("off", "on"):
+        gpus = {"devices": [{"sm_clock_mhz": {"current": clock[mode], "max": 1980}}]}
+        platform = {"versions": {"loaded": loaded[mode]}, "gpus": gpus, "guest": {"kind": mode}, "swiotlb": None}
+        write(tmp_path, run_record(mode, clock[mode], platform=platform, step_time_s=0.28))
+    _, rows = platforms(answer(tmp_path))
+    of_platform = {row.name: (row.kind, row.values) for row in rows if not row.name.startswith("identity")}
+    assert of_platform == {
+        "guest.kind": ("unlike", ("off", "on")),
+        "versions.loaded.torch": ("partly", ("null", "2.11")),
+        "gpus.devices": ("alike", ('[{"sm_clock_mhz": {"max": 1980}}]',) * 2),
+        "swiotlb": ("alike", ("null", "null")),
+    }
+    text = "".join(Reader(html.page(answer(tmp_path))).text)
+    assert text.index("guest.kind") < text.index("What is known of some only (1)") < text.index("loaded.torch")
 
 
 def test_the_seed_post_and_what_was_allowed_are_shown(tmp_path):
