@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cctrain.report.crossings import print_assumptions
+from cctrain.report.explained import what_shows
 
 
 def emulated_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -43,7 +44,9 @@ def crossings_rows(crossings: Mapping[str, Any] | None) -> list[tuple[str, str]]
     return [("a plain step crosses", ", ".join(parts))]
 
 
-def print_explanation(explained: Mapping[str, Any], step_time_off_s: float, console: Console) -> None:
+def print_explanation(
+    explained: Mapping[str, Any], step_time_off_s: float, console: Console, *, is_cpu: bool = False
+) -> None:
     """A table of what each class of tolls costs a step."""
     table = Table("toll", title="where the loss comes from, a step")
     for heading in ("costs", "alone", "left out", "injected"):
@@ -61,19 +64,16 @@ def print_explanation(explained: Mapping[str, Any], step_time_off_s: float, cons
     )
     console.print(table)
     share = explained["host_bound_share"]
-    if share is not None and share <= 1:
-        console.print(f"{share:.0%} of what was injected shows in the step; the rest ran while the GPU was busy anyway")
-    elif share is not None:
-        console.print(
-            f"the step grew by {share:.0%} of what was injected: tolls also delay those who wait for a thread"
-        )
+    if share is not None:
+        console.print(what_shows(share, is_cpu=is_cpu))
 
 
 def print_emulated(record: Mapping[str, Any], console: Console | None = None) -> None:
     """What goes below the summary's table of an emulated run."""
     console = console or Console(soft_wrap=True, markup=False)
     if record["explain"] and record["summary_off"]:
-        print_explanation(record["explain"], record["summary_off"]["step_time_s"]["mean"], console)
+        plain_s, is_cpu = record["summary_off"]["step_time_s"]["mean"], record["identity"]["gpu"] == ["cpu"]
+        print_explanation(record["explain"], plain_s, console, is_cpu=is_cpu)
     print_assumptions(console)
 
 

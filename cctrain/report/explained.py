@@ -33,6 +33,7 @@ class Explained:
     unexplained_s: float | None
     unexplained_ci95: tuple[float, float] | None
     host_bound_share: float | None
+    is_cpu: bool
 
 
 def explained(runs: Iterable[Run]) -> Explained | None:
@@ -53,7 +54,16 @@ def _parse(run: Run) -> Explained | None:
     if not known or total is None:
         return None
     unexplained, share = _number(node.get("unexplained_s")), _number(node.get("host_bound_share"))
-    return Explained(run.run_id, known, total, unexplained, _interval(node.get("unexplained_ci95")), share)
+    is_cpu = run.identity.get("gpu") == ["cpu"]
+    return Explained(run.run_id, known, total, unexplained, _interval(node.get("unexplained_ci95")), share, is_cpu)
+
+
+def what_shows(share: float, *, is_cpu: bool) -> str:
+    """How much of what was injected shows in the step, and where the rest is. A CPU hides none; there it is noise."""
+    if share > 1:
+        return f"the step grew by {share:.0%} of what was injected: tolls also delay those who wait for a thread"
+    rest = "" if is_cpu else "; the rest ran while the GPU was busy"
+    return f"{share:.0%} of what was injected shows in the step{rest}"
 
 
 def _class(node: Any) -> Class | None:

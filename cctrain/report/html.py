@@ -12,7 +12,7 @@ from cctrain.comparison.compare import Answer, Comparison
 from cctrain.emulation.profile import ASSUMED, NOT_EMULATED
 from cctrain.load import Run
 from cctrain.report import markup, tolls_beside, words
-from cctrain.report.explained import explained
+from cctrain.report.explained import explained, what_shows
 from cctrain.report.markup import figure as _figure
 from cctrain.report.markup import table as _table
 from cctrain.report.markup import text as _text
@@ -143,8 +143,8 @@ def _explained(group: list[Comparison]) -> str:
     ]
     bound = ""
     if found.host_bound_share is not None:
-        share = words.percent(found.host_bound_share, 0)
-        bound = f"<p>{_text(share)} of the injected time shows in the step; the rest ran while the GPU was busy.</p>"
+        shows = what_shows(found.host_bound_share, is_cpu=found.is_cpu)
+        bound = f"<p>{_text(shows[0].upper() + shows[1:])}.</p>"
     return bound + _table(["class, ms a step", "costs", "paid alone", "saved if left out", "95 % interval"], show)
 
 

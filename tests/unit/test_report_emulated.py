@@ -73,7 +73,14 @@ def test_an_explanation_has_a_row_for_each_class_the_rest_and_the_whole():
     assert text.count("10000.0 ± 10000.0 ms") == len(CLASSES) + 2
     assert "-10000.0 ± 10000.0 ms" in text
     assert "of 8 rounds; a plain step takes 200.0 ms" in text
-    assert "33% of what was injected shows in the step" in text
+    assert "33% of what was injected shows in the step; the rest ran while the GPU was busy" in text
+
+
+def test_a_cpu_is_not_said_to_have_hidden_tolls_behind_a_gpu():
+    on_cpu = record(explain=explanation(), identity={"gpu": ["cpu"]})
+    text = printed(lambda console: print_emulated(on_cpu, console))
+    assert "33% of what was injected shows in the step\n" in text
+    assert "the GPU was busy" not in text
 
 
 def test_a_step_that_grew_by_more_than_was_injected_is_not_said_to_hide_any_of_it():
@@ -105,7 +112,7 @@ def summary(value, *, is_steady=True):
 def record(**changed):
     kept = {"value": 0.8, "ci95": [0.79, 0.81], "num_pairs": 8}
     facts = {"keep_ratio": kept, "summary_off": summary(0.1), "summary": summary(0.125), "tolls": {"name": "b300"}}
-    return {**facts, "explain": None, **changed}
+    return {**facts, "identity": {"gpu": ["NVIDIA H200"]}, "explain": None, **changed}
 
 
 def test_a_steady_run_shows_its_keep_ratio_with_the_interval_and_the_loss():
