@@ -37,7 +37,7 @@ def print_tolls(record: TollsRecord, console: Console | None = None) -> None:
     table = Table(title=f"tolls  ·  {machine}  ·  CC {record.mode}{tolls}", caption=caption)
     measured = (*(("without tolls",) if record.tolls else ()), value, "95 % interval")
     for column in ("toll", "of", *measured, *HARDWARE):
-        table.add_column(column, justify="right" if column in measured else "left")
+        table.add_column(column, justify="right" if column in measured else "left", overflow="fold")
     for reading in record.readings:
         published = [published_beside(reading, hardware) for hardware in HARDWARE]
         values = [f"{number(reading.value)} {reading.unit}"]
@@ -57,7 +57,7 @@ def print_differences(tolls: Sequence[Difference], modes: tuple[str, str], conso
     table = Table(title="tolls  ·  what CC adds to a time or takes from a rate", caption=_DIFF_CAPTION)
     columns = ("toll", "of", "unit", f"CC {modes[0]}", f"CC {modes[1]}", "on - off", "95 % interval", "on / off")
     for column in columns:
-        table.add_column(column, justify="left" if column in columns[:3] else "right")
+        table.add_column(column, justify="left" if column in columns[:3] else "right", overflow="fold")
     for toll in tolls:
         values = [number(toll.off.value), number(toll.on.value), number(toll.toll), _interval(toll.interval)]
         ratio = "" if toll.ratio is None else f"{number(toll.ratio)}x"

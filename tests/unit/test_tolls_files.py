@@ -355,6 +355,17 @@ def test_the_table_of_a_difference_shows_the_toll_and_the_ratio():
     assert row(text, "256 MiB") == ["copy", "h2d, 256 MiB", "GB/s", "55.70", "5.57", "-50.13", "none", "0.100x"]
 
 
+def test_nothing_is_cut_on_a_narrow_terminal():
+    one = reading("graph_launch_pipelined", 987_654.3, interval=(987_654.3, 987_654.3), bytes=256 << 20, kernel_us=1000)
+    for function, arguments in (
+        (table.print_tolls, [record("emulated", one, tolls={"name": "b300"})]),
+        (table.print_differences, [[Difference(one, one)], ("off", "on")]),
+    ):
+        console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+        function(*arguments, console)
+        assert "…" not in console.file.getvalue()
+
+
 def test_no_two_published_values_claim_the_same_place():
     places = [(entry.name, entry.hardware, tuple(entry.conditions.items())) for entry in PUBLISHED]
     assert len(set(places)) == len(places)
