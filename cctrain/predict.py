@@ -117,10 +117,10 @@ class Prediction:
 
 def predict(base: Base, profile: Profile, base_step_time_s: float | None = None) -> Prediction:
     """What `profile` adds to a step of `base`, or to one of `base_step_time_s` that was measured elsewhere."""
-    # launches are all that the CPU's stand-in pays
-    paid = profile.of_classes(["launch"]) if base.counted_by == "operators" else profile
-    counts = {**base.counts, "host_ratio": max(0.0, base.step_time_s - base.in_driver_s)}
-    parts = tuple(_part(base, paid, toll, count) for toll, count in counts.items() if count)
+    counts = dict(base.counts)
+    if base.counted_by != "operators":  # launches are all that the CPU's stand-in pays
+        counts["host_ratio"] = max(0.0, base.step_time_s - base.in_driver_s)
+    parts = tuple(_part(base, profile, toll, count) for toll, count in counts.items() if count)
     known = [(part.toll, part.extra_s) for part in parts if part.extra_s]
     host = _total(extra for toll, extra in known if toll != "collective_us")
     gpu = _total(extra for toll, extra in known if toll == "collective_us")

@@ -66,7 +66,7 @@ def lines(base: Base, profile: Profile, prediction: Prediction) -> list[str]:
 
 def _row(base: Base, part: Part) -> tuple[str, str, str, str]:
     if part.toll == "host_ratio":
-        return "host code", _time(part.a_step), f"x {part.each.value:.2f}" if part.each else "?", _added(part)
+        return "host code", _time(part.a_step), f"x {part.each.value:.2f}" if part.each else "not known", _added(part)
     if part.toll in base.copy_bytes:
         what = f"{_copy(part.toll)}, {base.copy_bytes[part.toll]:,.0f} bytes"
     else:

@@ -148,6 +148,7 @@ def test_the_cpus_stand_in_pays_the_launch_toll_alone(predicted):
     crossings = {"counted_by": "operators", "operators": 1000, "injected_s": {"launch": 0.0}}
     prediction = predicted(changed(crossings=crossings))
     assert prediction.extra_s.value == pytest.approx(0.01)
+    assert [part.toll for part in prediction.parts] == ["launch_us"]
 
 
 def test_a_folder_of_runs_is_refused_with_what_to_name(tmp_path):
