@@ -301,7 +301,8 @@ def _finish(run_dir: Path, failure: str | None, reduction: Reduction | None) -> 
     table.print_summary(run_dir, record)
     print(json.dumps(finite(_last_line(run_dir, record))))
     if record["failure"]:
-        raise RunError(f"{record['failure']}. Record (partial): {run_dir / 'run.json'}; logs: {run_dir / 'logs'}")
+        why = record["failure"].rstrip(".")
+        raise RunError(f"{why}. Record (partial): {run_dir / 'run.json'}; logs: {run_dir / 'logs'}")
     return 0
 
 
