@@ -120,6 +120,10 @@ def printable(text: str) -> str:
 def shown(node: Any) -> str:
     """Short, and safe for a terminal, whatever it is."""
     text = str(node) if isinstance(node, Path) else node
-    text = text if isinstance(text, str) and text.isprintable() else json.dumps(text)
+    if not isinstance(text, str) or not text.isprintable():
+        try:
+            text = json.dumps(text)
+        except (TypeError, ValueError, RecursionError):  # of YAML: a date, bytes, a list in itself
+            text = ascii(text)
     most = 500 if isinstance(node, Path) else 60
     return text if len(text) <= most else f"{text[:most]}..."

@@ -23,7 +23,8 @@ def main(run_json: Path, out: Path) -> None:
     anew = summarize(steps, identity["num_gpus"], identity["gpu"][0])  # by this version's rules
     assert anew
     record["summary"] |= {key: value for key, value in dataclasses.asdict(anew).items() if value is not None}
-    record |= {"tolls": None, "steps": [dataclasses.asdict(step) for step in steps]}  # which older records lack
+    record.setdefault("tolls", None)  # older records lack it, and some fields of steps
+    record["steps"] = [dataclasses.asdict(step) for step in steps]
     console = Console(record=True, width=88, file=io.StringIO())
     print_summary(Path("runs") / record["run_id"], record, console)
     command = " ".join(record["command"][:4])

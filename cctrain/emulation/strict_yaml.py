@@ -50,7 +50,7 @@ def read_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark, is_ours = error.problem_mark, type(error) is yaml.MarkedYAMLError
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(f"{line}{error.problem if is_ours else 'this is neither YAML nor JSON'}") from error
+        raise ValueError(f"{line}{'' if is_ours else 'this is neither YAML nor JSON: '}{error.problem}") from error
     except yaml.YAMLError as error:
         raise ValueError("it is neither YAML nor JSON") from error
     except RecursionError as error:

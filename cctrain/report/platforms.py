@@ -15,7 +15,7 @@ _IDENTITY = ("gpu", "num_gpus", "precision", "versions")
 """What of `identity` is of the machine, and not of the recipe."""
 _OF_ONE_RUN = ("attestation.nonce", "attestation.gpus")
 """What of `platform` is of one run by design, kilobytes of it, and so no difference between machines."""
-_OF_A_MOMENT = ("current", "used_bytes", "peak_used_bytes")
+_OF_A_MOMENT = ("current", "used_bytes")
 """Keys of what changes from minute to minute: clocks, and what is taken of SWIOTLB."""
 _UNKNOWN = "null"
 

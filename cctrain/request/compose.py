@@ -89,11 +89,14 @@ def _parse(arguments: list[str]) -> list[Override]:
 
 def _parse_one(argument: str) -> Override:
     try:
-        return OverridesParser.create().parse_override(argument)
+        override = OverridesParser.create().parse_override(argument)
     except HydraException as error:
         raise RequestError(
             f"cannot read {argument}: put a value with special characters into quotes, 'key=\"a=b\"'"
         ) from error
+    if not override.key_or_group or override.package is not None:
+        raise RequestError(f"{argument}: allowed is KEY=VALUE, the key without @")
+    return override
 
 
 def _quoted_path(argument: str) -> str:
@@ -151,8 +154,8 @@ def _check_key(override: Override) -> None:
             "begin with train."
         )
     is_set = override.type is OverrideType.CHANGE or (override.type is OverrideType.FORCE_ADD and key in known)
-    if not is_set or override.package:
-        raise RequestError(f"{override.input_line}: allowed is {key}=VALUE; +, ~ and @ are for keys of the recipe")
+    if not is_set:
+        raise RequestError(f"{override.input_line}: allowed is {key}=VALUE; + and ~ are for keys of the recipe")
     if key in groups:
         _check_choice(override, key)
 

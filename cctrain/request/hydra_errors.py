@@ -35,9 +35,9 @@ def explain(error: Exception, lines: Sequence[str], train: dict[str, Any]) -> st
     """What is wrong with the overrides `lines` of our keys and of those of the recipe `train`."""
     causes = [str(e) for e in (error, error.__cause__) if e]
     text = " ".join(dict.fromkeys(re.sub(r"\s+", " ", cause).strip() for cause in causes))
-    found = re.search(r"full_key: ([\w.]+)", text)
+    found = re.search(r"full_key: ([^\s\[]+)", text)
     key = found[1] if found else ""
-    given = next((line for line in lines if line.lstrip("+").startswith(f"{key}=")), key)
+    given = next((line for line in reversed(lines) if line.lstrip("+").startswith(f"{key}=")), key)
     missing = re.search(r"(?:Interpolation key|Environment variable) '(.*?)' not found", text)
     if missing:
         return f"{given} refers to {missing[1]}, which does not exist"
@@ -69,6 +69,8 @@ def _of_the_recipe(text: str, key: str, given: str, train: dict[str, Any]) -> st
         more = "" if gone else f" To add a new one write +{unknown}=..."
         return f"the recipe has no key {unknown}.{did_you_mean(unknown, _paths(train, 'train'))}{more}"
     if "Cannot merge DictConfig with ListConfig" in text:
+        if "={" in given:
+            return f"{given}: a list stands in it, or it itself, where the recipe has a mapping, or the reverse"
         return f"{given}: allowed is {'a mapping, {a:1}' if '=[' in given else 'a list in brackets, [a,b]'}"
     return None
 

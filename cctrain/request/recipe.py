@@ -85,6 +85,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RequestError(f"recipe file {path} is no YAML: {line}{error.problem}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise RequestError(f"recipe file {path}: {one_line(error)}") from error
+    except RecursionError as error:
+        raise RequestError(f"recipe file {path}: it is nested too deeply") from error
     if not isinstance(content, dict):
         raise RequestError(f"recipe file {path}: it holds {shown(content)}; allowed is a mapping of sections")
     plain: dict[str, Any] = json.loads(json.dumps(content, default=str))  # a date is text, as every key is

@@ -222,7 +222,17 @@ def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
         (["recipe=tiny_llama_peft", "run_root=???"], ["run_root=???: allowed is text"]),
         (["recipe=tiny_llama_peft", "~measure.steps"], ["~measure.steps: allowed is measure.steps=VALUE"]),
         (["recipe=tiny_llama_peft", "+measure=seed"], ["+measure=seed: allowed is measure=VALUE"]),
-        (["recipe=tiny_llama_peft", "cc@train=off"], ["cc@train=off: allowed is cc=VALUE"]),
+        (["recipe=tiny_llama_peft", "cc@train=off"], ["cc@train=off: allowed is KEY=VALUE, the key without @"]),
+        (["recipe=tiny_llama_peft", "train.x@y=3"], ["train.x@y=3: allowed is KEY=VALUE, the key without @"]),
+        (["recipe=tiny_llama_peft", "measure@=seed"], ["measure@=seed: allowed is KEY=VALUE, the key without @"]),
+        (["recipe=tiny_llama_peft", "+=3"], ["+=3: allowed is KEY=VALUE"]),
+        (["recipe=tiny_llama_peft", "~"], ["~: allowed is KEY=VALUE"]),
+        (
+            ["recipe=tiny_llama_peft", "measure.warmup=5", "measure.warmup=abc"],
+            ["measure.warmup=abc: allowed is a whole"],
+        ),
+        (["recipe=tiny_llama_peft", "train.optimizer.lr-x=1"], ["the recipe has no key train.optimizer.lr-x."]),
+        (["recipe=tiny_llama_peft", "train.model={config:[1]}"], ["{config:[1]}: a list stands in it"]),
         (["recipe=tiny_llama_peft", "+foo=3"], ["unknown key foo."]),
         (["recipe=tiny_llama_peft", "=3"], ["got =3: settings are written key=value"]),
         (
@@ -313,6 +323,9 @@ def test_crossings_are_counted_where_asked():
         (b"a: \x1b[31m", "special characters are not allowed"),
         (b"recipe: os.system\nmodel: {}\nstep_scheduler: {}\n", "its key recipe is 'system'"),
         (b"x: 1\n", "its key recipe is ''"),
+        (b"- 2026-01-01\n", "it holds [datetime.date(2026, 1, 1)]; allowed is a mapping of sections"),
+        (b"&a [*a]", "it holds [[...]]; allowed is a mapping of sections"),
+        (b"[" * 3000 + b"]" * 3000, "it is nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused_by_name_in_one_line(tmp_path, content, because):

@@ -83,9 +83,13 @@ def test_a_cpu_is_not_said_to_have_hidden_tolls_behind_a_gpu():
     assert "the GPU was busy" not in text
 
 
-def test_a_step_that_grew_by_more_than_was_injected_is_not_said_to_hide_any_of_it():
-    text = printed(lambda console: print_explanation(explanation(host_bound_share=1.63), 0.2, console))
-    assert "the step grew by 163% of what was injected" in text
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(1.63, "the step grew by 163% of what was injected"), (1.004, "100% of what was injected shows in the step\n")],
+)
+def test_a_step_that_grew_by_what_was_injected_or_more_is_not_said_to_hide_any_of_it(share, said):
+    text = printed(lambda console: print_explanation(explanation(host_bound_share=share), 0.2, console))
+    assert said in text
     assert "the rest" not in text
 
 
