@@ -70,7 +70,7 @@ def _of_the_recipe(text: str, key: str, given: str, train: dict[str, Any]) -> st
         return f"the recipe has no key {unknown}.{did_you_mean(unknown, _paths(train, 'train'))}{more}"
     if "Cannot merge DictConfig with ListConfig" in text:
         if "={" in given:
-            return f"{given}: a list stands in it, or it itself, where the recipe has a mapping, or the reverse"
+            return f"{given}: it has a list where the recipe has a mapping, or the reverse"
         return f"{given}: allowed is {'a mapping, {a:1}' if '=[' in given else 'a list in brackets, [a,b]'}"
     return None
 

@@ -232,7 +232,10 @@ def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
             ["measure.warmup=abc: allowed is a whole"],
         ),
         (["recipe=tiny_llama_peft", "train.optimizer.lr-x=1"], ["the recipe has no key train.optimizer.lr-x."]),
-        (["recipe=tiny_llama_peft", "train.model={config:[1]}"], ["{config:[1]}: a list stands in it"]),
+        (
+            ["recipe=tiny_llama_peft", "train.model={config:[1]}"],
+            ["{config:[1]}: it has a list where the recipe has a mapping"],
+        ),
         (["recipe=tiny_llama_peft", "+foo=3"], ["unknown key foo."]),
         (["recipe=tiny_llama_peft", "=3"], ["got =3: settings are written key=value"]),
         (
