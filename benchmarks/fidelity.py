@@ -6,17 +6,19 @@
 
 Of every reading: this machine's own time, that with the profile's toll for what it does, and how far what was measured
 is from their sum; 5 % is promised. Both were measured in the same processes, in turns, as both arms of an emulated run
-are; what the injection library costs where no toll is paid is in both (benchmarks/injector.py, graph_launch.py measure
-it). Readings that make no call which the profile charges are listed with a toll of 0. Where a kernel is longer than its
-launch with the toll, the toll hides behind it, and the kernel's time is expected.
+are, so each process is held against its own times, and the one in the middle is shown; what the injection library
+costs where no toll is paid is in both (benchmarks/injector.py, graph_launch.py measure it). Readings that make no call
+which the profile charges are listed with a toll of 0. Where a kernel is longer than its launch with the toll, the toll
+hides behind it, and the kernel's time is expected.
 
 A profile also stretches the host's code. How much of a reading is host code is not measured: none of it, up to all
 that a launch and the wait for it take. `up to` has it all stretched; a reading within the bar of this sum only is
 marked `host`, and named apart.
 
-Collectives in a graph wait for the delay on the GPU. Launched one by one, small ones take as long as the host's code
-for them, all of which is stretched, and the delay hides behind the launches; large ones take as long as the exchange
-and the delay.
+Collectives in a graph wait for the delay on the GPU; the launch of the graph is shared by all that it holds. Launched
+one by one, small ones take as long as the host's code for them, all of which is stretched, and the delay hides behind
+the launches; large ones take as long as the exchange and the delay, and share the toll of the first launch, which the
+GPU waits for. What ends a block is a wait, whose toll its calls share.
 
 The last line of stdout is one JSON object; the exit code is 1 where a charged reading is farther than promised from
 both sums.
@@ -30,6 +32,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cctrain.emulation.profile import Profile, copy_toll_us, load_profile
@@ -41,20 +44,32 @@ COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")
 HOST_BOUND = 1.2
 """Collectives launched one by one that take at most so many times what the smallest takes are bound by the host."""
 _IN_SUMS = ("idle_wait", "launch_call", "launch_wait")
-"""Readings whose own times are part of what others should take."""
+"""Readings whose own times are part of what others than collectives should take."""
 _US_PER_NS, _US_PER_S = 1e-3, 1e6
 
+Pairs = list[tuple[Reading, Reading]]
+"""Of each thing its own reading, without tolls, and that under the profile."""
 
-def with_own(readings: Iterable[Reading], others: Iterable[Reading] | None) -> list[tuple[Reading, Reading]]:
-    """Each reading's own value, without tolls, and the reading: of the same processes, or `others`, where given."""
-    if others is not None:
-        tolled = {reading.key: reading for reading in readings}
-        return [(other, tolled[other.key]) for other in others if other.key in tolled]
+
+def by_process(readings: Sequence[Reading]) -> list[Pairs]:
+    """The pairs of each process that measured both in turns, so that its luck is in both."""
     return [
-        (dataclasses.replace(reading, value=reading.plain_value), reading)
-        for reading in readings
-        if reading.plain_value is not None
+        [
+            (
+                dataclasses.replace(reading, value=reading.plain_process_values[index]),
+                dataclasses.replace(reading, value=reading.process_values[index]),
+            )
+            for reading in readings
+            if index < len(reading.plain_process_values)
+        ]
+        for index in range(max((len(reading.plain_process_values) for reading in readings), default=0))
     ]
+
+
+def with_others(readings: Iterable[Reading], others: Iterable[Reading]) -> Pairs:
+    """The pairs of `others`, measured without tolls, with the readings of the same things."""
+    tolled = {reading.key: reading for reading in readings}
+    return [(other, tolled[other.key]) for other in others if other.key in tolled]
 
 
 def time_us(reading: Reading) -> float | None:
@@ -73,10 +88,11 @@ def time_us(reading: Reading) -> float | None:
 def calls_before_last_wait(reading: Reading) -> int | None:
     """How many calls a block of it makes before the wait that ends the block; None where there is none, or where it is
     lost in what is measured."""
-    from cctrain.tolls import copies, events, graphs, launch  # torch: not for whoever imports this file
+    from cctrain.tolls import collectives, copies, events, graphs, launch  # torch: not for whoever imports this file
 
-    if reading.name == "copy":
-        return copies.num_calls(int(reading.conditions["bytes"] or 0))
+    if reading.name in ("copy", *COLLECTIVES):
+        family = copies if reading.name == "copy" else collectives
+        return family.num_calls(int(reading.conditions["bytes"] or 0))
     return {
         "launch_pipelined": launch.CALLS,
         "launch_wait": launch.WAITED_CALLS,
@@ -139,6 +155,19 @@ def expected_us(reading: Reading, own_us: float, profile: Profile, own: Mapping[
     return own_us + plain.get(name, 0.0)
 
 
+def once_us(reading: Reading, profile: Profile, wanted_us: float, own: Mapping[str, float]) -> float:
+    """What all calls of a block share: the toll of the wait that ends it and, of collectives, that of the graph which
+    holds them, or of the first launch, where one takes `wanted_us` for the GPU and not for the host."""
+    once = profile.number("wait_us")
+    if reading.name in COLLECTIVES:
+        launch = profile.number("launch_us")
+        if reading.conditions["launch"] == "graph":
+            once += profile.number("graph_launch_us")
+        elif wanted_us > HOST_BOUND * own[reading.name] + launch:
+            once += launch
+    return once
+
+
 def _copy_us(reading: Reading, profile: Profile, launch: float, wait: float, idle_us: float) -> float:
     conditions = reading.conditions
     if conditions["direction"] == "d2d":
@@ -152,6 +181,54 @@ def _copy_us(reading: Reading, profile: Profile, launch: float, wait: float, idl
     return toll + (float(conditions["work_us"] or 0) if is_drained else 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A reading beside what it should be, microseconds."""
+
+    what: str
+    own_us: float
+    wanted_us: float
+    most_us: float
+    got_us: float
+    is_charged: bool
+
+    @property
+    def off(self) -> float:
+        """From the first sum, relative to it."""
+        return self.got_us / self.wanted_us - 1
+
+    @property
+    def mark(self) -> str:
+        """The verdict in a word."""
+        return verdict(self.got_us, self.wanted_us, self.most_us) if self.is_charged else "free"
+
+
+def sums(pairs: Pairs, profile: Profile) -> list[Row]:
+    """Each reading of a process beside the sums of the process's own times and tolls."""
+    own = dict.fromkeys((*_IN_SUMS, *COLLECTIVES), 0.0)  # the first of each name
+    own |= {plain.name: plain.value for plain, _ in reversed(pairs) if plain.name in own}
+    rows = []
+    for reading, tolled in pairs:
+        own_us, got_us = time_us(reading), time_us(tolled)
+        if own_us is None or got_us is None:
+            continue
+        wanted = expected_us(reading, own_us, profile, own)
+        is_charged = wanted > own_us
+        if is_charged:
+            wanted += once_us(reading, profile, wanted, own) / (calls_before_last_wait(reading) or math.inf)
+        most = wanted + stretch_us(reading, own_us, profile, own)
+        rows.append(Row(f"{reading.name} ({describe(reading.conditions)})", own_us, wanted, most, got_us, is_charged))
+    return rows
+
+
+def middle_rows(rows: Iterable[Row]) -> list[Row]:
+    """Of the processes' rows for each reading the one whose deviation is the middle one."""
+    by_what: dict[str, list[Row]] = {}
+    for row in rows:
+        by_what.setdefault(row.what, []).append(row)
+    return [sorted(group, key=lambda row: row.off)[len(group) // 2] for group in by_what.values()]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the comparison. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -163,40 +240,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     other = read_tolls(flags.own) if flags.own else None
     if other and other.tolls:
         parser.error(f"--own {flags.own} was measured under tolls itself: give one of `tolls` without --tolls")
-    pairs = with_own(record.readings, other and other.readings)
-    if not record.tolls or not pairs:
+    processes = [with_others(record.readings, other.readings)] if other else by_process(record.readings)
+    if not record.tolls or not processes:
         parser.error(
             f"{flags.file} holds nothing measured with and without a profile: `tolls --tolls NAME` measures so"
         )
-    lacking = sorted(set(_IN_SUMS) - {plain.name for plain, _ in pairs})
-    if lacking:
+    names = {plain.name for pairs in processes for plain, _ in pairs}
+    lacking = sorted(set(_IN_SUMS) - names)
+    if lacking and not names <= set(COLLECTIVES):
         parser.error(
-            f"{flags.own or flags.file} lacks {', '.join(lacking)}, parts of the sums: measure launch and events, too"
+            f"{flags.own or flags.file} lacks {', '.join(lacking)}, parts of the sums of all but collectives: measure "
+            "launch and events, too"
         )
     profile = load_profile(flags.profile or str(record.tolls["name"]))
     if profile.sha256 != record.tolls["sha256"]:
         parser.error(f"the profile {profile.name} has changed since it was measured")
-    own = dict.fromkeys((*_IN_SUMS, *COLLECTIVES), 0.0)  # the first of each name
-    own |= {plain.name: plain.value for plain, _ in reversed(pairs) if plain.name in own}
-    rows = []
+    rows = middle_rows([row for pairs in processes for row in sums(pairs, profile)])
     print(f"{'':52}{'own':>12}{'expected':>12}{'up to':>12}{'measured':>12}   off")
-    for reading, tolled in pairs:
-        own_us, got_us = time_us(reading), time_us(tolled)
-        if own_us is None or got_us is None:
-            continue
-        wanted = expected_us(reading, own_us, profile, own)
-        is_charged = wanted > own_us
-        if is_charged:
-            wanted += profile.number("wait_us") / (calls_before_last_wait(reading) or math.inf)
-        most = wanted + stretch_us(reading, own_us, profile, own)
-        off = got_us / wanted - 1
-        mark = "free" if not is_charged else verdict(got_us, wanted, most)
-        what = f"{reading.name} ({describe(reading.conditions)})"
-        rows.append((what, mark, abs(off_by(got_us, wanted, most))))
-        print(f"{what[:52]:52}{own_us:12.2f}{wanted:12.2f}{most:12.2f}{got_us:12.2f} {off:+6.1%} {mark}")
-    charged = [row for row in rows if row[1] != "free"]
-    over, by_host = ([what for what, mark, _ in charged if mark == sought] for sought in ("OVER", "host"))
-    worst = max((off for _, _, off in charged), default=None)
+    for row in rows:
+        times = "".join(f"{time:12.2f}" for time in (row.own_us, row.wanted_us, row.most_us, row.got_us))
+        print(f"{row.what[:52]:52}{times} {row.off:+6.1%} {row.mark}")
+    charged = [row for row in rows if row.is_charged]
+    over, by_host = ([row.what for row in charged if row.mark == mark] for mark in ("OVER", "host"))
+    worst = max((abs(off_by(row.got_us, row.wanted_us, row.most_us)) for row in charged), default=None)
     found = {"tolls": profile.name, "num_charged": len(charged), "worst": worst}
     print(json.dumps({**found, "over": over, "within_by_host": by_host}))
     return 1 if over else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cctrain.comparison.compare import Answer, Comparison
+from cctrain.comparison.groups import setting_of
 from cctrain.ratios import CHANCE
 
 SEED_POST = '"How does NVIDIA Confidential Computing impact inference and training performance?", Tinfoil, 2026'
@@ -21,15 +22,25 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def beside_seed(one: Comparison) -> str:
-    """How an emulated loss stands to the seed post's of this recipe: missed, unless the interval holds it. Profiles are
-    never tuned towards it. Empty for other comparisons."""
+    """How an emulated loss stands to the seed post's of this recipe, and what is different here: missed, unless the
+    interval holds it. Profiles are never tuned towards it. Empty for other comparisons."""
     seed = SEED_LOSSES.get(one.recipe)
     if not seed or not one.is_emulated:
         return ""
-    lost = 1 - one.keep_ratio
-    if one.ci95 and one.ci95[0] <= 1 - seed[1] <= one.ci95[1]:
-        return f"holds the seed post's {percent(seed[1])} within its interval"
-    return f"misses the seed post's {percent(seed[1])} by {(lost - seed[1]) * 100:+.1f} points"
+    hardware, lost = seed
+    if one.ci95 and one.ci95[0] <= 1 - lost <= one.ci95[1]:
+        found = f"holds the seed post's {percent(lost)} within its interval"
+    else:
+        found = f"misses the seed post's {percent(lost)} by {(1 - one.keep_ratio - lost) * 100:+.1f} points"
+    return f"{found}; that is of {hardware} with AutoModel's own settings, this of {_setting(one)}"
+
+
+def _setting(one: Comparison) -> str:
+    """On what an emulated run ran, as far as its record says."""
+    run = one.other_arms[0].run
+    gpus = " and ".join(dict.fromkeys(map(str, run.identity.get("gpu") or ["unnamed GPU"])))
+    facts = [setting_of(run, name) for name in ("model", "layout", "sequence", "batch")]
+    return ", ".join([f"{run.num_gpus} x {gpus} under {run.profile}", *facts])
 
 
 def is_of_settings(one: Comparison) -> bool:

@@ -37,7 +37,11 @@ def identity(
 
 
 def _name(model: Mapping[str, Any]) -> str:
-    """The model's name without the place it lies at, which differs between machines."""
+    """The model's name without the place it lies at, which differs between machines, and what of its configuration is
+    another's: fewer layers."""
     source = model.get("pretrained_model_name_or_path") or model.get("config")
-    name = source.get("pretrained_model_name_or_path") if isinstance(source, dict) else source
-    return str(name).removeprefix("{recipes}/") if not str(name).startswith("/") else Path(str(name)).name
+    changed = dict(source) if isinstance(source, dict) else {"pretrained_model_name_or_path": source}
+    changed.pop("_target_", None)
+    name = str(changed.pop("pretrained_model_name_or_path", None))
+    name = name.removeprefix("{recipes}/") if not name.startswith("/") else Path(name).name
+    return ", ".join([name, *(f"{key} {value}" for key, value in changed.items())])

@@ -44,6 +44,11 @@ def measure(switch: Switch | None = None) -> list[Reading]:
     return readings
 
 
+def num_calls(num_bytes: int) -> int:
+    """Collectives of a block."""
+    return max(2, min(_MOST_CALLS, _BLOCK_BYTES // num_bytes))
+
+
 def _cases(whole: torch.Tensor, part: torch.Tensor, num_bytes: int) -> list[Case]:
     world = dist.get_world_size()
     num_elements = num_bytes // 2 // world
@@ -55,14 +60,14 @@ def _cases(whole: torch.Tensor, part: torch.Tensor, num_bytes: int) -> list[Case
         "all_gather": functools.partial(all_gather, whole, part),
         "reduce_scatter": functools.partial(reduce_scatter, part, whole),
     }
-    num_calls = max(2, min(_MOST_CALLS, _BLOCK_BYTES // num_bytes))
+    calls_of_block = num_calls(num_bytes)
     cases = []
     for name, call in calls.items():
         facts: Facts = {"ranks": world}
-        replay = device.time_us(_captured(call, num_calls).replay)
+        replay = device.time_us(_captured(call, calls_of_block).replay)
         cases += [
-            device.transfer(name, {**facts, "launch": "eager"}, num_bytes, device.time_us(call, num_calls)),
-            device.transfer(name, {**facts, "launch": "graph"}, num_bytes, _per_call(replay, num_calls)),
+            device.transfer(name, {**facts, "launch": "eager"}, num_bytes, device.time_us(call, calls_of_block)),
+            device.transfer(name, {**facts, "launch": "graph"}, num_bytes, _per_call(replay, calls_of_block)),
         ]
     return cases
 

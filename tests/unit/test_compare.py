@@ -338,5 +338,9 @@ def test_an_emulated_loss_says_whether_it_misses_the_seed_posts(tmp_path):
         for keep in (0.703, 0.9)
     )
     assert "within its interval" in words.beside_seed(near.comparisons[0])
-    assert words.beside_seed(far.comparisons[0]).startswith("misses the seed post's 29.7 % by -19.")
+    missed = words.beside_seed(far.comparisons[0])
+    assert missed.startswith("misses the seed post's 29.7 % by -19.")
+    assert "that is of 8 x B300 with AutoModel's own settings, this of 1 x" in missed
+    assert "under b300" in missed
+    assert "seq_len" in missed
     assert words.beside_seed(answered(tmp_path / "other", emulated_record(1)).comparisons[0]) == ""

@@ -1,11 +1,21 @@
 """benchmarks/fidelity.py: what a reading should be under a profile, and how far it may be from that."""
 
-import dataclasses
 import os
 
 import pytest
 
-from benchmarks.fidelity import expected_us, main, off_by, stretch_us, verdict, with_own
+from benchmarks.fidelity import (
+    by_process,
+    expected_us,
+    main,
+    middle_rows,
+    off_by,
+    once_us,
+    stretch_us,
+    sums,
+    verdict,
+    with_others,
+)
 from cctrain.emulation.profile import load_profile
 from cctrain.records import to_json
 from cctrain.tolls.record import Reading, TollsRecord
@@ -17,8 +27,17 @@ TOLLS = profile(
 OWN = {"launch_call": 5.0, "idle_wait": 6.0, "launch_wait": 14.0, "all_reduce": 8.0, "all_gather": 3.0}
 
 
-def reading(name, **conditions):
-    return Reading(name=name, unit="us", value=9.0, interval=None, num_blocks=9, conditions=conditions)
+def reading(name, *, process_values=(), plain_process_values=(), **conditions):
+    return Reading(
+        name=name,
+        unit="us",
+        value=9.0,
+        interval=None,
+        num_blocks=9,
+        conditions=conditions,
+        process_values=process_values,
+        plain_process_values=plain_process_values,
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,12 +62,35 @@ def test_a_reading_should_take_its_own_time_and_the_tolls_of_its_calls(name, con
     assert expected_us(reading(name, **conditions), 9.0, TOLLS, OWN) == expected
 
 
-def test_a_machines_own_times_are_of_the_same_processes_or_of_another_run():
-    tolled = dataclasses.replace(reading("launch_wait"), value=60.0, plain_value=14.0)
+@pytest.mark.parametrize(
+    ("name", "conditions", "wanted_us", "expected"),
+    [
+        ("copy", {}, 50.0, 40.0),
+        ("all_reduce", {"launch": "graph"}, 21.0, 70.0),  # the graph's launch, and the wait
+        ("all_reduce", {"launch": "eager"}, 29.0, 40.0),  # bound by the host, which pays for each launch
+        ("all_reduce", {"launch": "eager"}, 90.0, 60.0),  # the GPU waits for the first one
+    ],
+)
+def test_the_calls_of_a_block_share_what_it_pays_once(name, conditions, wanted_us, expected):
+    assert once_us(reading(name, **conditions), TOLLS, wanted_us, OWN) == expected
+
+
+def test_each_process_is_held_against_its_own_times_and_the_middle_one_counts():
+    launch = reading("launch_wait", process_values=(70.0, 60.0, 90.0), plain_process_values=(10.0, 20.0, 15.0))
+    processes = by_process([launch, reading("host_python")])
+    assert [[(own.value, tolled.value) for own, tolled in pairs] for pairs in processes] == [
+        [(10.0, 70.0)],
+        [(20.0, 60.0)],
+        [(15.0, 90.0)],
+    ]
+    (row,) = middle_rows([row for pairs in processes for row in sums(pairs, TOLLS)])
+    assert (row.own_us, row.got_us) == (10.0, 70.0)  # the second pays 20 less than its toll, the third 15 more
+
+
+def test_a_machines_own_times_may_be_of_another_run():
+    tolled = reading("launch_wait", process_values=(60.0,), plain_process_values=(14.0,))
     other, unmatched = reading("launch_wait"), reading("event_wait")
-    ((own, with_tolls),) = with_own([tolled, reading("host_python")], None)
-    assert (own.value, with_tolls.value) == (14.0, 60.0)
-    assert with_own([tolled], [other, unmatched]) == [(other, tolled)]
+    assert with_others([tolled], [other, unmatched]) == [(other, tolled)]
 
 
 @pytest.fixture
@@ -57,7 +99,8 @@ def written(tmp_path):
 
     def write(*names, is_tolled=True):
         tolls = {"name": "b300", "sha256": load_profile("b300").sha256} if is_tolled else None
-        readings = tuple(dataclasses.replace(reading(name), plain_value=8.0 if is_tolled else None) for name in names)
+        values = {"process_values": (9.0,), "plain_process_values": (8.0,)} if is_tolled else {}
+        readings = tuple(reading(name, **values) for name in names)
         record = TollsRecord(
             mode="emulated" if is_tolled else "off",
             tolls=tolls,

@@ -105,6 +105,6 @@ def test_the_caption_speaks_of_intervals_where_there_are_some(tmp_path):
         folder: caption(compare(read_runs([tmp_path / folder]), Options(by=("model",), allow=("steady",))))
         for folder in ("single", "repeated")
     }
-    assert captions["single"].startswith("Points without a bar are of single runs")
+    assert captions["single"].startswith("Thin bars are from the noise within a single run")
     assert captions["repeated"].startswith("Bars are 95 % intervals over runs. A wider model")
     assert all("not measured under CC" in said for said in captions.values())

@@ -72,7 +72,7 @@ _SWEEPS = {
         "model, by its GFLOP a token",
         "A wider model has more work a launch.",
         lambda arm: float(f"{arm.flops_per_token / 1e9:.2g}"),  # rows of other lengths differ in the third digit
-        lambda arm, place: f"{setting_of(arm.run, 'model')}\n{place:g}",
+        lambda arm, place: "\n".join([*setting_of(arm.run, "model").split(", "), f"{place:g}"]),
     ),
     "batch": _BY_TOKENS,
     "sequence": _BY_TOKENS,
@@ -99,6 +99,7 @@ class _Point:
     place: float
     loss: float
     ci95: tuple[float, float] | None
+    within_run_ci95: tuple[float, float] | None
     tick: str
 
 
@@ -114,7 +115,7 @@ def _lines(answer: Answer) -> dict[str, list[_Point]]:
             other = one.other if one.other.startswith("emulated") else f"CC {one.other}"
             recipe = _SIZE.sub("", one.recipe) if swept == "model" else one.recipe
             settings = [setting_of(arm.run, name) for name in by if name not in (swept, "tolls")]
-            point = _Point(place, 1 - one.keep_ratio, one.ci95, sweep.tick(arm, place))
+            point = _Point(place, 1 - one.keep_ratio, one.ci95, one.within_run_ci95, sweep.tick(arm, place))
             lines.setdefault(", ".join([recipe, *settings, other]), []).append(point)
     return {name: sorted(points, key=lambda point: point.place) for name, points in lines.items()}
 
@@ -130,7 +131,7 @@ def caption(answer: Answer) -> str:
     num_bare = sum(point.ci95 is None for point in points)
     said = ["Bars are 95 % intervals over runs."] if num_bare < len(points) else []
     if num_bare:
-        said.append("Points without a bar are of single runs, which have no interval.")
+        said.append("Thin bars are from the noise within a single run; runs differ by more than that.")
     said.append(sweep_of(answer).why)
     if any(one.is_emulated for one in answer.comparisons):
         said.append("Emulated is not measured under CC.")
@@ -149,9 +150,9 @@ def losses(answer: Answer, canvas: Canvas) -> Figure:
         places, lost = [point.place for point in points], [point.loss * 100 for point in points]
         axes.plot(places, lost, color=colour, marker="o", markersize=7, linewidth=2, label=canvas.short(name))
         for point in points:
-            if point.ci95:
-                ends = [100 - 100 * end for end in point.ci95]
-                axes.plot([point.place] * 2, ends, color=colour, linewidth=4, alpha=0.4)
+            if interval := point.ci95 or point.within_run_ci95:
+                ends = [100 - 100 * end for end in interval]
+                axes.plot([point.place] * 2, ends, color=colour, linewidth=4 if point.ci95 else 1, alpha=0.4)
     axes.set_xscale("log", base=2)
     ticks = {point.place: point.tick for points in lines.values() for point in points}
     axes.set_xticks(list(ticks), list(ticks.values()))
