@@ -119,7 +119,7 @@ class Bench:
 
     def finished(self) -> list[dict[str, Any]]:
         """The steps of the observer that are over, also kept in `rows`."""
-        rows = self.observer.timer.finished()
+        rows = self.observer.finished()
         self.rows += rows
         return rows
 
@@ -206,8 +206,8 @@ def costs_of(others: Iterable[str]) -> dict[str, str]:
 
 
 def host_work(bench: Bench, repeats: int = 2000) -> dict[str, float]:
-    """Microseconds of the host for one mark, for counting one step's tokens, for reading 64 stamps (the thread does so
-    twice a second) and for writing one step; of the device for one stamp."""
+    """Microseconds of the host for one mark and for counting one step's tokens; of the thread for reading 64 stamps,
+    twice a second, and for counting one step's FLOPs and writing it; of the device for one stamp."""
     clock, batch = bench.observer.timer._clock, next(bench.batches)  # noqa: SLF001
     bench.steps(8, OURS)
     begin = time.perf_counter()
@@ -225,12 +225,17 @@ def host_work(bench: Bench, repeats: int = 2000) -> dict[str, float]:
     stamps = [stamp for stamp in clock.read(handles[:-64]) + last if stamp is not None]
     begin = time.perf_counter()
     for _ in range(repeats):
-        count_tokens(batch)
+        counts = count_tokens(batch)
+    count_tokens_us = (time.perf_counter() - begin) / repeats * 1e6
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        bench.observer.count_flops(counts["rows"], counts["patches"])
     return {
+        "count_flops_us": (time.perf_counter() - begin) / repeats * 1e6,
         "mark_us": mark_us,
         "read_us": read_us,
         "write_us": write_us,
-        "count_tokens_us": (time.perf_counter() - begin) / repeats * 1e6,
+        "count_tokens_us": count_tokens_us,
         "back_to_back_stamps_us": statistics.median(b - a for a, b in itertools.pairwise(stamps)) * 1e6,
     }
 
@@ -302,7 +307,8 @@ def main() -> None:
             print(part, flush=True)
             result |= part
     marks = 4 + 2 * (options.accumulate - 1)
-    per_step_us = marks * result["mark_us"] + result["count_tokens_us"] + result["write_us"]
+    counting_us = result["count_tokens_us"] + result["count_flops_us"]
+    per_step_us = marks * result["mark_us"] + counting_us + result["write_us"]
     per_second_us = 2 * result["read_us"]  # of the thread, which holds the interpreter for a part of it
     result["cost_by_count"] = per_step_us * 1e-6 / result["bare_step_s"] + per_second_us * 1e-6
     for name, value in result.items():

@@ -2,11 +2,10 @@
 
     python benchmarks/scale.py [--ranks 1024] [--steps 1000]
 
-The samples are synthetic: as many lines as so many ranks write, each as long as a real one. Nothing trains. The model
-is Llama 3.3 70B with LoRA, rows are of varied lengths, and FLOPs are counted. The target is 10 s and 1 GiB for 1,024
-ranks x 1,000 steps. `whole` is all that the parent does, of which `end_s` comes after the last step and the rest is
-spread over the run; `from_files` is the end of a run whose parent was killed: the next one reads the files. Each is
-measured in a process of its own. Prints one JSON object; `seconds` are of a CPU.
+The samples are synthetic: as many lines as so many ranks write, each with what a real one holds. Nothing trains. The
+target is 10 s and 1 GiB for 1,024 ranks x 1,000 steps. `whole` is all that the parent does, of which `end_s` comes
+after the last step and the rest is spread over the run; `from_files` is the end of a run whose parent was killed: the
+next one reads the files. Each is measured in a process of its own. Prints one JSON object; `seconds` are of a CPU.
 """
 
 from __future__ import annotations
@@ -20,15 +19,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from cctrain.finish import finish_record, reduction_of
 from cctrain.follow import Follower
-from cctrain.packaged import RECIPES
 
-_RECIPE = yaml.safe_load((RECIPES / "llama70b_peft.yaml").read_text())
-_MODEL = json.loads((RECIPES / "models" / "llama-3.3-70b" / "config.json").read_text())
+_PHASES_S = {
+    "data_wait": 0.004023831999802496,
+    "other": 0.1250212980003198,
+    "forward": 0.670225817000028,
+    "backward": 0.930662711999866588,
+    "optimizer": 0.26916276500014646,
+}
 
 
 def write_run(run_dir: Path, num_ranks: int, num_steps: int) -> None:
@@ -41,34 +43,30 @@ def write_run(run_dir: Path, num_ranks: int, num_steps: int) -> None:
     (run_dir / "run.json").write_text(json.dumps({**record, "failure": "still running"}))
     expected = {"warmup": 10, "steps": num_steps - 10, "ranks": num_ranks}
     (run_dir / "running.json").write_text(json.dumps(expected))
-    config = {"train": _RECIPE, "measure": {"kind": "steady"}, "tolls": None}
+    config = {"measure": {"kind": "steady"}, "tolls": None}
     (run_dir / "config.json").write_text(json.dumps(config))
     for rank in range(num_ranks):
         with (run_dir / "samples" / f"rank{rank}.jsonl").open("w") as file:
             start = {"event": "start", "rank": rank, "world_size": num_ranks, "host": f"node{rank // 8}", "pid": 1}
             ready = {"event": "ready", "data_rank": rank, "data_ranks": num_ranks, "clock": "device"}
-            ready["model_config"] = _MODEL
             file.write(f"{json.dumps(start)}\n{json.dumps(ready)}\n")
             file.writelines(
-                _line(step, draw.gauss(0, 0.004), draw.choices(range(200, 1025), k=4))
+                _line(rank, step, draw.gauss(0, 0.004), sum(draw.choices(range(200, 1025), k=4)))
                 for step in range(1, num_steps + 1)
             )
             file.write('{"event": "end"}\n')
 
 
-def _line(step: int, noise: float, lengths: list[int]) -> str:
+def _line(rank: int, step: int, noise: float, real_tokens: int) -> str:
     late = 1 + noise
-    rows = [[1024, [length]] for length in lengths]
-    return (
-        f'{{"step": {step}, "loss": {7 * late}, "engine_tokens": 4194304, "engine_tokens_per_s_per_gpu": '
-        f'{2211.48 * late}, "padded_tokens": 4096, "real_tokens": {sum(lengths)}, "label_tokens": {sum(lengths) - 40}, '
-        f'"num_images": 0, "rows": {rows}, "patches": [], '
-        f'"begin_s": {1795480230.5862746 + 1.85 * step}, "step_time_s": {1.8517823410000163 * late}, '
-        f'"data_wait_s": {0.004023831999802496 * late}, "phases_s": {{"data_wait": {0.004023831999802496 * late}, '
-        f'"other": {0.1250212980003198 * late}, "forward": {0.670225817000028 * late}, '
-        f'"backward": {0.930662711999866588 * late}, "optimizer": {0.26916276500014646 * late}}}, '
-        '"micro_batches_s": {}}\n'
-    )
+    line: dict[str, Any] = {"step": step, "loss": 7 * late}
+    if rank == 0:
+        line |= {"engine_tokens": 4194304, "engine_tokens_per_s_per_gpu": 2211.48 * late}
+    line |= {"padded_tokens": 4096, "real_tokens": real_tokens, "label_tokens": real_tokens - 40, "num_images": 0}
+    line |= {"begin_s": 1795480230.5862746 + 1.85 * step, "step_time_s": 1.8517823410000163 * late}
+    line |= {"data_wait_s": 0.004023831999802496 * late, "phases_s": {key: t * late for key, t in _PHASES_S.items()}}
+    line |= {"micro_batches_s": {}, "model_flops": 2.9e11 * real_tokens, "hardware_flops": 1187940532797440.0}
+    return json.dumps(line, separators=(",", ":")) + "\n"
 
 
 def _measured(part: str, run_dir: Path) -> None:

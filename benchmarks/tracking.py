@@ -102,7 +102,8 @@ def row(step: int, seconds: float) -> dict[str, object]:
     parts = {name: [phases[name] / 4] * 4 for name in ("forward", "backward")}
     counts = {"padded_tokens": 1024, "real_tokens": 1000, "label_tokens": 900, "num_images": 0}
     times = {"step_time_s": seconds, "begin_s": time.time(), "data_wait_s": 0.001, "phases_s": phases}
-    return {"step": step, "loss": 1.5, "rows": [[256, [250]]] * 4, "micro_batches_s": parts, **counts, **times}
+    counted = {"model_flops": 3e13, "hardware_flops": 3e13}
+    return {"step": step, "loss": 1.5, "micro_batches_s": parts, **counts, **counted, **times}
 
 
 def finish(run_dir: Path) -> None:

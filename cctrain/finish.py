@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -33,7 +33,7 @@ from cctrain.seed import seed_figure
 def reduction_of(run_dir: Path) -> Reduction:
     """What takes in the samples of a run that has just begun."""
     expected = json.loads((run_dir / "running.json").read_text(encoding="utf-8"))
-    return Reduction(int(expected["warmup"]), _trained(_read(run_dir / "config.json")))
+    return Reduction(int(expected["warmup"]))
 
 
 def finish_record(run_dir: Path, failure: str | None, reduction: Reduction | None = None) -> dict[str, Any]:
@@ -91,14 +91,6 @@ def _step(ranks: dict[int, RankSamples]) -> dict[str, Any]:
     facts = dict((ranks[0].end or {}).get("graphs") or {}) if 0 in ranks else {}
     kind = facts.pop("kind", None)
     return {"step_kind": kind, "graphs": facts} if facts else {}
-
-
-def _trained(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The recipe as its engine trained it: FLOPs depend on whose model class it was."""
-    recipe: dict[str, Any] | None = config.get("train")
-    if recipe and config.get("engine", {}).get("name") == "hf":
-        return {**recipe, "model": {**recipe["model"], "force_hf": True}}
-    return recipe
 
 
 def _platform(run_dir: Path, record: dict[str, Any], ranks: dict[int, RankSamples]) -> dict[str, Any]:

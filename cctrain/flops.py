@@ -14,17 +14,12 @@ A count is of the whole model: ranks of tensor and pipeline parallelism, which s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import Any
-
-import numpy as np
-import numpy.typing
-
-Ints = np.typing.NDArray[np.int64]
 
 # Where activation checkpointing stops: torch computes again what the backward pass saved, not what a region ends with.
 # AutoModel wraps attention and MLP of its own classes, the layer of Hugging Face's. Gemma 4's layers end with a norm.
@@ -93,7 +88,7 @@ class Training:
     """Hugging Face's class of the model where AutoModel has one of its own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sequences:
     """Lengths in one micro-batch or several, plain lists as JSON has them."""
 
@@ -114,14 +109,6 @@ class Sequences:
             padded_patches=[padded for padded, _ in patches],
             real_patches=[real for _, real in patches],
         )
-
-    @cached_property
-    def flat(self) -> tuple[Ints, Ints, Ints]:
-        """Lengths of all documents in one, and of each row how many it has and their sum."""
-        lengths = np.fromiter(chain.from_iterable(self.documents), np.int64)
-        nums = np.fromiter(map(len, self.documents), np.int64, len(self.documents))
-        sums, ends = np.append(0, lengths.cumsum()), nums.cumsum()
-        return lengths, nums, sums[ends] - sums[ends - nums]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +265,35 @@ def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
+Counter = Callable[[Sequence[Sequence[Any]], Sequence[Sequence[int]]], dict[str, float]]
+"""`model_flops` and `hardware_flops` of rows and patches as metrics.count_tokens has them; empty where the model, or
+what of it trains, is not known here."""
+
+
+def counter_of(config: Mapping[str, Any] | None, recipe: Mapping[str, Any]) -> Counter:
+    """What counts the FLOPs of steps in which the AutoModel `recipe` trains the model of `config`, a config.json."""
+    shape, training = shape_of(config) if config else None, training_of(recipe)
+    is_eager = recipe["model"].get("attn_implementation") == "eager"
+    computed = Savings(causal=False, window=False, packing=False) if is_eager else Savings()
+
+    def count(rows: Sequence[Sequence[Any]], patches: Sequence[Sequence[int]]) -> dict[str, float]:
+        if not shape or not training:
+            return {}
+        sequences = Sequences.of(rows, patches)
+        return {
+            "model_flops": model_flops(shape, training, sequences),
+            "hardware_flops": hardware_flops(shape, training, sequences, computed),
+        }
+
+    return count
+
+
 def model_flops(shape: Shape, training: Training, sequences: Sequences, savings: Savings = Savings()) -> float:
     """FLOPs that a micro-batch's real tokens and patches need, forward and backward: the numerator of MFU."""
     needed, _ = _flops_per_unit(shape, training)
-    lengths, _, sums = sequences.flat
-    counts = _counts(shape, lengths if savings.packing else sums, sequences.real_patches, sequences, savings)
+    rows = sequences.documents if savings.packing else [[sum(documents)] for documents in sequences.documents]
+    lengths = list(chain.from_iterable(rows))
+    counts = _counts(shape, lengths, sequences.real_patches, sequences, savings)
     return sum(flops * counts[unit] for unit, flops in needed.items())
 
 
@@ -293,38 +304,40 @@ def hardware_flops(shape: Shape, training: Training, sequences: Sequences, savin
     attention kernel computes again inside its backward pass is not counted, as usual.
     """
     needed, repeated = _flops_per_unit(shape, training)
-    lengths, nums, sums = sequences.flat
-    computed = np.asarray(sequences.padded, dtype=np.int64)
-    if savings.packing:
-        is_packed = nums != 1
-        rest = np.where(is_packed, computed - sums, computed)
-        computed = np.concatenate([lengths[is_packed.repeat(nums)], rest])
+    computed: list[int] = []
+    for padded, documents in zip(sequences.padded, sequences.documents, strict=True):
+        is_one = len(documents) == 1 or not savings.packing
+        computed += [padded] if is_one else [*documents, padded - sum(documents)]
     counts = _counts(shape, computed, sequences.padded_patches, sequences, savings)
     return sum((flops + repeated[unit]) * counts[unit] for unit, flops in needed.items())
 
 
 def _counts(
-    shape: Shape, lengths: Ints, patches: Sequence[int], sequences: Sequences, savings: Savings
+    shape: Shape, lengths: Sequence[int], patches: Sequence[int], sequences: Sequences, savings: Savings
 ) -> dict[Unit, int]:
     soft_tokens = [real // shape.patches_per_soft_token for real in sequences.real_patches]
     window = shape.window if savings.window else None
     # Of its image a token sees also what comes after it; what comes before it, it sees in any case.
     later = sum(n * (n - 1) // 2 for n in soft_tokens) if shape.is_image_bidirectional and savings.causal else 0
+    pairs = _visible_pairs(lengths, None, savings)
     return {
-        Unit.TOKEN: int(lengths.sum()),
+        Unit.TOKEN: sum(lengths),
         Unit.PATCH: sum(patches),
         Unit.SOFT_TOKEN: sum(soft_tokens),
-        Unit.PAIR: _visible_pairs(lengths, None, savings),
-        Unit.WINDOW_PAIR: _visible_pairs(lengths, window, savings) + later,
+        Unit.PAIR: pairs,
+        Unit.WINDOW_PAIR: (_visible_pairs(lengths, window, savings) if window else pairs) + later,
         Unit.PATCH_PAIR: sum(n * n for n in patches),
     }
 
 
-def _visible_pairs(lengths: Ints, window: int | None, savings: Savings) -> int:
+def _visible_pairs(lengths: Sequence[int], window: int | None, savings: Savings) -> int:
     if not savings.causal:
-        return int((lengths * lengths).sum())
-    first = np.minimum(window, lengths) if window else lengths  # queries that see everything before them
-    return int((first * (first + 1) // 2 + (lengths - first) * first).sum())
+        return sum(length * length for length in lengths)
+    pairs = 0
+    for length in lengths:
+        first = min(window, length) if window else length  # queries that see everything before them
+        pairs += first * (first + 1) // 2 + (length - first) * first
+    return pairs
 
 
 @lru_cache(maxsize=8)

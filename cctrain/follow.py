@@ -201,9 +201,9 @@ class Follower:
 
 
 def _telling(lines: Sequence[bytes]) -> Iterable[bytes]:
-    """The lines of a rank that tell how it stands: of steps the last."""
-    steps = [line for line in lines if line.startswith(STEP)]
-    return (line for line in lines if not line.startswith(STEP) or line is steps[-1])
+    """The lines of a rank that tell how it stands: all but steps, and the last of these."""
+    last = next((line for line in reversed(lines) if line.startswith(STEP)), None)
+    return (line for line in (*(line for line in lines if not line.startswith(STEP)), last) if line)
 
 
 def _with(reduction: Reduction | None, read: Iterable[tuple[int, Sequence[bytes]]]) -> Reduction | None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import math
 import statistics
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from operator import itemgetter
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cctrain import flops, stats
+from cctrain import stats
 from cctrain.peaks import peak_flops
 from cctrain.records import Estimate, SteadyState, StepRecord, Summary
 from cctrain.samples import lines_of_ranks, parse_line, step_of
@@ -31,8 +30,9 @@ from cctrain.straggler import Last, find_straggler, last_rank
 _GIB = 2**30
 _AT_ONCE = 32
 """Lines of a rank that are taken before the next rank's."""
-_NUMBERS = ("step_time_s", "data_wait_s", "padded_tokens", "real_tokens", "label_tokens", "num_images")
-_numbers_of = itemgetter(*_NUMBERS)
+_COUNTS, _FLOPS = ("padded_tokens", "real_tokens", "label_tokens", "num_images"), ("model_flops", "hardware_flops")
+_NUMBERS, _MORE_NUMBERS = ("step_time_s", "data_wait_s", *_COUNTS), ("begin_s", *_FLOPS)
+"""What a rank writes of a step, and what it need not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,11 @@ def reduce_samples(run_dir: Path, reduction: Reduction) -> Reduced:
 class Reduction:
     """The samples of a run's ranks, taken in as they come."""
 
-    def __init__(self, warmup: int, recipe: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, warmup: int) -> None:
         """As `Samples`."""
         self.steps: list[StepRecord] = []
         """Those that all ranks had finished at the last `advance`, oldest first."""
-        self._samples = Samples(warmup, recipe)
+        self._samples = Samples(warmup)
         self._lasts: dict[int, Last | None] = {}
         self._crossings: dict[int, dict[int, Any]] = defaultdict(dict)
 
@@ -110,11 +110,10 @@ class Reduction:
 class Samples:
     """What the ranks have written so far, without the steps that all of them finished and that were taken out."""
 
-    def __init__(self, warmup: int, recipe: Mapping[str, Any] | None = None) -> None:
-        """The first `warmup` steps are warm-up. FLOPs are counted as the AutoModel `recipe` trains, if any."""
+    def __init__(self, warmup: int) -> None:
+        """The first `warmup` steps are warm-up."""
         self.ranks: dict[int, RankSamples] = {}
-        self._warmup, self._recipe = warmup, recipe
-        self._count_flops: _CountFlops | None = None
+        self._warmup = warmup
 
     def take(self, number: int, lines: Iterable[bytes]) -> None:
         """Sort lines of rank `number` by what they say. Those before it said that it started are nobody's.
@@ -158,17 +157,15 @@ class Samples:
         is_one_clock = len({rank.start.get("host") for rank in ordered}) == 1
         # Ranks that share their samples, as tensor-parallel ones do, count them once.
         counted = list({rank.start["data_rank"]: index for index, rank in enumerate(ordered)}.values())
-        self._count_flops = self._count_flops or _flops_counter(ordered[0], self._recipe)
-        places = set(counted)
         for step in sorted(finished):
             lines = [rank.steps.pop(step) for rank in ordered]
-            joined = _joined(lines, places)
+            joined = _joined(lines)
             if joined is None:  # the ranks that did write it have finished a step that not all have
                 for rank, line in zip(ordered, lines, strict=True):
                     if parse_line(line) is not None:
                         rank.steps[step] = line
                 continue
-            record = _step_record(step, joined, counted, self._count_flops, is_warmup=self._warmup > 0)
+            record = _step_record(step, joined, counted, is_warmup=self._warmup > 0)
             self._warmup -= 1
             last = last_rank(joined.phases, joined.spans_s, record.rank_begin_s if is_one_clock else None)
             yield record, last, dict(zip(numbers, joined.crossings, strict=False))
@@ -181,54 +178,39 @@ class _Joined:
     first: dict[str, Any]
     """What the first rank wrote."""
     slowest: dict[str, Any]
-    numbers: Floats
-    """(ranks, _NUMBERS)."""
-    begins_s: Floats
+    numbers: dict[str, Floats]
+    """Of each rank, those of _NUMBERS and what the first rank wrote of _MORE_NUMBERS."""
     phases: list[str]
     spans_s: Floats
     """(ranks, phases), in the order in which they ran."""
-    rows: list[Any] | None
-    """As metrics.count_tokens has them, of the ranks that are counted; None where one of these has none."""
-    patches: list[Any]
     crossings: list[Any]
     """Empty where the first rank counted none."""
 
 
-def _joined(lines: Sequence[bytes], counted: Set[int]) -> _Joined | None:
-    """Parse the `lines` of one step and keep of each what is needed of all; None where one is damaged. `counted` are
-    the places of the ranks whose rows count."""
+def _joined(lines: Sequence[bytes]) -> _Joined | None:
+    """Parse the `lines` of one step and keep of each what is needed of all; None where one is damaged."""
+    first = parse_line(lines[0]) or {}
+    names = [*_NUMBERS, *(name for name in _MORE_NUMBERS if name in first)]
+    numbers_of, has_crossings = itemgetter(*names), "crossings" in first
     numbers: list[float] = []
-    begins_s: list[float] = []
     spans_s: list[tuple[float, ...]] = []
-    rows: list[Any] = []
-    patches: list[Any] = []
     crossings: list[Any] = []
-    has_rows = True
-    for index, line in enumerate(lines):
+    for line in lines:
         sample = parse_line(line)
         if sample is None:
             return None
-        numbers += _numbers_of(sample)
-        begins_s.append(sample.get("begin_s", math.nan))
+        numbers += numbers_of(sample)
         spans_s.append(tuple((sample.get("phases_s") or {}).values()))
-        crossings.append(sample.get("crossings"))
-        if index in counted:
-            of_rank = sample.get("rows") or ()
-            has_rows = has_rows and bool(of_rank)
-            rows += of_rank
-            patches += sample.get("patches", ())
-    table, width = _by_rank(numbers, len(lines)), min(map(len, spans_s))
-    first, slowest = (parse_line(lines[index]) or {} for index in (0, int(table[:, 0].argmax())))
+        if has_crossings:
+            crossings.append(sample.get("crossings"))
+    table, width = _by_rank(numbers, len(lines)).T, min(map(len, spans_s))
     return _Joined(
         first=first,
-        slowest=slowest,
-        numbers=table,
-        begins_s=_by_rank(begins_s, len(lines))[:, 0],
+        slowest=parse_line(lines[int(table[0].argmax())]) or {},
+        numbers=dict(zip(names, table, strict=True)),
         phases=list(first.get("phases_s") or ()),
         spans_s=_by_rank(chain.from_iterable(spans[:width] for spans in spans_s), len(lines)),
-        rows=rows if has_rows else None,
-        patches=patches,
-        crossings=crossings if "crossings" in first else [],
+        crossings=crossings,
     )
 
 
@@ -236,40 +218,18 @@ def _by_rank(values: Iterable[float], num_ranks: int) -> Floats:
     return np.array(array("d", values)).reshape(num_ranks, -1)  # an array takes half as long to make as NumPy's
 
 
-_CountFlops = Callable[[_Joined], tuple[float | None, float | None]]
-
-
-def _flops_counter(rank: RankSamples, recipe: Mapping[str, Any] | None) -> _CountFlops:
-    """Model and hardware FLOPs of one step, by what `rank` says of its model."""
-    config = rank.start.get("model_config")
-    shape = flops.shape_of(config) if config else None
-    training = flops.training_of(recipe) if recipe else None
-    is_eager = recipe is not None and recipe["model"].get("attn_implementation") == "eager"
-    computed = flops.Savings(causal=False, window=False, packing=False) if is_eager else flops.Savings()
-
-    def count(joined: _Joined) -> tuple[float | None, float | None]:
-        if not shape or not training or joined.rows is None:
-            return None, None
-        sequences = flops.Sequences.of(joined.rows, joined.patches)  # of all ranks at once: there may be a thousand
-        model = flops.model_flops(shape, training, sequences)
-        return model, flops.hardware_flops(shape, training, sequences, computed)
-
-    return count
-
-
-def _step_record(
-    step: int, joined: _Joined, counted: Sequence[int], count_flops: _CountFlops, *, is_warmup: bool
-) -> StepRecord:
-    times, data_waits = joined.numbers[:, 0], joined.numbers[:, 1]
-    first, slowest, begins = joined.first, joined.slowest, joined.begins_s
-    padded_tokens, real_tokens, label_tokens, num_images = map(int, joined.numbers[counted, 2:].sum(axis=0))
-    model_flops, hardware_flops = count_flops(joined)
+def _step_record(step: int, joined: _Joined, counted: Sequence[int], *, is_warmup: bool) -> StepRecord:
+    first, slowest, numbers = joined.first, joined.slowest, joined.numbers
+    times, begins = numbers["step_time_s"], numbers.get("begin_s")
+    sums = {name: values[counted].sum() for name, values in numbers.items()}
+    padded_tokens, real_tokens, label_tokens, num_images = (int(sums[name]) for name in _COUNTS)
+    model_flops, hardware_flops = (float(sums[name]) if name in sums else None for name in _FLOPS)
     return StepRecord(
         step=step,
         step_time_s=float(times.max()),
         rank_step_time_s=tuple(times.tolist()),
-        rank_begin_s=None if np.isnan(begins).any() else tuple(begins.tolist()),
-        data_wait_s=float(data_waits.max()),
+        rank_begin_s=None if begins is None else tuple(begins.tolist()),
+        data_wait_s=float(numbers["data_wait_s"].max()),
         phases_s=slowest.get("phases_s"),
         micro_batches_s=slowest.get("micro_batches_s"),
         padded_tokens=padded_tokens,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -13,20 +12,23 @@ from typing import Any
 
 import orjson
 
-from cctrain.records import finite
+from cctrain.records import strict_json
 
 _FLUSH_S = 0.5
 """A step is on disk at most this long after the device finished it, so that a crash loses no more."""
 _BLOCK_BYTES = 64 << 10
-STEP = b'{"step": '
+STEP = b'{"step":'
 """What the line of a step begins with."""
+_NUMBER_BEGINS = len(STEP)
 STOP_FILE = "stop.json"
 """In the run directory: the parent has measured enough, and why."""
 
 
 def step_of(line: bytes) -> int | None:
     """The number of the step that a line is of, which need not be parsed for that; None for other lines."""
-    number = line[len(STEP) : line.find(b",", len(STEP))] if line.startswith(STEP) else b""
+    if not line.startswith(STEP):
+        return None
+    number = line[_NUMBER_BEGINS : line.find(b",", _NUMBER_BEGINS)]
     return int(number) if number.isdigit() else None
 
 
@@ -49,10 +51,10 @@ class SampleFile:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line. Raises OSError where the disk is full."""
-        text = json.dumps(finite(line), allow_nan=False) + "\n"
+        text = strict_json(line).encode()
         with self._writing:
-            written = os.write(self._descriptor, text.encode())
-        if written < len(text.encode()):
+            written = os.write(self._descriptor, text)
+        if written < len(text):
             raise OSError(28, "No space left on device")
 
     def close(self) -> None:

@@ -67,7 +67,7 @@ def build(
     if torch.cuda.is_available() and _is_built_on_cpu(train["model"]):
         module.build_model = _on_this_gpu(module.build_model)
     # AutoModel takes every attribute of a recipe with a state for something to checkpoint: ours is the class's.
-    observer = Observer(samples, make_switch)
+    observer = Observer(samples, make_switch, train)
     mixin = TimedRecipe if step["kind"] == "stock" else GraphedRecipe
     timed: Any = type(name, (mixin, getattr(module, name)), {"observer": observer, "step_config": step})
     return timed(ConfigNode(train)), observer
@@ -133,17 +133,17 @@ class TimedRecipe:
     def _train(self) -> None:
         super().run_train_validation_loop()  # type: ignore[misc]
 
-    def _run_train_optim_step(self, batches: Any, max_grad_norm: float | None = None) -> Any:
+    def _run_train_optim_step(self: Any, batches: Any, max_grad_norm: float | None = None) -> Any:
         counts = count_tokens(batches)
         log = super()._run_train_optim_step(batches, max_grad_norm)  # type: ignore[misc]
         metrics = log.metrics
+        own = {"engine_tokens": metrics["num_tokens_per_step"], "engine_tokens_per_s_per_gpu": metrics["tps_per_gpu"]}
         self.observer.step_end(
             step=log.step + 1,
             loss=float(metrics["loss"]),
             counts=counts,
             peak_bytes=int(metrics["mem"] * 2**30),  # the main rank resets the counter after each step, others never
-            engine_tokens=metrics["num_tokens_per_step"],
-            engine_tokens_per_s_per_gpu=metrics["tps_per_gpu"],
+            **(own if self.dist_env.is_main else {}),  # the same on all
         )
         return log
 

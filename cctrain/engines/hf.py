@@ -81,7 +81,9 @@ def build(
         data_ranks=arguments.world_size,
         first=arguments.main_process_first(desc="data"),
     )
-    trainer = TimedTrainer(train, model, arguments, sharding, Observer(samples, make_switch), is_polling=is_polling)
+    of_hf = {**train, "model": {**train["model"], "force_hf": True}}  # whose class it is says what is computed again
+    observer = Observer(samples, make_switch, of_hf)
+    trainer = TimedTrainer(train, model, arguments, sharding, observer, is_polling=is_polling)
     trainer.observe(loader)
     return trainer
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from cctrain import flops
 from cctrain.emulation.switch import TollSwitch
 from cctrain.engines.replicas import unwrapped
 from cctrain.samples import STOP_FILE, SampleFile, SampleThread
@@ -33,13 +34,18 @@ def check_loss(step: int, loss: float, label_tokens: int) -> None:
 class Observer:
     """The clock, the loader, the tolls and the samples of one rank's training."""
 
-    def __init__(self, samples: SampleFile, make_switch: Callable[[], TollSwitch | None]) -> None:
+    def __init__(
+        self, samples: SampleFile, make_switch: Callable[[], TollSwitch | None], recipe: Mapping[str, Any]
+    ) -> None:
+        """FLOPs are counted as the AutoModel `recipe` trains."""
         self._samples = samples
         self._make_switch = make_switch
+        self._recipe = recipe
         self._switch: TollSwitch | None = None
         self._peak_bytes = 0
         self._losses: dict[int, float] = {}
         self._without_loss: list[dict[str, Any]] = []
+        self.count_flops: flops.Counter
         self.timer: StepTimer
         self.loader: TimedLoader
         self.thread: SampleThread
@@ -57,18 +63,18 @@ class Observer:
         self.loader = TimedLoader(loader)
         if hook:
             model.register_forward_hook(lambda *_: self.timer.phase_end("forward"))
+        self.count_flops = flops.counter_of(_model_config(model), self._recipe)
         self._samples.write(
             {
                 "event": "ready",
                 "data_rank": data_rank,
                 "data_ranks": data_ranks,
                 "clock": clock.name,
-                "model_config": _model_config(model),
                 "versions": _versions(),
             }
         )
         stop_file = self._samples.path.parent.parent / STOP_FILE  # the parent has measured enough
-        self.thread = SampleThread(self._finished, self._samples, lambda: stop() if stop_file.exists() else None)
+        self.thread = SampleThread(self.finished, self._samples, lambda: stop() if stop_file.exists() else None)
         return self.loader
 
     def begin(self) -> None:
@@ -125,8 +131,9 @@ class Observer:
         """The loss of a step that ended without; called on any thread."""
         self._losses[step] = loss
 
-    def _finished(self) -> list[dict[str, Any]]:
-        """The timer's rows, in order, each with its loss."""
+    def finished(self) -> list[dict[str, Any]]:
+        """The timer's rows since the last call, in order, each with its loss and its FLOPs, which are counted here,
+        beside the training thread: a parent would have to for a thousand ranks."""
         rows = self._without_loss + self.timer.finished()
         ready: list[dict[str, Any]] = []
         for row in rows:
@@ -134,7 +141,7 @@ class Observer:
                 if row["step"] not in self._losses:
                     break
                 row["loss"] = self._losses.pop(row["step"])
-            ready.append(row)
+            ready.append(row | self.count_flops(row.pop("rows"), row.pop("patches")))
         self._without_loss = rows[len(ready) :]
         return ready
 

@@ -60,7 +60,7 @@ class Steps:
 
     def __init__(self, run_dir: Path) -> None:
         config, identity = read_json(run_dir / "config.json"), read_json(run_dir / "run.json")["identity"]
-        self._samples = Samples(config["measure"]["warmup"], config["train"])
+        self._samples = Samples(config["measure"]["warmup"])
         self._world = identity["num_gpus"]
         gpus = identity["gpu"]
         self._peak = peak_flops(gpus[0]) if len(gpus) == 1 else None

@@ -14,7 +14,7 @@ def observer(tmp_path):
     """One that has begun, and what it has written of steps."""
     (tmp_path / "samples").mkdir()
     path = tmp_path / "samples" / "rank0.jsonl"
-    observing = Observer(SampleFile(path), lambda: None)
+    observing = Observer(SampleFile(path), lambda: None, {"model": {}})
     observing.attach(torch.nn.Linear(1, 1), [], data_rank=0, data_ranks=1, stop=lambda: None)
     observing.begin()
 
@@ -26,7 +26,7 @@ def observer(tmp_path):
     observing.thread.close()
 
 
-COUNTS = {"label_tokens": 4}
+COUNTS = {"label_tokens": 4, "rows": [[8, [4]]], "patches": []}
 
 
 def test_steps_are_written_in_order_each_with_its_own_loss(observer):

@@ -31,7 +31,7 @@ def make_run(run_root, owner=None, *, num_steps=3, num_measured=None):
 def write_samples(run_dir, *, rank, world, num_steps, loss=1.5, end=None, of_step=lambda number: {}, **changed):
     ready = {"event": "ready", "data_rank": rank, "data_ranks": world}
     lines = [{"event": "start", "rank": rank, "world_size": world, **this_process()}, ready]
-    counts = {"padded_tokens": 10, "real_tokens": 9, "label_tokens": 8, "num_images": 0, "rows": [[10, [9]]]}
+    counts = {"padded_tokens": 10, "real_tokens": 9, "label_tokens": 8, "num_images": 0}
     times = {"step_time_s": 0.5, "data_wait_s": 0.1, "phases_s": {"forward": 0.5}, **changed}
     lines += [
         {"step": number, "loss": loss, "begin_s": 1e9 + number / 2, **counts, **times, **of_step(number)}

@@ -252,3 +252,22 @@ def test_what_replicas_compute_again_is_known_to_an_estimate_only():
     assert flops.training_of(replicas, is_estimate=True) == Training(is_checkpointing=True)
     selective = {"model": {}, "distributed": {"strategy": "ddp", "activation_checkpointing": "selective"}}
     assert flops.training_of(selective, is_estimate=True) is None
+
+
+def test_a_rank_counts_a_steps_flops_from_its_rows_and_patches():
+    rows, patches = [[9, [3, 4]], [9, [8]]], [[27, 18]]
+    sequences = Sequences([9, 9], [[3, 4], [8]], [27], [18])
+    config, recipe = config_of("gemma-4-31b"), recipe_of("gemma31b_peft")
+    shape, training = flops.shape_of(config), flops.training_of(recipe)
+    counted = flops.counter_of(config, recipe)(rows, patches)
+    assert counted == {
+        "model_flops": model_flops(shape, training, sequences),
+        "hardware_flops": hardware_flops(shape, training, sequences),
+    }
+    eager = recipe | {"model": recipe["model"] | {"attn_implementation": "eager"}}
+    assert flops.counter_of(config, eager)(rows, patches)["hardware_flops"] > counted["hardware_flops"]
+
+
+@pytest.mark.parametrize("config", [None, {"model_type": "unheard_of"}])
+def test_flops_of_a_model_that_is_not_known_are_not_counted(config):
+    assert flops.counter_of(config, recipe_of("llama8b_peft"))([[9, [8]]], []) == {}

@@ -6,22 +6,21 @@ import random
 
 import pytest
 
-from cctrain import flops, reduce, samples
-from cctrain.packaged import RECIPES
+from cctrain import reduce, samples
 from cctrain.records import StepRecord
 from cctrain.reduce import Reduction, of_the_ranks, reduce_samples, summarize
 
 
-def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, end=True, cut=False, model=None):
+def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, end=True, cut=False, has_flops=True):
     folder = run_dir / "samples"
     folder.mkdir(exist_ok=True)
     lines = [
         {"event": "start", "rank": rank, "world_size": world},
-        {"event": "ready", "data_rank": rank if data_rank is None else data_rank, "model_config": model},
+        {"event": "ready", "data_rank": rank if data_rank is None else data_rank},
     ]
     for number, time in enumerate(seconds, start=1):
         counts = {"padded_tokens": tokens, "real_tokens": tokens - 10, "label_tokens": 5, "num_images": 1}
-        counts["rows"] = [[tokens, [tokens - 10]]]
+        counts |= {"model_flops": 1e12 * tokens, "hardware_flops": 2e12 * tokens} if has_flops else {}
         facts = {
             "step": number,
             "begin_s": 1e9 + number,
@@ -75,14 +74,17 @@ def test_ranks_that_share_their_samples_count_them_once(tmp_path):
     assert (step.padded_tokens, step.real_tokens, step.label_tokens, step.num_images) == (200, 180, 10, 2)
 
 
-def test_flops_are_those_of_the_rows_of_every_data_rank_once(tmp_path):
-    model = json.loads((RECIPES / "models" / "tiny-llama" / "config.json").read_text())
+def test_flops_are_those_of_every_data_rank_once(tmp_path):
     for rank in range(4):
-        write_rank(tmp_path, rank, [0.5], world=4, data_rank=rank // 2, tokens=100 + rank // 2, model=model)
-    (step,) = reduce_samples(tmp_path, Reduction(0, {"model": {}})).steps
-    shape, rows = flops.shape_of(model), flops.Sequences([100, 101], [[90], [91]])
-    assert step.model_flops == flops.model_flops(shape, flops.Training(), rows)
-    assert step.hardware_flops == flops.hardware_flops(shape, flops.Training(), rows)
+        write_rank(tmp_path, rank, [0.5], world=4, data_rank=rank // 2, tokens=100 + rank // 2)
+    (step,) = reduce_samples(tmp_path, Reduction(0)).steps
+    assert (step.model_flops, step.hardware_flops) == (201e12, 402e12)
+
+
+def test_flops_that_ranks_could_not_count_are_unknown(tmp_path):
+    write_rank(tmp_path, 0, [0.5], world=1, has_flops=False)
+    (step,) = reduce_samples(tmp_path, Reduction(0)).steps
+    assert (step.model_flops, step.hardware_flops) == (None, None)
 
 
 def test_tokens_per_gpu_are_per_rank_of_the_whole_world(tmp_path):
@@ -155,7 +157,8 @@ def random_sample(draw, step):
         "real_tokens": sum(map(sum, documents)),
         "label_tokens": draw.randrange(50),
         "num_images": draw.randrange(3),
-        "rows": [[128, lengths] for lengths in documents],
+        "model_flops": draw.uniform(1e12, 2e12),
+        "hardware_flops": draw.uniform(2e12, 3e12),
         "begin_s": 1e9 + step + draw.random(),
         "step_time_s": sum(spans.values()),
         "data_wait_s": spans["data_wait"],
@@ -165,28 +168,25 @@ def random_sample(draw, step):
     }
 
 
-def write_lines(run_dir, samples_of_ranks, *, data_ranks, model):
+def write_lines(run_dir, samples_of_ranks, *, data_ranks):
     (run_dir / "samples").mkdir()
     for rank, lines in enumerate(samples_of_ranks):
         start = {"event": "start", "rank": rank, "world_size": len(samples_of_ranks), "host": "node"}
-        ready = {"event": "ready", "data_rank": data_ranks[rank], "model_config": model}
+        ready = {"event": "ready", "data_rank": data_ranks[rank]}
         text = "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in (start, ready, *lines))
         (run_dir / "samples" / f"rank{rank}.jsonl").write_text(text)
 
 
 def test_a_step_is_what_the_lines_of_its_ranks_say_together(tmp_path):
     draw = random.Random(0)
-    model = json.loads((RECIPES / "models" / "tiny-llama" / "config.json").read_text())
     ranks = [[random_sample(draw, step) for step in range(1, 81)] for _ in range(4)]
     lines = [ranks[0], ranks[1][:77], [dict(sorted(sample.items())) for sample in ranks[2]], ranks[3]]
-    write_lines(tmp_path, lines, data_ranks=[0, 0, 1, 1], model=model)
-    reduced = reduce_samples(tmp_path, Reduction(5, {"model": {}}))
+    write_lines(tmp_path, lines, data_ranks=[0, 0, 1, 1])
+    reduced = reduce_samples(tmp_path, Reduction(5))
     assert [step.step for step in reduced.steps] == list(range(1, 78))
-    shape = flops.shape_of(model)
     for record, *written in zip(reduced.steps, *ranks, strict=False):
         slowest = max(written, key=lambda sample: sample["step_time_s"])
         counted = (written[1], written[3])
-        rows = flops.Sequences.of([row for sample in counted for row in sample["rows"]], [])
         assert record == StepRecord(
             step=written[0]["step"],
             step_time_s=slowest["step_time_s"],
@@ -198,8 +198,8 @@ def test_a_step_is_what_the_lines_of_its_ranks_say_together(tmp_path):
             real_tokens=sum(sample["real_tokens"] for sample in counted),
             label_tokens=sum(sample["label_tokens"] for sample in counted),
             num_images=sum(sample["num_images"] for sample in counted),
-            model_flops=flops.model_flops(shape, flops.Training(), rows),
-            hardware_flops=flops.hardware_flops(shape, flops.Training(), rows),
+            model_flops=sum(sample["model_flops"] for sample in counted),
+            hardware_flops=sum(sample["hardware_flops"] for sample in counted),
             loss=written[0]["loss"],
             is_warmup=record.step <= 5,
             is_tolled=record.step % 2 == 0,
@@ -211,7 +211,7 @@ def test_a_step_that_a_rank_wrote_damaged_is_left_out_and_the_others_are_kept(tm
     draw = random.Random(0)
     ranks = [[random_sample(draw, step) for step in range(1, 11)] for _ in range(2)]
     lines = [ranks[0], [*ranks[1][:3], json.dumps(ranks[1][3])[:90], *ranks[1][4:]]]
-    write_lines(tmp_path, lines, data_ranks=[0, 1], model=None)
+    write_lines(tmp_path, lines, data_ranks=[0, 1])
     reduced = reduce_samples(tmp_path, Reduction(2))
     assert [step.step for step in reduced.steps] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
     assert [step.is_warmup for step in reduced.steps] == [True] * 2 + [False] * 7

@@ -73,7 +73,7 @@ class RunDir:
             file.write(json.dumps(line) + "\n")
 
     def step(self, number, *, ranks=None, **changed):
-        counts = {"padded_tokens": 100, "real_tokens": 90, "label_tokens": 80, "num_images": 0, "rows": [[100, [90]]]}
+        counts = {"padded_tokens": 100, "real_tokens": 90, "label_tokens": 80, "num_images": 0}
         times = {"step_time_s": 0.5, "data_wait_s": 0.1, "phases_s": {"forward": 0.3, "backward": 0.2}}
         for rank in range(self.world) if ranks is None else ranks:
             self.write(rank, {"step": number, "loss": 1.5, **counts, **times, **changed})
