@@ -145,7 +145,7 @@ def expected_us(reading: Reading, own_us: float, profile: Profile, own: Mapping[
         delayed_us = own_us + profile.number("collective_us")
         if conditions["launch"] == "graph":
             return delayed_us
-        return own_us + launch if own_us <= HOST_BOUND * own[name] else max(delayed_us, own[name] + launch)
+        return own_us + launch if is_host_bound(reading, own_us, own) else max(delayed_us, own[name] + launch)
     if name in ("copy", "copy_issue"):
         return own_us + _copy_us(reading, profile, launch, wait, own["idle_wait"])
     if name == "bulk_load":
@@ -155,16 +155,20 @@ def expected_us(reading: Reading, own_us: float, profile: Profile, own: Mapping[
     return own_us + plain.get(name, 0.0)
 
 
-def once_us(reading: Reading, profile: Profile, wanted_us: float, own: Mapping[str, float]) -> float:
+def is_host_bound(reading: Reading, own_us: float, own: Mapping[str, float]) -> bool:
+    """Whether the launches of a collective take the host longer than the exchange the GPU."""
+    return own_us <= HOST_BOUND * own[reading.name]
+
+
+def once_us(reading: Reading, own_us: float, profile: Profile, own: Mapping[str, float]) -> float:
     """What all calls of a block share: the toll of the wait that ends it and, of collectives, that of the graph which
-    holds them, or of the first launch, where one takes `wanted_us` for the GPU and not for the host."""
+    holds them, or of the first launch, which the GPU waits for where the host does not bound the others."""
     once = profile.number("wait_us")
     if reading.name in COLLECTIVES:
-        launch = profile.number("launch_us")
         if reading.conditions["launch"] == "graph":
             once += profile.number("graph_launch_us")
-        elif wanted_us > HOST_BOUND * own[reading.name] + launch:
-            once += launch
+        elif not is_host_bound(reading, own_us, own):
+            once += profile.number("launch_us")
     return once
 
 
@@ -215,7 +219,7 @@ def sums(pairs: Pairs, profile: Profile) -> list[Row]:
         wanted = expected_us(reading, own_us, profile, own)
         is_charged = wanted > own_us
         if is_charged:
-            wanted += once_us(reading, profile, wanted, own) / (calls_before_last_wait(reading) or math.inf)
+            wanted += once_us(reading, own_us, profile, own) / (calls_before_last_wait(reading) or math.inf)
         most = wanted + stretch_us(reading, own_us, profile, own)
         rows.append(Row(f"{reading.name} ({describe(reading.conditions)})", own_us, wanted, most, got_us, is_charged))
     return rows
@@ -263,7 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     charged = [row for row in rows if row.is_charged]
     over, by_host = ([row.what for row in charged if row.mark == mark] for mark in ("OVER", "host"))
     worst = max((abs(off_by(row.got_us, row.wanted_us, row.most_us)) for row in charged), default=None)
-    found = {"tolls": profile.name, "num_charged": len(charged), "worst": worst}
+    in_processes = [sum(row.mark == "OVER" for row in sums(pairs, profile)) for pairs in processes]
+    found = {"tolls": profile.name, "num_charged": len(charged), "worst": worst, "over_in_processes": in_processes}
     print(json.dumps({**found, "over": over, "within_by_host": by_host}))
     return 1 if over else 0
 

@@ -187,10 +187,11 @@ class _Joined:
     """Empty where the first rank counted none."""
 
 
-def _joined(lines: Sequence[bytes]) -> _Joined | None:
-    """Parse the `lines` of one step and keep of each what is needed of all; None where one is damaged."""
+def _joined(lines: Sequence[bytes], more: Sequence[str] = _MORE_NUMBERS) -> _Joined | None:
+    """Parse the `lines` of one step and keep of each what is needed of all, and those of `more` that all have; None
+    where one is damaged."""
     first = parse_line(lines[0]) or {}
-    names = [*_NUMBERS, *(name for name in _MORE_NUMBERS if name in first)]
+    names = [*_NUMBERS, *(name for name in more if name in first)]
     numbers_of, has_crossings = itemgetter(*names), "crossings" in first
     numbers: list[float] = []
     spans_s: list[tuple[float, ...]] = []
@@ -199,7 +200,12 @@ def _joined(lines: Sequence[bytes]) -> _Joined | None:
         sample = parse_line(line)
         if sample is None:
             return None
-        numbers += numbers_of(sample)
+        try:
+            numbers += numbers_of(sample)
+        except KeyError:
+            if left := [name for name in more if name in sample]:
+                return _joined(lines, left)
+            raise
         spans_s.append(tuple((sample.get("phases_s") or {}).values()))
         if has_crossings:
             crossings.append(sample.get("crossings"))

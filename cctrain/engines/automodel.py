@@ -143,7 +143,7 @@ class TimedRecipe:
             loss=float(metrics["loss"]),
             counts=counts,
             peak_bytes=int(metrics["mem"] * 2**30),  # the main rank resets the counter after each step, others never
-            **(own if self.dist_env.is_main else {}),  # the same on all
+            **(own if self.dist_env.is_main else {}),  # only the first rank's are read
         )
         return log
 

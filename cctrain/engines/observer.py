@@ -141,9 +141,15 @@ class Observer:
                 if row["step"] not in self._losses:
                     break
                 row["loss"] = self._losses.pop(row["step"])
-            ready.append(row | self.count_flops(row.pop("rows"), row.pop("patches")))
+            ready.append(row)
         self._without_loss = rows[len(ready) :]
-        return ready
+        return [row | self._flops(row.pop("rows"), row.pop("patches")) for row in ready]
+
+    def _flops(self, rows: list[Any], patches: list[Any]) -> dict[str, float]:
+        try:
+            return self.count_flops(rows, patches)
+        except Exception:  # noqa: BLE001 - utilization is then unknown, which is no reason to end a training
+            return {}
 
     def _next_block(self) -> bool:
         """Whether a block of steps under other tolls begins here, with an empty queue."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,19 @@ def identity(
 
 
 def _name(model: Mapping[str, Any]) -> str:
-    """The model's name without the place it lies at, which differs between machines, and what of its configuration is
-    another's: fewer layers."""
+    """The model's name without the place it lies at, which differs between machines, and what the recipe changes in its
+    configuration: fewer layers."""
     source = model.get("pretrained_model_name_or_path") or model.get("config")
     changed = dict(source) if isinstance(source, dict) else {"pretrained_model_name_or_path": source}
     changed.pop("_target_", None)
     name = str(changed.pop("pretrained_model_name_or_path", None))
     name = name.removeprefix("{recipes}/") if not name.startswith("/") else Path(name).name
-    return ", ".join([name, *(f"{key} {value}" for key, value in changed.items())])
+    return ", ".join([name, *_settings(changed)])
+
+
+def _settings(changed: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for key, value in changed.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key} {value}"

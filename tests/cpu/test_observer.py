@@ -41,6 +41,15 @@ def test_steps_are_written_in_order_each_with_its_own_loss(observer):
     assert written() == [(step, float(step)) for step in range(1, 6)]
 
 
+def test_a_step_whose_flops_cannot_be_counted_is_written_without(observer):
+    observing, written = observer
+    observing.count_flops = lambda rows, patches: {"model_flops": 1 / len(rows)}
+    observing.step_end(step=1, loss=1.5, counts=COUNTS | {"rows": []})
+    observing.step_end(step=2, loss=2.5, counts=COUNTS)
+    observing.end(is_complete=True)
+    assert written() == [(1, 1.5), (2, 2.5)]
+
+
 def test_a_step_waits_for_the_loss_of_the_one_before(observer):
     observing, written = observer
     for step in (1, 2):

@@ -374,3 +374,5 @@ def test_the_identity_names_the_model_without_the_place_it_lies_at():
     assert {model("weights=pretrained", f"weights.path=/{place}/llama") for place in ("here", "there")} == {"llama"}
     assert model("weights=pretrained", "weights.path=meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
     assert model("+train.model.config.num_hidden_layers=1") == "models/tiny-llama, num_hidden_layers 1"
+    nested = model("+train.model.config.text_config.num_hidden_layers=1")
+    assert nested == "models/tiny-llama, text_config.num_hidden_layers 1"

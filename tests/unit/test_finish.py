@@ -11,7 +11,7 @@ from cctrain.emulation.blocks import ALL, OFF, schedule
 from cctrain.emulation.profile import load_profile
 from cctrain.finish import finish_abandoned, finish_record
 from cctrain.processes import this_process
-from cctrain.records import RunRecord
+from cctrain.records import RunRecord, strict_json
 
 
 def make_run(run_root, owner=None, *, num_steps=3, num_measured=None):
@@ -38,7 +38,7 @@ def write_samples(run_dir, *, rank, world, num_steps, loss=1.5, end=None, of_ste
         for number in range(1, num_steps + 1)
     ]
     lines += [{"event": "end", **end}] if end else []
-    (run_dir / "samples" / f"rank{rank}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run_dir / "samples" / f"rank{rank}.jsonl").write_text("".join(map(strict_json, lines)))
 
 
 def read_record(run_dir):
@@ -211,7 +211,7 @@ def test_a_rank_whose_clock_goes_backwards_is_seen_though_it_is_not_the_slowest(
 def test_a_clock_that_goes_backwards_in_the_warm_up_costs_the_warm_up_only(tmp_path):
     run_dir = make_run(tmp_path)
     path = run_dir / "samples" / "rank0.jsonl"
-    path.write_text(path.read_text().replace('"step_time_s": 0.5', '"step_time_s": -1.0', 1))
+    path.write_text(path.read_text().replace('"step_time_s":0.5', '"step_time_s":-1.0', 1))
     record = finish_record(run_dir, None)
     assert record["summary"]["step_time_s"]["mean"] == 0.5
     assert "went backwards at step 1; it was warm-up" in record["notes"][0]

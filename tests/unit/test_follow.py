@@ -13,6 +13,7 @@ import pytest
 from cctrain import samples
 from cctrain.follow import Follower
 from cctrain.processes import is_alive
+from cctrain.records import strict_json
 from cctrain.reduce import Reduction, reduce_samples
 
 WAITING = """
@@ -40,7 +41,7 @@ class FakeRank:
 
     def write(self, line: dict) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(strict_json(line))
 
     def step(self, number: int) -> None:
         self.write({"step": number, "step_time_s": 0.1})
@@ -187,7 +188,7 @@ def test_a_rank_of_another_machine_is_not_taken_for_dead(scene):
 
 def test_a_line_is_read_once_it_is_whole(scene):
     first, second = scene.ranks
-    line = json.dumps({"step": 4, "step_time_s": 0.1}) + "\n"
+    line = strict_json({"step": 4, "step_time_s": 0.1})
 
     def append(text: str) -> None:
         with first.path.open("a") as file:
@@ -234,7 +235,7 @@ def sampled(scene) -> Scene:
     """Two ranks that have said what a reduction needs of them, and done three whole steps."""
     for number, rank in enumerate(scene.ranks):
         lines = (rank.start, {"event": "ready", "data_rank": number}, *map(sample, (1, 2, 3)))
-        rank.path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        rank.path.write_text("".join(map(strict_json, lines)))
     scene.follower.reduction = Reduction(1)
     return scene
 

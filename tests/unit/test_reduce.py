@@ -1,13 +1,12 @@
 """Samples of the ranks to steps and summary."""
 
 import dataclasses
-import json
 import random
 
 import pytest
 
 from cctrain import reduce, samples
-from cctrain.records import StepRecord
+from cctrain.records import StepRecord, strict_json
 from cctrain.reduce import Reduction, of_the_ranks, reduce_samples, summarize
 
 
@@ -32,7 +31,7 @@ def write_rank(run_dir, rank, seconds, *, world=2, data_rank=None, tokens=100, e
     if end:
         peaks = {"peak_allocated_bytes": (rank + 1) * 2**30, "peak_reserved_bytes": (rank + 2) * 2**30}
         lines.append({"event": "end", **peaks})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+    text = "".join(strict_json(line) for line in lines)
     (folder / f"rank{rank}.jsonl").write_text(text[:-20] if cut else text)
 
 
@@ -85,6 +84,14 @@ def test_flops_that_ranks_could_not_count_are_unknown(tmp_path):
     write_rank(tmp_path, 0, [0.5], world=1, has_flops=False)
     (step,) = reduce_samples(tmp_path, Reduction(0)).steps
     assert (step.model_flops, step.hardware_flops) == (None, None)
+
+
+def test_flops_that_one_rank_did_not_count_are_unknown_and_the_rest_is_known(tmp_path):
+    write_rank(tmp_path, 0, [0.5])
+    write_rank(tmp_path, 1, [0.7], has_flops=False)
+    (step,) = reduce_samples(tmp_path, Reduction(0)).steps
+    assert (step.model_flops, step.step_time_s, step.padded_tokens) == (None, 0.7, 200)
+    assert step.rank_begin_s == (1e9 + 1, 1e9 + 1)
 
 
 def test_tokens_per_gpu_are_per_rank_of_the_whole_world(tmp_path):
@@ -173,7 +180,7 @@ def write_lines(run_dir, samples_of_ranks, *, data_ranks):
     for rank, lines in enumerate(samples_of_ranks):
         start = {"event": "start", "rank": rank, "world_size": len(samples_of_ranks), "host": "node"}
         ready = {"event": "ready", "data_rank": data_ranks[rank]}
-        text = "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in (start, ready, *lines))
+        text = "".join(line if isinstance(line, str) else strict_json(line) for line in (start, ready, *lines))
         (run_dir / "samples" / f"rank{rank}.jsonl").write_text(text)
 
 
@@ -210,7 +217,7 @@ def test_a_step_is_what_the_lines_of_its_ranks_say_together(tmp_path):
 def test_a_step_that_a_rank_wrote_damaged_is_left_out_and_the_others_are_kept(tmp_path):
     draw = random.Random(0)
     ranks = [[random_sample(draw, step) for step in range(1, 11)] for _ in range(2)]
-    lines = [ranks[0], [*ranks[1][:3], json.dumps(ranks[1][3])[:90], *ranks[1][4:]]]
+    lines = [ranks[0], [*ranks[1][:3], strict_json(ranks[1][3])[:90] + "\n", *ranks[1][4:]]]
     write_lines(tmp_path, lines, data_ranks=[0, 1])
     reduced = reduce_samples(tmp_path, Reduction(2))
     assert [step.step for step in reduced.steps] == [1, 2, 3, 5, 6, 7, 8, 9, 10]

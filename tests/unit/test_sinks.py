@@ -14,7 +14,7 @@ from make_records import emulated_record, run_record
 from cctrain import rundir
 from cctrain.config import TrackConfig
 from cctrain.errors import RequestError
-from cctrain.records import to_json
+from cctrain.records import strict_json, to_json
 from cctrain.redaction import REDACTED
 from cctrain.request.compose import compose_config
 from cctrain.request.recipe import build_recipe, recipe_hash
@@ -70,7 +70,7 @@ class RunDir:
 
     def write(self, rank, line):
         with (self.path / "samples" / f"rank{rank}.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(strict_json(line))
 
     def step(self, number, *, ranks=None, **changed):
         counts = {"padded_tokens": 100, "real_tokens": 90, "label_tokens": 80, "num_images": 0}

@@ -128,10 +128,12 @@ def has_lines(answer: Answer) -> bool:
 def caption(answer: Answer) -> str:
     """What is drawn, and why it should fall or rise."""
     points = [point for line in _lines(answer).values() for point in line]
-    num_bare = sum(point.ci95 is None for point in points)
-    said = ["Bars are 95 % intervals over runs."] if num_bare < len(points) else []
-    if num_bare:
+    bare = [point for point in points if point.ci95 is None]
+    said = ["Bars are 95 % intervals over runs."] if len(bare) < len(points) else []
+    if any(point.within_run_ci95 for point in bare):
         said.append("Thin bars are from the noise within a single run; runs differ by more than that.")
+    elif bare:
+        said.append("Points without a bar are of single runs, which have no interval.")
     said.append(sweep_of(answer).why)
     if any(one.is_emulated for one in answer.comparisons):
         said.append("Emulated is not measured under CC.")
