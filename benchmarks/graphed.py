@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cctrain import flops, ratios
+from cctrain import ratios
 from cctrain.config import Config
 from cctrain.emulation import in_rank
 from cctrain.emulation.blocks import SETTLING_STEPS, schedule
@@ -112,8 +112,6 @@ class Line:
         self._batches = itertools.chain.from_iterable(itertools.repeat(self.recipe.step_scheduler))
         self._logs: list[Any] = []
         self.rows: list[dict[str, Any]] = []
-        self._shape = flops.shape_of(self.recipe.model_parts[0].config.to_dict())
-        self._training = flops.training_of(config.train)
 
     def steps(self, count: int) -> list[dict[str, Any]]:
         """Take `count` steps from a device that stands still until it does again. Returns their rows."""
@@ -144,10 +142,9 @@ class Line:
 
     def flops(self) -> float | None:
         """Of a step, on average over all so far."""
-        if not self._shape or not self._training:
-            return None
-        sequences = (flops.Sequences.of(row["rows"], row["patches"]) for row in self.rows)
-        return statistics.fmean(flops.model_flops(self._shape, self._training, one) for one in sequences)
+        counted = [self.observer.count_flops(row["rows"], row["patches"]).get("model_flops") for row in self.rows]
+        known = [count for count in counted if count is not None]
+        return statistics.fmean(known) if known else None
 
 
 def _synchronize() -> None:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache, lru_cache
-from itertools import chain
 from typing import Any
 
 # Where activation checkpointing stops: torch computes again what the backward pass saved, not what a region ends with.
@@ -99,16 +98,6 @@ class Sequences:
     padded_patches: Sequence[int] = ()
     """Patches of each image, padding included."""
     real_patches: Sequence[int] = ()
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[Any]], patches: Sequence[Sequence[int]]) -> Sequences:
-        """From what metrics.count_tokens has of each row and each image: its padded length, and what of it is real."""
-        return cls(
-            padded=[padded for padded, _ in rows],
-            documents=[documents for _, documents in rows],
-            padded_patches=[padded for padded, _ in patches],
-            real_patches=[real for _, real in patches],
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,20 +255,24 @@ def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 Counter = Callable[[Sequence[Sequence[Any]], Sequence[Sequence[int]]], dict[str, float]]
-"""`model_flops` and `hardware_flops` of rows and patches as metrics.count_tokens has them; empty where the model, or
-what of it trains, is not known here."""
+"""FLOPs by name of rows and patches as metrics.count_tokens has them; empty where model or training is not known."""
 
 
 def counter_of(config: Mapping[str, Any] | None, recipe: Mapping[str, Any]) -> Counter:
-    """What counts the FLOPs of steps in which the AutoModel `recipe` trains the model of `config`, a config.json."""
+    """What counts `model_flops` and `hardware_flops` of steps in which `recipe` trains the model of a config.json."""
     shape, training = shape_of(config) if config else None, training_of(recipe)
-    is_eager = recipe["model"].get("attn_implementation") == "eager"
-    computed = Savings(causal=False, window=False, packing=False) if is_eager else Savings()
+    of_eager = Savings(causal=False, window=False, packing=False)
+    computed = of_eager if recipe["model"].get("attn_implementation") == "eager" else Savings()
 
     def count(rows: Sequence[Sequence[Any]], patches: Sequence[Sequence[int]]) -> dict[str, float]:
         if not shape or not training:
             return {}
-        sequences = Sequences.of(rows, patches)
+        sequences = Sequences(
+            padded=[padded for padded, _ in rows],
+            documents=[documents for _, documents in rows],
+            padded_patches=[padded for padded, _ in patches],
+            real_patches=[real for _, real in patches],
+        )
         return {
             "model_flops": model_flops(shape, training, sequences),
             "hardware_flops": hardware_flops(shape, training, sequences, computed),
@@ -292,7 +285,7 @@ def model_flops(shape: Shape, training: Training, sequences: Sequences, savings:
     """FLOPs that a micro-batch's real tokens and patches need, forward and backward: the numerator of MFU."""
     needed, _ = _flops_per_unit(shape, training)
     rows = sequences.documents if savings.packing else [[sum(documents)] for documents in sequences.documents]
-    lengths = list(chain.from_iterable(rows))
+    lengths = [length for row in rows for length in row]
     counts = _counts(shape, lengths, sequences.real_patches, sequences, savings)
     return sum(flops * counts[unit] for unit, flops in needed.items())
 

@@ -203,9 +203,9 @@ def _joined(lines: Sequence[bytes], more: Sequence[str] = _MORE_NUMBERS) -> _Joi
         try:
             numbers += numbers_of(sample)
         except KeyError:
-            if left := [name for name in more if name in sample]:
-                return _joined(lines, left)
-            raise
+            if any(name not in sample for name in _NUMBERS):
+                raise
+            return _joined(lines, [name for name in more if name in sample])
         spans_s.append(tuple((sample.get("phases_s") or {}).values()))
         if has_crossings:
             crossings.append(sample.get("crossings"))

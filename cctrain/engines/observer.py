@@ -5,6 +5,7 @@ thread that writes the samples. It knows of no engine; an engine calls it at the
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -148,7 +149,9 @@ class Observer:
     def _flops(self, rows: list[Any], patches: list[Any]) -> dict[str, float]:
         try:
             return self.count_flops(rows, patches)
-        except Exception:  # noqa: BLE001 - utilization is then unknown, which is no reason to end a training
+        except Exception:  # utilization is then unknown, which is no reason to end a training
+            logging.getLogger(__name__).exception("the FLOPs of a step could not be counted: MFU and HFU are unknown")
+            self.count_flops = lambda *_: {}
             return {}
 
     def _next_block(self) -> bool:

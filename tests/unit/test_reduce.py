@@ -94,6 +94,26 @@ def test_flops_that_one_rank_did_not_count_are_unknown_and_the_rest_is_known(tmp
     assert step.rank_begin_s == (1e9 + 1, 1e9 + 1)
 
 
+def test_what_every_rank_must_have_written_is_missed_by_its_name(tmp_path):
+    draw = random.Random(0)
+    whole, lacking = random_sample(draw, 1), random_sample(draw, 1)
+    del lacking["step_time_s"]
+    write_lines(tmp_path, [[whole], [lacking]], data_ranks=[0, 1])
+    with pytest.raises(KeyError, match="step_time_s"):
+        reduce_samples(tmp_path, Reduction(0))
+
+
+def test_what_a_rank_need_not_have_written_is_unknown(tmp_path):
+    draw = random.Random(0)
+    whole, bare = random_sample(draw, 1), random_sample(draw, 1)
+    for name in ("begin_s", "model_flops", "hardware_flops"):
+        del bare[name]
+    write_lines(tmp_path, [[whole], [bare]], data_ranks=[0, 1])
+    (step,) = reduce_samples(tmp_path, Reduction(0)).steps
+    assert (step.rank_begin_s, step.model_flops, step.hardware_flops) == (None, None, None)
+    assert step.rank_step_time_s == (whole["step_time_s"], bare["step_time_s"])
+
+
 def test_tokens_per_gpu_are_per_rank_of_the_whole_world(tmp_path):
     for rank in range(4):
         write_rank(tmp_path, rank, [0.5] * 20, world=4, data_rank=rank // 2)
