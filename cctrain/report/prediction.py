@@ -48,12 +48,14 @@ def print_prediction(base: Base, profile: Profile, prediction: Prediction, conso
 def lines(base: Base, profile: Profile, prediction: Prediction) -> list[str]:
     """What the figure rests on, and what is not in it."""
     unknown = [_WHAT.get(part.toll) or _copy(part.toll) for part in prediction.parts if part.each is None]
-    drains = [name for name in ("h2d_pinned", "d2h_pinned", "d2h_pageable") if profile.blocks(f"{name}_blocks")]
+    kinds = [kind for kind in ("h2d_pinned", "d2h_pinned") if profile.blocks(f"{kind}_blocks")]  # pageable ones always do
+    draining = sum(base.counts.get(f"copy_{kind}_us", 0) for kind in kinds)
+    drains = f"what {draining:,.0f} pinned copies a step cost by draining their stream: where they are many, more is lost"
     said = [
         ("not known to the profile, nothing added", unknown),
         ("assumed", ASSUMED),
         ("not emulated", NOT_EMULATED),
-        ("not predicted", ["what copies cost by draining their stream"] if drains else ()),
+        ("not predicted", [drains] if draining else ()),
     ]
     found = [f"{what}: {'; '.join(texts)}" for what, texts in said if texts]
     found += [f"profile {profile.name}: {note}" for note in profile.notes]

@@ -227,12 +227,18 @@ def test_the_verb_prints_a_table_what_it_rests_on_and_one_json_line(write, capsy
     output, line = last_line(capsys)
     assert "assumed: launch tolls are paid by the thread that calls" in output
     assert "not emulated: NVLink bandwidth" in output
-    assert "not predicted: what copies cost by draining their stream" in output
+    assert "not predicted: what 4 pinned copies a step cost by draining their stream" in output
     assert "not known to the profile, nothing added: allocations, device" in output
     assert (line["mode"], line["exit_code"], line["tolls"]["name"]) == ("predicted", 0, "b300")
     assert line["loss"]["low"] <= line["loss"]["value"] <= line["loss"]["high"]
     assert line["measured"] is None
     assert f"{line['loss']['value']:.1%}" in output
+
+
+def test_a_step_without_pinned_copies_has_none_that_drain_their_stream(write, capsys):
+    copies = CROSSINGS["copies"] | {"h2d_pinned": NO_COPY}
+    verb.run([str(write(with_crossings(copies=copies))), "--tolls", "b300"])
+    assert "not predicted" not in last_line(capsys)[0]
 
 
 def test_a_run_that_was_not_steady_is_pointed_out(write, capsys):
