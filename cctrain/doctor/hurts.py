@@ -1,4 +1,4 @@
-"""What in a recipe CC makes slow, and the override that mends it. The figures are the seed post's."""
+"""What in a recipe CC makes slow, and the override that mends it. The figures are the seed post's, unless said."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def hurts(recipe: Mapping[str, Any], layout: Layout, environment: Mapping[str, s
         *_eager(recipe, layout),
         _optimizer(recipe, layout),
         _tensor_width(recipe, layout, holds),
+        _fsdp2(recipe, layout),
     ]
     return [hurt for hurt in (*found, _multicast(recipe, layout, environment)) if hurt]
 
@@ -78,6 +79,15 @@ def _tensor_width(recipe: Mapping[str, Any], layout: Layout, holds: Holds) -> Hu
             )
             return Hurt("TP width", why, overrides(recipe, changes | batch_change(recipe, narrower)))
     return None
+
+
+def _fsdp2(recipe: Mapping[str, Any], layout: Layout) -> Hurt | None:
+    strategy = (recipe.get("distributed") or {}).get("strategy")
+    if strategy != "fsdp2" or layout.data == 1 or any(graphed_reasons(recipe, layout)):
+        return None
+    # Emulated, two H200s, Llama 70B: 344 of the 557 ms that a step takes longer (docs/evidence/README.md).
+    why = "its kernels get tables by copies from pinned memory, three a layer and step, and each waits for its stream"
+    return Hurt("FSDP2", why, ("step=graphed",))
 
 
 def _multicast(recipe: Mapping[str, Any], layout: Layout, environment: Mapping[str, str]) -> Hurt | None:

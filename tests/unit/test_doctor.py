@@ -249,6 +249,12 @@ def test_nothing_hurts_a_recipe_that_is_made_for_cc():
             ("train.distributed.tp_size=1", "train.step_scheduler.global_batch_size=2"),
         ),
         (
+            plain(distributed={"strategy": "fsdp2", "enable_compile": True}),
+            {"world": 2},
+            "FSDP2",
+            ("step=graphed",),
+        ),
+        (
             plain(distributed={"tp_size": 2, "enable_async_tensor_parallel": True, "enable_compile": True}),
             {"tensor": 2, "world": 2, "holds": lambda *_: False},
             "multicast",
@@ -272,9 +278,9 @@ def test_multicast_is_turned_off_by_variables_where_several_gpus_leave_it_on():
 
 def test_what_a_changed_layout_no_longer_has_does_not_hurt():
     whats = {hurt.what for hurt in finding(TWO_H200, "recipe=llama70b_peft").hurts}
-    assert whats == {"eager mode"}
+    assert whats == {"eager mode", "FSDP2"}
     whats = {hurt.what for hurt in finding(EIGHT_H200, "recipe=llama70b_peft").hurts}
-    assert whats == {"eager mode", "TP width", "per-tensor optimizer"}
+    assert whats == {"eager mode", "TP width", "per-tensor optimizer", "FSDP2"}
 
 
 # Overrides
