@@ -48,7 +48,7 @@ def print_prediction(base: Base, profile: Profile, prediction: Prediction, conso
 def lines(base: Base, profile: Profile, prediction: Prediction) -> list[str]:
     """What the figure rests on, and what is not in it."""
     unknown = [_WHAT.get(part.toll) or _copy(part.toll) for part in prediction.parts if part.each is None]
-    kinds = [kind for kind in ("h2d_pinned", "d2h_pinned") if profile.blocks(f"{kind}_blocks")]  # pageable ones do anyway
+    kinds = [kind for kind in ("h2d_pinned", "d2h_pinned") if profile.blocks(f"{kind}_blocks")]  # pageable: always
     draining = sum(base.counts.get(f"copy_{kind}_us", 0) for kind in kinds)
     drains = f"what {draining:,.0f} pinned copies a step cost by draining their stream: of many of them, more is lost"
     said = [
