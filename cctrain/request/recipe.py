@@ -23,6 +23,7 @@ from cctrain.untrusted import shown, text_of
 
 LLM, VLM = "TrainFinetuneRecipeForNextTokenPrediction", "FinetuneRecipeForVLM"
 _MOST_BYTES = 1 << 20
+_TRAINING = ("optimizer", "lr_scheduler", "loss_fn", "clip_grad_norm")
 _TRACKERS = ("wandb", "mlflow", "comet")
 _EVERY = 10**9
 """An interval longer than any run, for what AutoModel cannot be told to leave out."""
@@ -58,6 +59,9 @@ def check_shape(recipe: dict[str, Any], where: str) -> None:
             raise RequestError(
                 f"{where}: section {section} is {recipe[section]!r}; allowed is a mapping, or to leave it out"
             )
+    for section in (*_TRAINING, "peft", "compile", "validation_dataset", "validation_dataloader"):
+        if not isinstance(recipe.get(section), dict | None):
+            raise RequestError(f"{where}: section {section} is {recipe[section]!r}; allowed is a mapping, or null")
 
 
 def is_cpu_recipe(recipe: dict[str, Any]) -> bool:

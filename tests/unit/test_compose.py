@@ -164,11 +164,23 @@ def test_empty_sections_and_dates_of_an_own_recipe_do_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "override", ["~train.step_scheduler", "train.model=null", "train.recipe=Foo", "train.dataset=3"]
+    ("override", "because"),
+    [
+        ("~train.step_scheduler", "needs the section step_scheduler"),
+        ("train.model=null", "needs the section model"),
+        ("train.recipe=Foo", "its key recipe is 'Foo'"),
+        ("train.dataset=3", "needs the section dataset"),
+        ("train.dataloader=3", "section dataloader is 3; allowed is a mapping, or to leave it out"),
+        ("train.optimizer=sgd", "section optimizer is 'sgd'; allowed is a mapping, or null"),
+    ],
 )
-def test_overrides_that_leave_no_recipe_are_refused(override):
-    with pytest.raises(RequestError):
+def test_overrides_that_leave_no_recipe_are_refused(override, because):
+    with pytest.raises(RequestError, match=because):
         check_shape(composed("recipe=tiny_llama_peft", override).train, "the recipe")
+
+
+def test_a_section_may_be_null_where_automodel_has_a_default():
+    check_shape(composed("recipe=tiny_llama_peft", "train.lr_scheduler=null", "train.peft=null").train, "the recipe")
 
 
 def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):
