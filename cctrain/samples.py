@@ -140,4 +140,4 @@ class SampleThread:
             for line in self._finished():
                 self._file.write(line)
         except Exception as error:  # noqa: BLE001 - a full disk or a lost device; the training thread raises it
-            self._error = error
+            self._error = self._error or error
