@@ -132,7 +132,7 @@ def test_every_override_composes_and_gives_a_recipe_that_may_start(name):
 
 def test_the_command_line_with_all_overrides_of_a_recipe_runs_dry(run_cctrain):
     seen = judge(compose_config(["recipe=llama70b_peft"], build_recipe), Machine(8, 140.4), {})
-    overrides = [override for hurt in seen.hurts for override in hurt.overrides]
+    overrides = list(dict.fromkeys(override for hurt in seen.hurts for override in hurt.overrides))
     variables = dict(pair.split("=") for hurt in seen.hurts for pair in hurt.environment)
     assert len(overrides) == 3
     assert len(variables) == 3
