@@ -11,6 +11,7 @@ from cctrain.doctor.overrides import changed, overrides
 from cctrain.launcher import NO_MULTICAST
 from cctrain.request.checks import Layout
 from cctrain.request.graphed import reasons as graphed_reasons
+from cctrain.request.strategy import strategy_of
 
 _PYTORCH_OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW")
 
@@ -82,12 +83,11 @@ def _tensor_width(recipe: Mapping[str, Any], layout: Layout, holds: Holds) -> Hu
 
 
 def _fsdp2(recipe: Mapping[str, Any], layout: Layout) -> Hurt | None:
-    strategy = (recipe.get("distributed") or {}).get("strategy")
-    if strategy != "fsdp2" or layout.data == 1 or any(graphed_reasons(recipe, layout)):
+    if strategy_of(recipe) != "fsdp2" or layout.data * layout.context == 1:
         return None
-    # Emulated, two H200s, Llama 70B: 344 of the 557 ms that a step takes longer (docs/evidence/README.md).
-    why = "its kernels get tables by copies from pinned memory, three a layer and step, and each waits for its stream"
-    return Hurt("FSDP2", why, ("step=graphed",))
+    # Llama 70B on two H200s, emulated: each rank waits some 340 ms a step for them (docs/evidence/README.md).
+    why = "its kernels get tables by copies from pinned memory, three a layer and micro-batch, that wait for a stream"
+    return Hurt("FSDP2", why, () if any(graphed_reasons(recipe, layout)) else ("step=graphed",))
 
 
 def _multicast(recipe: Mapping[str, Any], layout: Layout, environment: Mapping[str, str]) -> Hurt | None:

@@ -109,10 +109,8 @@ def _hurts(findings: Sequence[Finding]) -> list[tuple[str, str]]:
     for finding in findings:
         for hurt in finding.hurts:
             recipes.setdefault(hurt, []).append(finding.recipe)
-    return [
-        (
-            hurt.what,
-            f"hurts under CC: {hurt.why}\n{' '.join(hurt.overrides or hurt.environment)}\nin {', '.join(names)}",
-        )
-        for hurt, names in sorted(recipes.items(), key=lambda item: item[0].what)
-    ]
+    rows = []
+    for hurt, names in sorted(recipes.items(), key=lambda item: item[0].what):
+        lines = (f"hurts under CC: {hurt.why}", " ".join(hurt.overrides or hurt.environment), f"in {', '.join(names)}")
+        rows.append((hurt.what, "\n".join(filter(None, lines))))
+    return rows

@@ -48,9 +48,12 @@ def print_prediction(base: Base, profile: Profile, prediction: Prediction, conso
 def lines(base: Base, profile: Profile, prediction: Prediction) -> list[str]:
     """What the figure rests on, and what is not in it."""
     unknown = [_WHAT.get(part.toll) or _copy(part.toll) for part in prediction.parts if part.each is None]
-    kinds = [kind for kind in ("h2d_pinned", "d2h_pinned") if profile.blocks(f"{kind}_blocks")]  # pageable: always
+    # Pageable copies to the host do so with CC off too.
+    kinds = [kind for kind in ("h2d_pinned", "d2h_pinned") if profile.blocks(f"{kind}_blocks")]
     draining = sum(base.counts.get(f"copy_{kind}_us", 0) for kind in kinds)
-    drains = f"what {draining:,.0f} pinned copies a step cost by draining their stream: of many of them, more is lost"
+    drains = (
+        f"what {draining:,.1f} pinned copies a step cost by draining their stream; where many do, the loss is larger"
+    )
     said = [
         ("not known to the profile, nothing added", unknown),
         ("assumed", ASSUMED),

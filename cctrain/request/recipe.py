@@ -23,7 +23,6 @@ from cctrain.untrusted import shown, text_of
 
 LLM, VLM = "TrainFinetuneRecipeForNextTokenPrediction", "FinetuneRecipeForVLM"
 _MOST_BYTES = 1 << 20
-_TRAINING = ("optimizer", "lr_scheduler", "loss_fn", "clip_grad_norm")
 _TRACKERS = ("wandb", "mlflow", "comet")
 _EVERY = 10**9
 """An interval longer than any run, for what AutoModel cannot be told to leave out."""
@@ -51,7 +50,7 @@ def check_shape(recipe: dict[str, Any], where: str) -> None:
     """Raises RequestError where `recipe` lacks what every AutoModel fine-tuning recipe has; `where` it came from."""
     if recipe.get("recipe") not in (LLM, VLM):
         raise RequestError(f"{where}: its key recipe is {recipe.get('recipe')!r}; allowed is {LLM} or {VLM}")
-    for section in ("model", "step_scheduler", "dataset"):
+    for section in ("model", "step_scheduler", "dataset", "optimizer", "loss_fn"):
         if not isinstance(recipe.get(section), dict):
             raise RequestError(f"{where}: an AutoModel recipe needs the section {section}")
     for section in ("dataset", "dataloader", "dist_env", "distributed", "checkpoint", "packed_sequence", "processor"):
@@ -59,8 +58,8 @@ def check_shape(recipe: dict[str, Any], where: str) -> None:
             raise RequestError(
                 f"{where}: section {section} is {recipe[section]!r}; allowed is a mapping, or to leave it out"
             )
-    for section in (*_TRAINING, "peft", "compile", "validation_dataset", "validation_dataloader"):
-        if not isinstance(recipe.get(section), dict | None):
+    for section in ("lr_scheduler", "peft", "compile", "clip_grad_norm"):
+        if not isinstance(recipe.get(section), dict | None) and recipe[section] not in ("none", "None"):
             raise RequestError(f"{where}: section {section} is {recipe[section]!r}; allowed is a mapping, or null")
 
 

@@ -21,9 +21,14 @@ _DDP = (
 """Keys that AutoModel 0.7 takes with strategy=ddp, beside sizes of 1."""
 
 
+def strategy_of(recipe: Mapping[str, Any]) -> str:
+    """In small letters; AutoModel's default is fsdp2."""
+    return str((recipe.get("distributed") or {}).get("strategy", "fsdp2")).lower()
+
+
 def is_ddp(recipe: Mapping[str, Any]) -> bool:
     """Whether each rank is to hold the whole model."""
-    return str((recipe.get("distributed") or {}).get("strategy", "fsdp2")).lower() == "ddp"
+    return strategy_of(recipe) == "ddp"
 
 
 def not_of_ddp(distributed: Mapping[str, Any]) -> list[str]:
@@ -36,7 +41,7 @@ def check_strategy(config: Config) -> None:
     if config.engine.name is not Engine.automodel:
         return
     distributed = config.train.get("distributed") or {}
-    strategy = str(distributed.get("strategy", "fsdp2")).lower()
+    strategy = strategy_of(config.train)
     if strategy not in _STRATEGIES:
         raise RequestError(
             f"train.distributed.strategy={distributed['strategy']}: allowed is {', '.join(_STRATEGIES)}."

@@ -171,7 +171,9 @@ def test_empty_sections_and_dates_of_an_own_recipe_do_no_harm(tmp_path):
         ("train.recipe=Foo", "its key recipe is 'Foo'"),
         ("train.dataset=3", "needs the section dataset"),
         ("train.dataloader=3", "section dataloader is 3; allowed is a mapping, or to leave it out"),
-        ("train.optimizer=sgd", "section optimizer is 'sgd'; allowed is a mapping, or null"),
+        ("train.optimizer=sgd", "needs the section optimizer"),
+        ("train.loss_fn=null", "needs the section loss_fn"),
+        ("train.lr_scheduler=cosine", "section lr_scheduler is 'cosine'; allowed is a mapping, or null"),
     ],
 )
 def test_overrides_that_leave_no_recipe_are_refused(override, because):
@@ -180,7 +182,7 @@ def test_overrides_that_leave_no_recipe_are_refused(override, because):
 
 
 def test_a_section_may_be_null_where_automodel_has_a_default():
-    check_shape(composed("recipe=tiny_llama_peft", "train.lr_scheduler=null", "train.peft=null").train, "the recipe")
+    check_shape(composed("recipe=tiny_llama_peft", "train.lr_scheduler=null", "train.peft=none").train, "the recipe")
 
 
 def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):

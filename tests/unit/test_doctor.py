@@ -49,7 +49,7 @@ def plain(**sections):
     recipe = {
         "model": {"attn_implementation": "sdpa"},
         "step_scheduler": {"global_batch_size": 8, "local_batch_size": 1},
-        "distributed": {"tp_size": 1, "enable_compile": True},
+        "distributed": {"strategy": "ddp", "tp_size": 1, "enable_compile": True},
         "optimizer": {"_target_": "torch.optim.Adam", "fused": True},
         "dataloader": {"pin_memory": False},
     }
@@ -232,13 +232,13 @@ def test_nothing_hurts_a_recipe_that_is_made_for_cc():
         ),
         (
             plain(distributed={"tp_size": 4, "enable_compile": True}),
-            {"tensor": 4, "world": 8},
+            {"tensor": 4, "world": 4},
             "TP width",
             ("train.distributed.tp_size=1",),
         ),
         (
             plain(distributed={"tp_size": 4, "enable_compile": True}),
-            {"tensor": 4, "world": 8, "holds": lambda _, layout: layout.tensor > 1},
+            {"tensor": 4, "world": 4, "holds": lambda _, layout: layout.tensor > 1},
             "TP width",
             ("train.distributed.tp_size=2",),
         ),
@@ -248,12 +248,9 @@ def test_nothing_hurts_a_recipe_that_is_made_for_cc():
             "TP width",
             ("train.distributed.tp_size=1", "train.step_scheduler.global_batch_size=2"),
         ),
-        (
-            plain(distributed={"strategy": "fsdp2", "enable_compile": True}),
-            {"world": 2},
-            "FSDP2",
-            ("step=graphed",),
-        ),
+        (plain(distributed={"strategy": "FSDP2", "enable_compile": True}), {"world": 2}, "FSDP2", ("step=graphed",)),
+        (plain(distributed={"enable_compile": True}), {"world": 2}, "FSDP2", ("step=graphed",)),
+        (plain(distributed={"enable_compile": True}, fp8={"enabled": True}), {"world": 2}, "FSDP2", ()),
         (
             plain(distributed={"tp_size": 2, "enable_async_tensor_parallel": True, "enable_compile": True}),
             {"tensor": 2, "world": 2, "holds": lambda *_: False},

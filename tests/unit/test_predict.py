@@ -227,7 +227,7 @@ def test_the_verb_prints_a_table_what_it_rests_on_and_one_json_line(write, capsy
     output, line = last_line(capsys)
     assert "assumed: launch tolls are paid by the thread that calls" in output
     assert "not emulated: NVLink bandwidth" in output
-    assert "not predicted: what 4 pinned copies a step cost by draining their stream" in output
+    assert "not predicted: what 4.0 pinned copies a step cost by draining their stream" in output
     assert "not known to the profile, nothing added: allocations, device" in output
     assert (line["mode"], line["exit_code"], line["tolls"]["name"]) == ("predicted", 0, "b300")
     assert line["loss"]["low"] <= line["loss"]["value"] <= line["loss"]["high"]
