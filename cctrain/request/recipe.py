@@ -59,7 +59,7 @@ def check_shape(recipe: dict[str, Any], where: str) -> None:
                 f"{where}: section {section} is {recipe[section]!r}; allowed is a mapping, or to leave it out"
             )
     for section in ("lr_scheduler", "peft", "compile", "clip_grad_norm"):
-        if not isinstance(recipe.get(section), dict | None) and recipe[section] not in ("none", "None"):
+        if not isinstance(recipe.get(section), dict | None):
             raise RequestError(f"{where}: section {section} is {recipe[section]!r}; allowed is a mapping, or null")
 
 

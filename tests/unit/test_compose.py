@@ -174,6 +174,7 @@ def test_empty_sections_and_dates_of_an_own_recipe_do_no_harm(tmp_path):
         ("train.optimizer=sgd", "needs the section optimizer"),
         ("train.loss_fn=null", "needs the section loss_fn"),
         ("train.lr_scheduler=cosine", "section lr_scheduler is 'cosine'; allowed is a mapping, or null"),
+        ("train.peft=none", "section peft is 'none'; allowed is a mapping, or null"),
     ],
 )
 def test_overrides_that_leave_no_recipe_are_refused(override, because):
@@ -182,7 +183,7 @@ def test_overrides_that_leave_no_recipe_are_refused(override, because):
 
 
 def test_a_section_may_be_null_where_automodel_has_a_default():
-    check_shape(composed("recipe=tiny_llama_peft", "train.lr_scheduler=null", "train.peft=none").train, "the recipe")
+    check_shape(composed("recipe=tiny_llama_peft", "train.lr_scheduler=null", "train.peft=null").train, "the recipe")
 
 
 def test_trackers_of_an_own_recipe_stay_out_of_the_trained_process(tmp_path):

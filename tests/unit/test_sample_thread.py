@@ -1,6 +1,6 @@
 """The thread that writes samples beside the training thread."""
 
-import time
+import threading
 
 import pytest
 
@@ -9,13 +9,14 @@ from cctrain.samples import SampleFile, SampleThread
 
 def test_of_two_things_that_went_wrong_the_first_is_told(tmp_path):
     errors = iter([RuntimeError("the device is lost"), RuntimeError("closed in its wake")])
+    has_failed = threading.Event()
 
     def finished():
+        has_failed.set()
         raise next(errors)
 
     thread = SampleThread(finished, SampleFile(tmp_path / "rank0.jsonl"), lambda: None)
-    while thread._error is None:
-        time.sleep(0.01)
+    assert has_failed.wait(timeout=30)
     thread.close()
     with pytest.raises(RuntimeError, match="the device is lost"):
         thread.check()

@@ -1,9 +1,9 @@
-"""How pageable copies differ by process, buffer and moment, beside copies that no GPU takes part in.
+"""How pageable copies differ from process to process and buffer to buffer, beside copies without the GPU.
 
     python docs/evidence/tolls/host_memory.py > docs/evidence/tolls/host_memory.txt
 
-Four processes after another, three buffers of each size in each; a line gives the number of copies, and microseconds of
-the fastest, of the tenth, twenty-fifth and fiftieth percentile, and of the slowest.
+Four processes, one after another, three buffers of each size in each; a line gives the number of copies, and
+microseconds of the fastest, of the tenth, twenty-fifth and fiftieth percentile, and of the slowest.
 """
 
 import subprocess
