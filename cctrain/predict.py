@@ -13,7 +13,8 @@ tolls, G, delay the GPU itself, while the host's are paid and not after them. So
 
 Extra time travels between machines, ratios do not (a faster host is less of the bottleneck): it is added to the step
 time, or to that of a CC-off run elsewhere, before anything is divided. What a copy costs by draining its stream is not
-in D. It ends the host's run-ahead, so that less than blocked_s is hidden: the upper end of the range.
+in D. It ends the host's run-ahead, so that less than blocked_s is hidden: that is in the upper end. The wait itself is
+not: with 245 such copies a step (FSDP2) the loss was beyond the range (docs/evidence/README.md).
 """
 
 from __future__ import annotations

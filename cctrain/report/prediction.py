@@ -52,7 +52,7 @@ def lines(base: Base, profile: Profile, prediction: Prediction) -> list[str]:
     kinds = [kind for kind in ("h2d_pinned", "d2h_pinned") if profile.blocks(f"{kind}_blocks")]
     draining = sum(base.counts.get(f"copy_{kind}_us", 0) for kind in kinds)
     drains = (
-        f"what {draining:,.1f} pinned copies a step cost by draining their stream; where many do, the loss is larger"
+        f"what {draining:,.1f} pinned copies a step cost by draining their stream; with many of them the loss is larger"
     )
     said = [
         ("not known to the profile, nothing added", unknown),
