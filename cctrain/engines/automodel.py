@@ -21,6 +21,7 @@ from cctrain.engines import images
 from cctrain.engines.automodel_graphed import GraphedTraining
 from cctrain.engines.observer import Observer
 from cctrain.metrics import count_tokens
+from cctrain.request.strategy import is_ddp
 from cctrain.samples import SampleFile
 from cctrain.steps.capture import CudaRecorder
 
@@ -64,7 +65,7 @@ def build(
     from nemo_automodel.components.config.loader import ConfigNode
 
     module: Any = importlib.import_module(_RECIPE_MODULES[name])
-    if torch.cuda.is_available() and _is_built_on_cpu(train["model"]):
+    if torch.cuda.is_available() and _is_built_on_cpu(train, int(os.environ["WORLD_SIZE"])):
         module.build_model = _on_this_gpu(module.build_model)
     # AutoModel takes every attribute of a recipe with a state for something to checkpoint: ours is the class's.
     observer = Observer(samples, make_switch, train)
@@ -73,10 +74,11 @@ def build(
     return timed(ConfigNode(train)), observer
 
 
-def _is_built_on_cpu(model: dict[str, Any]) -> bool:
-    """Whether AutoModel would draw random weights on one CPU core: Hugging Face's class, and no sharding."""
+def _is_built_on_cpu(train: dict[str, Any], num_ranks: int) -> bool:
+    """Whether AutoModel would draw random weights on one CPU core: of replicas, and of Hugging Face's class alone."""
+    model = train["model"]
     is_random = str(model["_target_"]).endswith(".from_config")
-    return is_random and bool(model.get("force_hf")) and os.environ["WORLD_SIZE"] == "1"
+    return is_random and (is_ddp(train) or (bool(model.get("force_hf")) and num_ranks == 1))
 
 
 def _on_this_gpu(build_model: Any) -> Any:

@@ -24,7 +24,7 @@ from cctrain.engines.documents import attend_by_documents
 from cctrain.engines.image_places import check_images, images_in_place
 from cctrain.engines.masks import without_search_for_samples
 from cctrain.engines.observer import check_loss
-from cctrain.engines.replicas import average_gradients, is_replicated, unwrapped, without_reducer
+from cctrain.engines.replicas import average_gradients, is_replicated, listen_here, unwrapped, without_reducer
 from cctrain.engines.sampled_lengths import lengths_for
 from cctrain.engines.unfinished import forget_unfinished
 from cctrain.metrics import IGNORED_LABEL
@@ -92,6 +92,7 @@ class GraphedTraining:
         if recipe.step_scheduler.sig_handler is not None:
             recipe.step_scheduler.sig_handler = _AgreedStop(recipe.step_scheduler.sig_handler, self)
         self._step.begin()
+        listen_here(recipe.model_parts[0])
 
     @property
     def peak_bytes(self) -> int:

@@ -28,6 +28,16 @@ def is_replicated(model: torch.nn.Module) -> bool:
     return isinstance(model, DistributedDataParallel)
 
 
+def listen_here(model: torch.nn.Module) -> None:
+    """Have a replica's reducer begin anew on the stream that is current: gradients are accumulated on the one on which
+    it began, and no graph can be recorded on another."""
+    if not isinstance(model, DistributedDataParallel):
+        return
+    state = model.__getstate__()  # without the reducer, which __setstate__ makes
+    model.reducer = model.logger = None  # else the nodes that accumulate are kept, and with them their stream
+    model.__setstate__(state)
+
+
 def without_reducer(model: torch.nn.Module) -> AbstractContextManager[None]:
     """Within, backward passes leave their gradients as they are, whichever micro-batch it is."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()

@@ -59,6 +59,10 @@ class Recorder(Protocol):
         """Run `work` and say, as `file:line`, where the host waited for the device in it."""
 
 
+_NO_RECOMPILING = "fail_on_recompile"
+"""A stance of torch.compile, named in the error that it raises, with what is different."""
+
+
 class CudaRecorder:
     """Into CUDA graphs, whose memory is of one pool."""
 
@@ -82,8 +86,12 @@ class CudaRecorder:
         """A graph of `work`. Raises whatever kept it from being recorded."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # thread_local: NCCL's watchdog and the samples' thread go on meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            # thread_local: NCCL's watchdog and the samples' thread go on meanwhile. What is compiled anew now, though
+            # it has run before, computes constants on the GPU and breaks the recording: let the compiler say why.
+            with (
+                torch.compiler.set_stance(_NO_RECOMPILING),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 work()
         except Exception:
             _end_recording_of_random_numbers(self._stream.device)
@@ -126,6 +134,11 @@ def not_capturable(error: Exception) -> NotCapturableError:
         return NotCapturableError(
             "out of GPU memory while the step was recorded: a graph keeps the memory of a micro-batch to itself; lower "
             "train.step_scheduler.local_batch_size or data.seq_len, or use step=stock"
+        )
+    if _NO_RECOMPILING in str(error):
+        return NotCapturableError(
+            "what was compiled for the step would be compiled anew while it is recorded, which no graph can hold: "
+            f"{' '.join(str(error).split())}; step.compile=false leaves layers as they are"
         )
     return NotCapturableError(
         f"{_where(error)} cannot be recorded into a CUDA graph ({type(error).__name__}: {one_line(error)})"

@@ -206,7 +206,8 @@ class GraphedStep:
         counts = batch.pop(_SCALARS).clone()
         self._engine.sum_over_all_ranks(counts)
         label_tokens = OnDevice(counts[0].clamp(min=1))  # none at all: the sum of no losses is 0, whatever it is over
-        self._loss += self._engine.forward_backward(batch, index, num_batches, label_tokens)
+        with nullcontext() if self._is_random else without_random_state():  # recorded or not: compiled layers see it
+            self._loss += self._engine.forward_backward(batch, index, num_batches, label_tokens)
         self._counts.copy_(counts)
 
     def _digest(self, keys: Sequence[Any], graphs: Sequence[_Recorded | None]) -> bytes:
@@ -313,7 +314,8 @@ class GraphedStep:
             finally:
                 self._marks.end_record()
         except NotCapturableError as error:
-            raise self._with_lines(error, way.batch, index, num_batches) from error
+            why = f"{error}{self._waits(error, way.batch, index, num_batches)}"
+            raise NotCapturableError(why) from error.__cause__
         recorded = self._recorded[key] = _Recorded(way, graph, names)
         if self._accumulates:
             return
@@ -329,27 +331,23 @@ class GraphedStep:
         assert self._recorder
         begin = time.perf_counter()
         try:
-            with nullcontext() if self._is_random else without_random_state():
-                graph = self._recorder.record(work)
+            graph = self._recorder.record(work)
         except Exception as error:
             raise not_capturable(error) from error
         self.facts["num_graphs"] += 1
         self.facts["capture_s"] += time.perf_counter() - begin
         return graph
 
-    def _with_lines(
-        self, error: NotCapturableError, batch: dict[str, Any], index: int, num_batches: int
-    ) -> NotCapturableError:
-        """`error` with each line at which the host waits for the device, found by running the micro-batch once more,
-        unless memory is what it lacked, or other ranks would have to run theirs."""
+    def _waits(self, error: NotCapturableError, batch: dict[str, Any], index: int, num_batches: int) -> str:
+        """Each line at which the host waits for the device, found by running the micro-batch of `error` once more;
+        nothing where memory is what it lacked, or other ranks would have to run theirs."""
         if self._num_ranks > 1 or isinstance(error.__cause__, torch.OutOfMemoryError):
-            return error
+            return ""
         assert self._recorder
         self._set_gradients([None] * len(self._trained))
         lines = self._recorder.waits(lambda: self._forward_backward(batch, index, num_batches))
         self._loss.zero_()
-        waits = f"; the host waits for the GPU at {', '.join(lines)}" if lines else ""
-        return NotCapturableError(f"{error}{waits}")
+        return f"; the host waits for the GPU at {', '.join(lines)}" if lines else ""
 
 
 _CHANGING = ("params", "lr", "initial_lr")
@@ -362,4 +360,10 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _on(batch: Any, device: torch.device) -> Any:
-    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), batch)
+    """With the strides that it has where a graph reads it: for others, also those of a single row, what is compiled
+    would be compiled anew."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(tensor)
+
+    return pytree.tree_map_only(torch.Tensor, moved, batch)

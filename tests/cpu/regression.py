@@ -59,7 +59,7 @@ class Way:
     """A micro-batch's place in memory."""
 
     def __init__(self, example):
-        self.batch = pytree.tree_map_only(torch.Tensor, torch.empty_like, example)
+        self.batch = pytree.tree_map_only(torch.Tensor, lambda one: torch.empty(one.shape, dtype=one.dtype), example)
 
     def send(self, batch):
         for place, leaf in zip(pytree.tree_leaves(self.batch), pytree.tree_leaves(batch), strict=True):

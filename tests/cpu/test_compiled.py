@@ -54,7 +54,12 @@ def test_layers_that_are_alike_are_compiled_once_and_whole_and_so_is_the_loss(ca
     assert (found["compilations"], found["left_uncompiled"]) == (expected + 1, 0)
 
 
+def test_what_is_recorded_runs_again_as_it_was_compiled(case):
+    _, found = case
+    assert found["replayed_micro_batches"] == 2 * found["eager_micro_batches"] > 0
+
+
 def test_both_compiled_give_the_same_losses(case):
     _, found = case
-    assert len(found["compiled"]) == 3
-    assert found["compiled"] == pytest.approx(found["uncompiled"], rel=1e-5)
+    assert len(found["losses"]) == 3
+    assert found["losses"] == pytest.approx(found["uncompiled_losses"], rel=1e-5)

@@ -1,5 +1,7 @@
 """GraphedStep with a recorder: what is replayed, and what bad input comes to, held against a plain loop."""
 
+import re
+
 import pytest
 import torch
 from regression import (
@@ -14,7 +16,7 @@ from regression import (
     steps_of,
 )
 
-from cctrain.steps.capture import NotCapturableError
+from cctrain.steps.capture import NotCapturableError, not_capturable
 from cctrain.steps.graphed import GraphedStep
 
 
@@ -125,6 +127,27 @@ def test_shapes_beyond_the_limit_run_as_the_engine_would_and_are_counted(trainin
     assert graphed.recorder.num_recorded == 8 * 2  # with an update each
 
 
+class Strides(Regression):
+    """Knows how its micro-batches lay in memory."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.seen = []
+
+    def forward_backward(self, batch, *arguments):
+        self.seen.append(batch["x"].stride())
+        return super().forward_backward(batch, *arguments)
+
+
+def test_a_micro_batch_has_no_gaps_before_it_is_recorded_either(training):
+    """AutoModel's labels are a slice of longer rows, and what is compiled knows strides."""
+    steps = [[{"x": torch.randn(1, 5)[:, 1:], "y": torch.randn(1, 1)}] for _ in range(3)]
+    graphed = training(engine=Strides)
+    graphed.run(steps)
+    assert graphed.counts == (1, 2)
+    assert graphed.engine.seen == [(4, 1)] * 3
+
+
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 FAILURES = {
     "a place for the batch": {"stage": [OUT_OF_MEMORY]},
@@ -158,6 +181,18 @@ def test_what_cannot_be_recorded_is_told_with_the_lines_that_wait_and_the_plain_
     for number, batches in list(enumerate(steps))[1:]:
         plain_step(graphed.model, graphed.optimizer, batches, number)
     graphed.assert_weights_of(plain_loop(steps)[1])
+
+
+def test_what_would_be_compiled_anew_while_it_is_recorded_is_told_with_what_is_different():
+    def scaled(x, factor):
+        return x * factor
+
+    with torch._dynamo.config.patch(disable=False):
+        compiled = torch.compile(scaled, backend="eager", dynamic=False)
+        compiled(torch.ones(2), 2)
+        with torch.compiler.set_stance("fail_on_recompile"), pytest.raises(RuntimeError) as raised:
+            compiled(torch.ones(2), 3)
+    assert re.search(r"compiled anew.*scaled.*factor == 2.*; step\.compile=false", str(not_capturable(raised.value)))
 
 
 class OneOfTwo(Regression):

@@ -8,7 +8,7 @@ import torch
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from cctrain.engines.replicas import average_gradients, buckets, unwrapped, without_reducer
+from cctrain.engines.replicas import average_gradients, buckets, listen_here, unwrapped, without_reducer
 
 # Those of the libraries, when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -60,25 +60,28 @@ def replicas(rank, folder):
 
 def check_gradients(rank):
     batches = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(rank))
-    models = [DistributedDataParallel(Model()) for _ in range(2)]
-    last_of_each = (nullcontext(), without_reducer(models[1]))  # DDP's own averages with the last micro-batch
+    models = [DistributedDataParallel(Model()) for _ in range(3)]
+    for model in models[1:]:
+        listen_here(model)
+    last_of_each = (nullcontext(), nullcontext(), without_reducer(models[2]))  # DDP averages with the last micro-batch
     for model, last in zip(models, last_of_each, strict=True):
         for batch in batches[:-1]:
             with model.no_sync():
                 model(batch).square().sum().backward()
         with last:
             model(batches[-1]).square().sum().backward()
-    average_gradients(models[1])
+    average_gradients(models[2])
     gradients = [[one.grad for one in model.parameters() if one.requires_grad] for model in models]
     assert len(gradients[0]) == 4
-    for expected, found in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, expected)
-    models[1].module.is_left_out = True
-    models[1].zero_grad()
-    with without_reducer(models[1]):
-        models[1](batches[0]).sum().backward()
+    for expected, *found in zip(*gradients, strict=True):
+        for one in found:
+            torch.testing.assert_close(one, expected)
+    models[2].module.is_left_out = True
+    models[2].zero_grad()
+    with without_reducer(models[2]):
+        models[2](batches[0]).sum().backward()
     with pytest.raises(RuntimeError, match=r"^single\.weight got no gradient: .*strategy=ddp"):
-        average_gradients(models[1])
+        average_gradients(models[2])
 
 
 def agreeing(rank, folder):
@@ -110,6 +113,7 @@ def test_ranks_agree_only_if_all_have_the_same_in_mind(tmp_path):
 def test_a_model_alone_is_left_as_it_is():
     model = Model()
     assert unwrapped(model) is model
+    listen_here(model)
     with without_reducer(model):
         model(torch.ones(1, 4)).sum().backward()
     before = model.single.weight.grad.clone()
