@@ -1,7 +1,8 @@
-"""Attention masks in a CUDA graph: none, where the same micro-batch outside of it has none.
+"""Attention masks alike in a CUDA graph and outside of it.
 
 transformers looks at the positions for several samples in a row, which a mask must keep apart. While a graph is
-recorded it cannot look, and masks in any case: attention then takes a slower kernel, and its layers are compiled again.
+recorded it cannot look, and masks in any case: attention then takes a slower kernel, and its layers, compiled without a
+mask, would be compiled again.
 """
 
 from __future__ import annotations
@@ -14,14 +15,24 @@ from typing import Any
 
 @contextmanager
 def without_search_for_samples(batch: Mapping[str, Any]) -> Iterator[None]:
-    """Within, none are looked for, if `batch` brings no positions, as the model's own count each row from 0 to its end;
-    or if it brings the boundaries between its samples besides."""
-    if "position_ids" in batch and "cu_seq_lens_q" not in batch:
-        yield
-        return
+    """Within, transformers looks for none. It takes each row for one sample if `batch` brings no positions, as the
+    model's own count each row from 0 to its end, or if it brings the boundaries between its samples besides; otherwise
+    it masks by the positions, recorded or not."""
     masks: Any = importlib.import_module("transformers.masking_utils")
-    original, masks.find_packed_sequence_indices = masks.find_packed_sequence_indices, lambda _: None
+    name, instead = "find_packed_sequence_indices", _no_samples
+    if "position_ids" in batch and "cu_seq_lens_q" not in batch:
+        name, instead = "is_tracing", _as_if_recorded
+    original = getattr(masks, name)
+    setattr(masks, name, instead)
     try:
         yield
     finally:
-        masks.find_packed_sequence_indices = original
+        setattr(masks, name, original)
+
+
+def _no_samples(_: Any) -> None:
+    pass
+
+
+def _as_if_recorded(*_: Any) -> bool:
+    return True

@@ -6,6 +6,7 @@ kept and run again: prints by case the losses of both and, of the second, what t
 """
 
 import functools
+import importlib
 import json
 import os
 import sys
@@ -23,6 +24,22 @@ from cctrain.request.recipe import build_recipe, located
 from cctrain.samples import SampleFile
 
 
+class AsCaptured(FakeRecorder):
+    """What runs again takes itself for captured, as far as transformers asks."""
+
+    def record(self, work):
+        imports = importlib.import_module("transformers.utils.import_utils")
+
+        def captured():
+            original, imports.is_cuda_stream_capturing = imports.is_cuda_stream_capturing, lambda: True
+            try:
+                work()
+            finally:
+                imports.is_cuda_stream_capturing = original
+
+        return super().record(captured)
+
+
 def train(recipe: dict, *, is_compiled: bool) -> tuple[list[float], dict[str, Any]]:
     """The losses of its steps, and what the record says of them."""
     path = Path(tempfile.mkdtemp()) / "samples" / "rank0.jsonl"
@@ -33,7 +50,7 @@ def train(recipe: dict, *, is_compiled: bool) -> tuple[list[float], dict[str, An
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         training.observer.timer.replayed = lambda names: None  # what runs again marks by itself
-        recorder = FakeRecorder(training.model_parts[0])
+        recorder = AsCaptured(training.model_parts[0])
         type(training).graphed = GraphedTraining(training, recorder=recorder, is_compiled=True, may_fall_back=False)
     training.run_train_validation_loop()
     samples = [json.loads(line) for line in path.read_text().splitlines()]

@@ -23,6 +23,13 @@ CASES = {
             "train.dataset.responses=['An old stone bridge.']",
         ],
     ),
+    "gemma_lora, one micro-batch a step": (
+        4,
+        [
+            *("recipe=tiny_gemma_peft", CHECKPOINTING, "train.step_scheduler.global_batch_size=1"),
+            "train.dataset.responses=['An old stone bridge.']",
+        ],
+    ),
 }
 
 

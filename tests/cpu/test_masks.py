@@ -6,13 +6,21 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
+@pytest.fixture(params=[False, True], ids=["not recorded", "recorded"])
+def is_recorded(request, monkeypatch):
+    """Whether a graph is recorded, which is simulated."""
+    from transformers import masking_utils
+
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: request.param)
+    return request.param
+
+
 @pytest.fixture
-def mask_of(monkeypatch):
-    """The mask that a model makes from positions while a graph is recorded, which is simulated."""
+def mask_of(is_recorded):
+    """The mask that a model makes from positions."""
     import torch
     from transformers import LlamaConfig, masking_utils
 
-    monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: True)
     config = LlamaConfig(num_attention_heads=4, attn_implementation="sdpa")
 
     def make(positions: list[int]) -> "torch.Tensor | None":
@@ -22,13 +30,20 @@ def mask_of(monkeypatch):
     return make
 
 
-def test_a_row_of_one_sample_has_no_mask_in_a_graph(mask_of):
+def test_a_row_of_one_sample_has_no_mask(mask_of, is_recorded):
     from cctrain.engines.masks import without_search_for_samples
 
-    assert mask_of([0, 1, 2, 3]) is not None  # transformers' own
+    assert (mask_of([0, 1, 2, 3]) is not None) == is_recorded  # transformers' own
     with without_search_for_samples({"input_ids": 1}):
         assert mask_of([0, 1, 2, 3]) is None
-    assert mask_of([0, 1, 2, 3]) is not None
+    assert (mask_of([0, 1, 2, 3]) is not None) == is_recorded
+
+
+def test_a_row_with_positions_is_masked_recorded_or_not(mask_of):
+    from cctrain.engines.masks import without_search_for_samples
+
+    with without_search_for_samples({"input_ids": 1, "position_ids": 1}):
+        assert mask_of([0, 1, 2, 3]) is not None
 
 
 def test_samples_that_share_a_row_are_kept_apart(mask_of):
