@@ -19,20 +19,12 @@ def without_search_for_samples(batch: Mapping[str, Any]) -> Iterator[None]:
     model's own count each row from 0 to its end, or if it brings the boundaries between its samples besides; otherwise
     it masks by the positions, recorded or not."""
     masks: Any = importlib.import_module("transformers.masking_utils")
-    name, instead = "find_packed_sequence_indices", _no_samples
+    name, answer = "find_packed_sequence_indices", None
     if "position_ids" in batch and "cu_seq_lens_q" not in batch:
-        name, instead = "is_tracing", _as_if_recorded
+        name, answer = "is_tracing", True
     original = getattr(masks, name)
-    setattr(masks, name, instead)
+    setattr(masks, name, lambda *_: answer)
     try:
         yield
     finally:
         setattr(masks, name, original)
-
-
-def _no_samples(_: Any) -> None:
-    pass
-
-
-def _as_if_recorded(*_: Any) -> bool:
-    return True
