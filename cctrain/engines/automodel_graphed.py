@@ -74,6 +74,9 @@ class GraphedTraining:
         self._is_by_documents = attend_by_documents(recipe)
         if not self._recorder:
             self._why += "; on a CPU, which has no CUDA graphs, the steps ran unrecorded"
+        elif self._compiled and recomputes(model) and _has_layers_in_parts(recipe):
+            # Between both passes torch 2.13's compiler would keep what is no tensor: the mesh of the ranks.
+            self._why += "; layers stay uncompiled under activation checkpointing and tensor parallelism at once"
         elif self._compiled:
             self._num_compiled = compile_layers(model)
             compile_loss(recipe.loss_fn)
@@ -242,6 +245,11 @@ def _reasons(recipe: Any, model: Any) -> Iterator[str]:
         yield "Transformer Engine's FP8 keeps its scales' history on the host"
     if recomputes(model) and draws_random_numbers(model):
         yield "activation checkpointing draws dropout's numbers again from a state that the host keeps"
+
+
+def _has_layers_in_parts(recipe: Any) -> bool:
+    """Whether several ranks train on the same samples, each with a part of every layer."""
+    return bool(recipe.dist_env.world_size > recipe._get_dp_group_size(include_cp=True))
 
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

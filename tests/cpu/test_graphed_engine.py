@@ -73,8 +73,8 @@ def training():
     """Make the graphed training of a recipe, begun; all are closed in the end."""
     made = []
 
-    def make(recipe, *, recorder=None, may_fall_back=True):
-        made.append(GraphedTraining(recipe, recorder=recorder, is_compiled=False, may_fall_back=may_fall_back))
+    def make(recipe, *, recorder=None, is_compiled=False, may_fall_back=True):
+        made.append(GraphedTraining(recipe, recorder=recorder, is_compiled=is_compiled, may_fall_back=may_fall_back))
         made[-1].begin()
         return made[-1]
 
@@ -265,6 +265,23 @@ class TestRefusing:
         recipe = Recipe()
         recipe.model_parts[0].config = SimpleNamespace(num_experts=None, text_config=SimpleNamespace(num_experts=0))
         assert training(recipe).is_active
+
+
+class OneLayer(torch.nn.Sequential):
+    _no_split_modules = ("Linear",)
+
+
+class TestCompiling:
+    LAYERS = {"kept": torch.nn.Linear(4, 8), "recomputed": checkpoint_wrapper(torch.nn.Linear(4, 8))}
+
+    @pytest.mark.parametrize("num_ranks", [1, 2])
+    @pytest.mark.parametrize("layer", LAYERS)
+    def test_layers_are_compiled_unless_they_are_recomputed_and_in_parts_at_once(self, training, layer, num_ranks):
+        model = OneLayer(self.LAYERS[layer])
+        recipe = Recipe(model_parts=[model], loss_fn=None, dist_env=SimpleNamespace(world_size=num_ranks))
+        facts = training(recipe, recorder=FakeRecorder(model), is_compiled=True).facts()
+        assert facts["compiled"] == (layer == "kept" or num_ranks == 1)
+        assert ("layers stay uncompiled" in facts["why"]) == (not facts["compiled"])
 
 
 @pytest.mark.parametrize(("tp_rank", "cp_rank", "counts"), [(0, 0, True), (1, 0, False), (0, 1, False), (1, 1, False)])
