@@ -1,5 +1,5 @@
 """Recipes trained twice in one process, uncompiled, and with their layers and loss compiled:
-`compiled_training.py CASES`, a JSON object of overrides by the name of their case.
+`torchrun compiled_training.py CASES`, a JSON object of overrides by the name of their case.
 
 What `step=graphed` compiles on a GPU is compiled here for a CPU, up to the code generation, and what it records is
 kept and run again: prints by case the losses of both and, of the second, what the record says of it.
@@ -8,7 +8,6 @@ kept and run again: prints by case the losses of both and, of the second, what t
 import functools
 import importlib
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -68,11 +67,13 @@ def both(overrides: list[str]) -> dict[str, Any]:
 
 def main(cases: dict[str, list[str]]) -> None:
     """Train and print."""
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     compile_in_place = torch.nn.Module.compile
     torch.nn.Module.compile = lambda self: compile_in_place(self, backend="aot_eager")
     torch.compile = functools.partial(torch.compile, backend="aot_eager")
-    print(json.dumps({name: both(overrides) for name, overrides in cases.items()}))
+    found = {name: both(overrides) for name, overrides in cases.items()}
+    if torch.distributed.get_rank() == 0:
+        print(json.dumps(found))
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -9,51 +9,47 @@ import pytest
 
 SIX_LAYERS = "+train.model.config.num_hidden_layers=6"
 CHECKPOINTING = "+train.distributed.activation_checkpointing=true"
+GEMMA = ("recipe=tiny_gemma_peft", CHECKPOINTING, "train.dataset.responses=['An old stone bridge.']")
+REPLICAS = ("train.distributed.strategy=ddp", "~train.distributed.mp_policy", "~train.distributed.sequence_parallel")
 CASES = {
     # Under LoRA the input of the first layer needs no gradient, and that of the others does.
-    "llama_lora": (2, ["recipe=tiny_llama_peft", SIX_LAYERS]),
-    "llama_sft": (1, ["recipe=tiny_llama_sft", SIX_LAYERS]),
-    "llama_lora, checkpointed": (2, ["recipe=tiny_llama_peft", SIX_LAYERS, CHECKPOINTING]),
+    "llama_lora": (1, 2, ["recipe=tiny_llama_peft", SIX_LAYERS]),
+    "llama_sft": (1, 1, ["recipe=tiny_llama_sft", SIX_LAYERS]),
+    "llama_lora, checkpointed": (1, 2, ["recipe=tiny_llama_peft", SIX_LAYERS, CHECKPOINTING]),
     # Six layers of sliding and full attention, and two of the vision tower with its embedder.
-    "gemma_lora": (
-        4,
-        [
-            "recipe=tiny_gemma_peft",
-            CHECKPOINTING,
-            "train.dataset.responses=['An old stone bridge.']",
-        ],
-    ),
-    "gemma_lora, one micro-batch a step": (
-        4,
-        [
-            *("recipe=tiny_gemma_peft", CHECKPOINTING, "train.step_scheduler.global_batch_size=1"),
-            "train.dataset.responses=['An old stone bridge.']",
-        ],
-    ),
+    "gemma_lora": (1, 4, [*GEMMA]),
+    "gemma_lora, one micro-batch a step": (1, 4, [*GEMMA, "train.step_scheduler.global_batch_size=1"]),
+    "llama_lora, FSDP2": (2, 2, ["recipe=tiny_llama_peft", SIX_LAYERS]),
+    "gemma_lora, FSDP2": (2, 5, [*GEMMA, "train.step_scheduler.global_batch_size=2"]),
+    "gemma_lora, replicas": (2, 5, [*GEMMA, *REPLICAS, "train.step_scheduler.global_batch_size=2"]),
 }
+"""Ranks, compilations of layers to expect, and overrides."""
 
 
 @pytest.fixture(scope="module")
 def trained(clean_environment):
     """By case, what both of its trainings gave."""
-    script = Path(__file__).with_name("compiled_training.py")
-    cases = {name: overrides for name, (_, overrides) in CASES.items()}
-    done = subprocess.run(
-        [sys.executable, script, json.dumps(cases)],
-        env=clean_environment | {"TORCHDYNAMO_DISABLE": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    script, found = Path(__file__).with_name("compiled_training.py"), {}
+    for num_ranks in (1, 2):
+        cases = {name: overrides for name, (ranks, _, overrides) in CASES.items() if ranks == num_ranks}
+        torchrun = [*("-m", "torch.distributed.run", "--standalone", "--nproc-per-node"), str(num_ranks)]
+        done = subprocess.run(
+            [sys.executable, *torchrun, script, json.dumps(cases)],
+            env=clean_environment | {"TORCHDYNAMO_DISABLE": ""},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found |= json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.fixture(params=CASES)
 def case(request, trained):
     """Compilations of layers to expect, and what both trainings gave."""
-    return CASES[request.param][0], trained[request.param]
+    return CASES[request.param][1], trained[request.param]
 
 
 def test_layers_that_are_alike_are_compiled_once_and_whole_and_so_is_the_loss(case):
