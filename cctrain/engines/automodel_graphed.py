@@ -22,7 +22,7 @@ from cctrain.engines.compiled import compile_layers, compiler_facts
 from cctrain.engines.compiled_loss import compile_loss
 from cctrain.engines.documents import attend_by_documents
 from cctrain.engines.image_places import check_images, images_in_place
-from cctrain.engines.masks import without_search_for_samples
+from cctrain.engines.masks import masked_as_in_a_graph
 from cctrain.engines.observer import check_loss
 from cctrain.engines.replicas import average_gradients, is_replicated, listen_here, unwrapped, without_reducer
 from cctrain.engines.sampled_lengths import lengths_for
@@ -287,7 +287,7 @@ class _Engine:
         if index == num_batches - 1:
             utils.prepare_for_final_backward(recipe.model_parts, pp_enabled=False)
         model = recipe.model_parts[0]
-        with without_search_for_samples(batch), without_reducer(model), images_in_place(model):
+        with masked_as_in_a_graph(batch), without_reducer(model), images_in_place(model):
             recipe._forward_backward_step(
                 index, batch, loss_buffer=losses, num_label_tokens=label_tokens, num_batches=num_batches
             )

@@ -30,7 +30,8 @@ def is_replicated(model: torch.nn.Module) -> bool:
 
 def listen_here(model: torch.nn.Module) -> None:
     """Have a replica's reducer begin anew on the stream that is current: gradients are accumulated on the one on which
-    it began, and no graph can be recorded on another."""
+    it began, and no graph can be recorded on another. For DDP as AutoModel makes it: of the default group, and without
+    a communication hook. Nothing else may hold the reducer, or a backward pass that is still to come."""
     if not isinstance(model, DistributedDataParallel):
         return
     state = model.__getstate__()  # without the reducer, which __setstate__ makes

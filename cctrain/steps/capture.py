@@ -128,7 +128,14 @@ class CudaRecorder:
         return list(dict.fromkeys(found))
 
 
-def not_capturable(error: Exception) -> NotCapturableError:
+def what_broke(error: BaseException) -> BaseException:
+    """The error that broke a recording, where `error` may be what its end raised once more."""
+    frames = traceback.extract_tb(error.__traceback__)
+    is_of_the_end = bool(frames) and frames[-1].name == torch.cuda.CUDAGraph.capture_end.__name__
+    return error.__context__ if is_of_the_end and error.__context__ else error
+
+
+def not_capturable(error: BaseException) -> NotCapturableError:
     """What it means that `error` was raised while work was recorded."""
     if isinstance(error, torch.OutOfMemoryError):
         return NotCapturableError(
@@ -184,8 +191,6 @@ def recomputes(model: torch.nn.Module) -> bool:
 
 def _where(error: BaseException) -> str:
     """The innermost line outside torch's own files that led to `error`, with its text."""
-    while error.__context__ is not None and "capture" in str(error).lower() and error.__context__.__traceback__:
-        error = error.__context__  # ending a broken capture raises once more
     frames = traceback.extract_tb(error.__traceback__)
     own = Path(__file__).name
     ours = [frame for frame in frames if "/torch/" not in frame.filename and Path(frame.filename).name != own]

@@ -25,6 +25,7 @@ from cctrain.steps.capture import (
     Way,
     draws_random_numbers,
     not_capturable,
+    what_broke,
     without_random_state,
 )
 from cctrain.steps.number import OnDevice
@@ -206,7 +207,7 @@ class GraphedStep:
         counts = batch.pop(_SCALARS).clone()
         self._engine.sum_over_all_ranks(counts)
         label_tokens = OnDevice(counts[0].clamp(min=1))  # none at all: the sum of no losses is 0, whatever it is over
-        with nullcontext() if self._is_random else without_random_state():  # recorded or not: compiled layers see it
+        with nullcontext() if self._is_random else without_random_state():
             self._loss += self._engine.forward_backward(batch, index, num_batches, label_tokens)
         self._counts.copy_(counts)
 
@@ -332,8 +333,9 @@ class GraphedStep:
         begin = time.perf_counter()
         try:
             graph = self._recorder.record(work)
-        except Exception as error:
-            raise not_capturable(error) from error
+        except Exception as error:  # noqa: BLE001 - told as what it means
+            cause = what_broke(error)
+            raise not_capturable(cause) from cause
         self.facts["num_graphs"] += 1
         self.facts["capture_s"] += time.perf_counter() - begin
         return graph

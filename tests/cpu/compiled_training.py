@@ -24,7 +24,7 @@ from cctrain.samples import SampleFile
 
 
 class AsCaptured(FakeRecorder):
-    """What runs again takes itself for captured, as far as transformers asks."""
+    """What runs again takes itself for captured, as far as transformers asks, and is compiled no more."""
 
     def record(self, work):
         imports = importlib.import_module("transformers.utils.import_utils")
@@ -32,7 +32,8 @@ class AsCaptured(FakeRecorder):
         def captured():
             original, imports.is_cuda_stream_capturing = imports.is_cuda_stream_capturing, lambda: True
             try:
-                work()
+                with torch.compiler.set_stance("fail_on_recompile"):
+                    work()
             finally:
                 imports.is_cuda_stream_capturing = original
 

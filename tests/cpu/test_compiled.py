@@ -19,6 +19,8 @@ CASES = {
     # Six layers of sliding and full attention, and two of the vision tower with its embedder.
     "gemma_lora": (1, 4, [*GEMMA]),
     "gemma_lora, one micro-batch a step": (1, 4, [*GEMMA, "train.step_scheduler.global_batch_size=1"]),
+    # As many places as the processor allows: the vision tower has no padding to mask.
+    "gemma_lora, images of full size": (1, 4, [*GEMMA, "train.dataset.image_size=[480,336]"]),
     "llama_lora, FSDP2": (2, 2, ["recipe=tiny_llama_peft", SIX_LAYERS]),
     "gemma_lora, FSDP2": (2, 5, [*GEMMA, "train.step_scheduler.global_batch_size=2"]),
     "gemma_lora, replicas": (2, 5, [*GEMMA, *REPLICAS, "train.step_scheduler.global_batch_size=2"]),

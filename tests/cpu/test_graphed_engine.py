@@ -52,8 +52,10 @@ class Recipe:
     def _get_dp_group(self, include_cp=False):
         return None
 
+    num_with_other_samples, num_of_a_sample = 1, 1
+
     def _get_dp_group_size(self, include_cp=False):
-        return 1
+        return self.num_with_other_samples * (self.num_of_a_sample if include_cp else 1)
 
     def _get_cp_group_size(self):
         return 1
@@ -271,16 +273,25 @@ class OneLayer(torch.nn.Sequential):
     _no_split_modules = ("Linear",)
 
 
+RANKS = {
+    "one": (1, {}),
+    "in parts": (2, {}),
+    "a sample each": (2, {"num_with_other_samples": 2}),
+    "a sample in parts": (2, {"num_of_a_sample": 2}),
+}
+
+
 class TestCompiling:
     LAYERS = (torch.nn.Linear(4, 8), checkpoint_wrapper(torch.nn.Linear(4, 8)))
 
-    @pytest.mark.parametrize("num_ranks", [1, 2])
+    @pytest.mark.parametrize("ranks", RANKS)
     @pytest.mark.parametrize("layer", LAYERS, ids=["kept", "recomputed"])
-    def test_layers_are_compiled_unless_they_are_recomputed_and_in_parts_at_once(self, training, layer, num_ranks):
+    def test_layers_are_compiled_unless_they_are_recomputed_and_in_parts_at_once(self, training, layer, ranks):
         model = OneLayer(layer)
-        recipe = Recipe(model_parts=[model], loss_fn=None, dist_env=SimpleNamespace(world_size=num_ranks))
+        num_ranks, sizes = RANKS[ranks]
+        recipe = Recipe(model_parts=[model], loss_fn=None, dist_env=SimpleNamespace(world_size=num_ranks), **sizes)
         facts = training(recipe, recorder=FakeRecorder(model), is_compiled=True).facts()
-        assert facts["compiled"] == (type(layer) is torch.nn.Linear or num_ranks == 1)
+        assert facts["compiled"] == (type(layer) is torch.nn.Linear or ranks != "in parts")
         assert ("layers stay uncompiled" in facts["why"]) == (not facts["compiled"])
 
 

@@ -23,33 +23,44 @@ def mask_of(is_recorded):
 
     config = LlamaConfig(num_attention_heads=4, attn_implementation="sdpa")
 
-    def make(positions: list[int]) -> "torch.Tensor | None":
+    def make(positions: list[int], padding: "torch.Tensor | None" = None) -> "torch.Tensor | None":
         embedded = torch.zeros(1, len(positions), config.hidden_size)
-        return masking_utils.create_causal_mask(config, embedded, None, None, torch.tensor([positions]))
+        return masking_utils.create_causal_mask(config, embedded, padding, None, torch.tensor([positions]))
 
     return make
 
 
 def test_a_row_of_one_sample_has_no_mask(mask_of, is_recorded):
-    from cctrain.engines.masks import without_search_for_samples
+    from cctrain.engines.masks import masked_as_in_a_graph
 
     assert (mask_of([0, 1, 2, 3]) is not None) == is_recorded  # transformers' own
-    with without_search_for_samples({"input_ids": 1}):
+    with masked_as_in_a_graph({"input_ids": 1}):
         assert mask_of([0, 1, 2, 3]) is None
     assert (mask_of([0, 1, 2, 3]) is not None) == is_recorded
 
 
 def test_a_row_with_positions_is_masked_recorded_or_not(mask_of):
-    from cctrain.engines.masks import without_search_for_samples
+    from cctrain.engines.masks import masked_as_in_a_graph
 
-    with without_search_for_samples({"input_ids": 1, "position_ids": 1}):
+    with masked_as_in_a_graph({"input_ids": 1, "position_ids": 1}):
         assert mask_of([0, 1, 2, 3]) is not None
 
 
-def test_samples_that_share_a_row_are_kept_apart(mask_of):
-    from cctrain.engines.masks import without_search_for_samples
+def test_a_row_with_a_mask_of_padding_is_masked_recorded_or_not_whatever_it_hides(mask_of, is_recorded):
+    import torch
 
-    with without_search_for_samples({"input_ids": 1, "position_ids": 1}):
+    from cctrain.engines.masks import masked_as_in_a_graph
+
+    nothing = torch.ones(1, 4, dtype=torch.bool)
+    assert (mask_of([0, 1, 2, 3], nothing) is not None) == is_recorded  # transformers' own
+    with masked_as_in_a_graph({"input_ids": 1}):
+        assert mask_of([0, 1, 2, 3], nothing) is not None
+
+
+def test_samples_that_share_a_row_are_kept_apart(mask_of):
+    from cctrain.engines.masks import masked_as_in_a_graph
+
+    with masked_as_in_a_graph({"input_ids": 1, "position_ids": 1}):
         mask = mask_of([0, 1, 0, 1])
     assert mask[0, 0].tolist() == [
         [True, False, False, False],

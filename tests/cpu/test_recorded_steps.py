@@ -16,7 +16,7 @@ from regression import (
     steps_of,
 )
 
-from cctrain.steps.capture import NotCapturableError, not_capturable
+from cctrain.steps.capture import NotCapturableError, not_capturable, what_broke
 from cctrain.steps.graphed import GraphedStep
 
 
@@ -193,6 +193,32 @@ def test_what_would_be_compiled_anew_while_it_is_recorded_is_told_with_what_is_d
         with torch.compiler.set_stance("fail_on_recompile"), pytest.raises(RuntimeError) as raised:
             compiled(torch.ones(2), 3)
     assert re.search(r"compiled anew.*scaled.*factor == 2.*; step\.compile=false", str(not_capturable(raised.value)))
+
+
+class Broken:
+    """A capture whose end raises once more."""
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        self.capture_end()
+
+    def capture_end(self):
+        raise RuntimeError("capturing stream has unjoined work")
+
+
+def test_what_broke_a_recording_is_told_and_not_what_its_end_raised():
+    with pytest.raises(RuntimeError) as raised, Broken():
+        raise KeyError("the first")
+    assert what_broke(raised.value).args == ("the first",)
+    assert what_broke(what_broke(raised.value)).args == ("the first",)
+
+
+def test_what_only_the_end_of_a_recording_raised_is_told():
+    with pytest.raises(RuntimeError) as raised, Broken():
+        pass
+    assert what_broke(raised.value) is raised.value
 
 
 class OneOfTwo(Regression):

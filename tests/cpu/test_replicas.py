@@ -53,6 +53,21 @@ def one_of_two(rank, folder):
         torch.distributed.destroy_process_group()
 
 
+def node_that_accumulates(parameter):
+    return parameter.expand_as(parameter).grad_fn.next_functions[0][0]
+
+
+def beginning_anew(rank, folder):
+    with one_of_two(rank, folder):
+        model = DistributedDataParallel(Model())
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            node_that_accumulates(parameter).metadata["is_of_before"] = True
+        assert all(node_that_accumulates(parameter).metadata for parameter in trained)  # the reducer keeps them
+        listen_here(model)
+        assert not any(node_that_accumulates(parameter).metadata for parameter in trained)
+
+
 def replicas(rank, folder):
     with one_of_two(rank, folder):
         check_gradients(rank)
@@ -104,6 +119,11 @@ def agreeing(rank, folder):
 
 def test_gradients_are_those_of_ddp_and_a_missing_one_is_named(tmp_path):
     spawn(replicas, args=(tmp_path,), nprocs=2)
+
+
+def test_a_reducer_that_begins_anew_leaves_no_node_of_before(tmp_path):
+    """Nodes keep the stream on which they were made."""
+    spawn(beginning_anew, args=(tmp_path,), nprocs=2)
 
 
 def test_ranks_agree_only_if_all_have_the_same_in_mind(tmp_path):
