@@ -24,7 +24,7 @@ from cctrain.engines.documents import attend_by_documents
 from cctrain.engines.image_places import check_images, images_in_place
 from cctrain.engines.masks import masked_as_in_a_graph
 from cctrain.engines.observer import check_loss
-from cctrain.engines.replicas import average_gradients, is_replicated, listen_here, unwrapped, without_reducer
+from cctrain.engines.replicas import average_gradients, is_replicated, rebuild_reducer, unwrapped, without_reducer
 from cctrain.engines.sampled_lengths import lengths_for
 from cctrain.engines.unfinished import forget_unfinished
 from cctrain.metrics import IGNORED_LABEL
@@ -74,7 +74,7 @@ class GraphedTraining:
         self._is_by_documents = attend_by_documents(recipe)
         if not self._recorder:
             self._why += "; on a CPU, which has no CUDA graphs, the steps ran unrecorded"
-        elif self._compiled and recomputes(model) and _has_layers_in_parts(recipe):
+        elif self._compiled and recomputes(model) and _is_tensor_parallel(recipe):
             # Between both passes torch 2.13's compiler would keep what is no tensor: the mesh of the ranks.
             self._why += "; layers stay uncompiled under activation checkpointing and tensor parallelism at once"
         elif self._compiled:
@@ -95,7 +95,7 @@ class GraphedTraining:
         if recipe.step_scheduler.sig_handler is not None:
             recipe.step_scheduler.sig_handler = _AgreedStop(recipe.step_scheduler.sig_handler, self)
         self._step.begin()
-        listen_here(recipe.model_parts[0])
+        rebuild_reducer(recipe.model_parts[0])
 
     @property
     def peak_bytes(self) -> int:
@@ -247,7 +247,7 @@ def _reasons(recipe: Any, model: Any) -> Iterator[str]:
         yield "activation checkpointing draws dropout's numbers again from a state that the host keeps"
 
 
-def _has_layers_in_parts(recipe: Any) -> bool:
+def _is_tensor_parallel(recipe: Any) -> bool:
     """Whether several ranks train on the same samples, each with a part of every layer."""
     return bool(recipe.dist_env.world_size > recipe._get_dp_group_size(include_cp=True))
 

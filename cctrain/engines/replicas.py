@@ -28,7 +28,7 @@ def is_replicated(model: torch.nn.Module) -> bool:
     return isinstance(model, DistributedDataParallel)
 
 
-def listen_here(model: torch.nn.Module) -> None:
+def rebuild_reducer(model: torch.nn.Module) -> None:
     """Have a replica's reducer begin anew on the stream that is current: gradients are accumulated on the one on which
     it began, and no graph can be recorded on another. For DDP as AutoModel makes it: of the default group, and without
     a communication hook. Nothing else may hold the reducer, or a backward pass that is still to come."""

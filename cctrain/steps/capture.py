@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,7 +85,8 @@ class CudaRecorder:
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """A graph of `work`. Raises whatever kept it from being recorded."""
         graph = torch.cuda.CUDAGraph()
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(_end_recording_of_random_numbers, self._stream.device)
             # thread_local: NCCL's watchdog and the samples' thread go on meanwhile. What is compiled anew now, though
             # it has run before, computes constants on the GPU and breaks the recording: let the compiler say why.
             with (
@@ -93,9 +94,7 @@ class CudaRecorder:
                 torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
             ):
                 work()
-        except Exception:
-            _end_recording_of_random_numbers(self._stream.device)
-            raise
+            on_failure.pop_all()
         return graph
 
     def begin_anew(self) -> None:
@@ -128,7 +127,7 @@ class CudaRecorder:
         return list(dict.fromkeys(found))
 
 
-def what_broke(error: BaseException) -> BaseException:
+def original_error(error: BaseException) -> BaseException:
     """The error that broke a recording, where `error` may be what its end raised once more."""
     frames = traceback.extract_tb(error.__traceback__)
     is_of_the_end = bool(frames) and frames[-1].name == torch.cuda.CUDAGraph.capture_end.__name__

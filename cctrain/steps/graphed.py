@@ -25,7 +25,7 @@ from cctrain.steps.capture import (
     Way,
     draws_random_numbers,
     not_capturable,
-    what_broke,
+    original_error,
     without_random_state,
 )
 from cctrain.steps.number import OnDevice
@@ -207,7 +207,7 @@ class GraphedStep:
         counts = batch.pop(_SCALARS).clone()
         self._engine.sum_over_all_ranks(counts)
         label_tokens = OnDevice(counts[0].clamp(min=1))  # none at all: the sum of no losses is 0, whatever it is over
-        with nullcontext() if self._is_random else without_random_state():
+        with nullcontext() if self._is_random else without_random_state():  # before it is recorded as when it is
             self._loss += self._engine.forward_backward(batch, index, num_batches, label_tokens)
         self._counts.copy_(counts)
 
@@ -334,7 +334,7 @@ class GraphedStep:
         try:
             graph = self._recorder.record(work)
         except Exception as error:  # noqa: BLE001 - told as what it means
-            cause = what_broke(error)
+            cause = original_error(error)
             raise not_capturable(cause) from cause
         self.facts["num_graphs"] += 1
         self.facts["capture_s"] += time.perf_counter() - begin

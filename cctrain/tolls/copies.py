@@ -1,14 +1,11 @@
 """Copies, each waited for: with CC on they go through the bounce buffer, sealed by the CPU.
 
-A device-to-device copy never leaves the GPU; its rate counts bytes read and written, as other tools do. Pageable memory
-is copied by the CPU, and how fast depends on where it lies: blocks of a megabyte and more go from place to place.
+A device-to-device copy never leaves the GPU; its rate counts bytes read and written, as other tools do.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable
 
 import torch
 
@@ -25,7 +22,6 @@ _D2D_SIZES = (64, 1 << 20, 1 << 30)
 _LARGEST = 1 << 30
 _MEMORY = ("pinned", "pageable")
 _MOST_CALLS, _BLOCK_BYTES = 50, 16 << 20
-_MOST_PLACES, _PLACED_BYTES = 64, 1 << 20
 
 
 def measure(switch: Switch | None = None) -> list[Reading]:
@@ -35,12 +31,12 @@ def measure(switch: Switch | None = None) -> list[Reading]:
     readings = []
     for sizes, budget_s in _GROUPS:
         cases = [
-            _case(direction, memory, host, device[:size])
+            _case(direction, memory, target[:size], source[:size])
             for memory, host in hosts.items()
-            for direction in ("h2d", "d2h")
+            for direction, target, source in (("h2d", device, host), ("d2h", host, device))
             for size in sizes
         ]
-        cases += [_case("d2d", "device", other, device[:size]) for size in sizes if size in _D2D_SIZES]
+        cases += [_case("d2d", "device", other[:size], device[:size]) for size in sizes if size in _D2D_SIZES]
         readings += measure_cases(cases, budget_s, switch)
     return readings
 
@@ -50,44 +46,8 @@ def num_calls(num_bytes: int) -> int:
     return max(1, min(_MOST_CALLS, _BLOCK_BYTES // num_bytes))
 
 
-def _case(direction: str, memory: str, other: torch.Tensor, device: torch.Tensor) -> Case:
-    """Copies between `device` and as much of `other`."""
-    num_bytes = device.numel()
-    blocks = []
-    for start in places(num_bytes) if memory == "pageable" else [0]:
-        there = other[start : start + num_bytes]
-        target, source = (device, there) if direction == "h2d" else (there, device)
-        blocks.append(_block(target, source))
-    block = in_turn(blocks)
+def _case(direction: str, memory: str, target: torch.Tensor, source: torch.Tensor) -> Case:
+    num_bytes = source.numel()
+    block = time_us(and_wait(functools.partial(target.copy_, source, non_blocking=True)), num_calls(num_bytes))
     times = 2 if direction == "d2d" else 1
     return transfer("copy", {"direction": direction, "memory": memory}, num_bytes, block, times)
-
-
-def places(num_bytes: int) -> range:
-    """Where in _LARGEST bytes a pageable copy begins, spread evenly; a small one, which caches hold, in one place."""
-    if num_bytes < _PLACED_BYTES:
-        return range(1)
-    num_places = min(_MOST_PLACES, _LARGEST // num_bytes)
-    return range(0, _LARGEST, _LARGEST // num_places)
-
-
-def in_turn(blocks: list[Callable[[], float]]) -> Callable[[], float]:
-    """Each of them twice in a row, so that both arms of a round have the same."""
-    turns = itertools.cycle([block for block in blocks for _ in range(2)])
-
-    def block() -> float:
-        return next(turns)()
-
-    return block
-
-
-def _block(target: torch.Tensor, source: torch.Tensor) -> Callable[[], float]:
-    copy = and_wait(functools.partial(target.copy_, source, non_blocking=True))
-    num = num_calls(source.numel())
-    timed = time_us(copy, num)
-
-    def warm() -> float:
-        copy()  # the first in a new place finds no cache warm
-        return timed()
-
-    return warm if num > 1 else timed

@@ -16,7 +16,7 @@ from regression import (
     steps_of,
 )
 
-from cctrain.steps.capture import NotCapturableError, not_capturable, what_broke
+from cctrain.steps.capture import NotCapturableError, not_capturable, original_error
 from cctrain.steps.graphed import GraphedStep
 
 
@@ -211,14 +211,14 @@ class Broken:
 def test_what_broke_a_recording_is_told_and_not_what_its_end_raised():
     with pytest.raises(RuntimeError) as raised, Broken():
         raise KeyError("the first")
-    assert what_broke(raised.value).args == ("the first",)
-    assert what_broke(what_broke(raised.value)).args == ("the first",)
+    assert original_error(raised.value).args == ("the first",)
+    assert original_error(original_error(raised.value)).args == ("the first",)
 
 
 def test_what_only_the_end_of_a_recording_raised_is_told():
     with pytest.raises(RuntimeError) as raised, Broken():
         pass
-    assert what_broke(raised.value) is raised.value
+    assert original_error(raised.value) is raised.value
 
 
 class OneOfTwo(Regression):

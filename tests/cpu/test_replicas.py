@@ -8,7 +8,7 @@ import torch
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from cctrain.engines.replicas import average_gradients, buckets, listen_here, unwrapped, without_reducer
+from cctrain.engines.replicas import average_gradients, buckets, rebuild_reducer, unwrapped, without_reducer
 
 # Those of the libraries, when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -64,7 +64,7 @@ def beginning_anew(rank, folder):
         for parameter in trained:
             node_that_accumulates(parameter).metadata["is_of_before"] = True
         assert all(node_that_accumulates(parameter).metadata for parameter in trained)  # the reducer keeps them
-        listen_here(model)
+        rebuild_reducer(model)
         assert not any(node_that_accumulates(parameter).metadata for parameter in trained)
 
 
@@ -77,7 +77,7 @@ def check_gradients(rank):
     batches = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(rank))
     models = [DistributedDataParallel(Model()) for _ in range(3)]
     for model in models[1:]:
-        listen_here(model)
+        rebuild_reducer(model)
     last_of_each = (nullcontext(), nullcontext(), without_reducer(models[2]))  # DDP averages with the last micro-batch
     for model, last in zip(models, last_of_each, strict=True):
         for batch in batches[:-1]:
@@ -133,7 +133,7 @@ def test_ranks_agree_only_if_all_have_the_same_in_mind(tmp_path):
 def test_a_model_alone_is_left_as_it_is():
     model = Model()
     assert unwrapped(model) is model
-    listen_here(model)
+    rebuild_reducer(model)
     with without_reducer(model):
         model(torch.ones(1, 4)).sum().backward()
     before = model.single.weight.grad.clone()

@@ -33,12 +33,12 @@ def gradients(model, x):
 
 
 def test_its_gradients_are_recorded_once_its_reducer_began_on_the_recorded_stream(replica):
-    from cctrain.engines.replicas import listen_here
+    from cctrain.engines.replicas import rebuild_reducer
     from cctrain.steps.capture import CudaRecorder
 
     recorder = CudaRecorder()
     recorder.begin()
-    listen_here(replica)
+    rebuild_reducer(replica)
     batches = torch.randn(3, 8, WIDTH, device="cuda")
     expected = []
     for batch in batches:
