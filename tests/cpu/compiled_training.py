@@ -22,20 +22,31 @@ from cctrain.request.compose import compose_config
 from cctrain.request.recipe import build_recipe, located
 from cctrain.samples import SampleFile
 
+TENSOR = torch.tensor
+
+
+def tensor_of_the_host(*args, **kwargs):
+    """torch.tensor, but on a GPU it would copy, which cannot be captured."""
+    assert "device" not in kwargs, "a number was copied to the device while it was captured"
+    return TENSOR(*args, **kwargs)
+
 
 class AsCaptured(FakeRecorder):
-    """What runs again takes itself for captured, as far as transformers asks, and is compiled no more."""
+    """What runs again takes itself for captured, as far as transformers asks, copies no numbers from the host, and is
+    compiled no more."""
 
     def record(self, work):
         imports = importlib.import_module("transformers.utils.import_utils")
 
         def captured():
             original, imports.is_cuda_stream_capturing = imports.is_cuda_stream_capturing, lambda: True
+            torch.tensor = tensor_of_the_host
             try:
                 with torch.compiler.set_stance("fail_on_recompile"):
                     work()
             finally:
                 imports.is_cuda_stream_capturing = original
+                torch.tensor = TENSOR
 
         return super().record(captured)
 

@@ -68,3 +68,27 @@ def test_samples_that_share_a_row_are_kept_apart(mask_of):
         [False, False, True, False],
         [False, False, True, True],
     ]
+
+
+@pytest.mark.parametrize("kind", ["causal", "bidirectional"])
+def test_a_mask_of_numbers_is_transformers_own(kind):
+    """Attention in single operations adds it."""
+    import torch
+    from transformers import LlamaConfig, masking_utils
+
+    from cctrain.engines.masks import masked_as_in_a_graph
+
+    config, embedded = LlamaConfig(attn_implementation="eager"), torch.zeros(1, 4, 8, dtype=torch.bfloat16)
+    padding = torch.tensor([[True, True, True, False]])
+
+    def make() -> "torch.Tensor":
+        if kind == "causal":
+            return masking_utils.create_causal_mask(config, embedded, padding, None, None)
+        return masking_utils.create_bidirectional_mask(config, embedded, padding)
+
+    expected = make()
+    with masked_as_in_a_graph({"input_ids": 1}):
+        found = make()
+    assert found.dtype == expected.dtype == torch.bfloat16
+    assert found.equal(expected)
+    assert make().equal(expected)
