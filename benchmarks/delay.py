@@ -1,0 +1,155 @@
+"""How much longer than its toll does a collective's delay on the GPU take?
+
+    python benchmarks/delay.py
+
+A graph of 50 all-reduces of 1 KiB between the GPUs of this machine (on a single one, of 50 kernels with the name of one
+of NCCL's), each behind a pause of 0 to 50 us, in turns: microseconds an exchange over the time without pauses and the
+pause. First the pause is the delay kernel of the injection library; then, in processes without the library, a kernel
+that counts the GPU's cycles, in a graph of its own for each pause, and the pauses alone in another. What both say is
+the machine's: an exchange takes longer after a pause. What the first says of a single GPU is the delay's own. `tick_ns`
+is the step in which the GPU's timer moves, by which the delay is measured. The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import triton
+import triton.language as tl
+
+from cctrain.emulation.injector import Injector, attached, process_environment
+from cctrain.emulation.profile import Profile, load_profile
+from cctrain.tolls.device import time_us, warm_up
+
+_PAUSES_US = (0.0, 5.0, 12.5, 25.0, 50.0)
+_CYCLES_PER_US = 1980
+"""Of an H200 at its highest clock. How long a pause is, is measured: no figure rests on it."""
+_CALLS, _ROUNDS, _READS = 50, 60, 4096
+
+Over = dict[float, float]
+"""Microseconds over, by pause."""
+
+
+@triton.jit
+def ncclDevKernel_Test(pointer):  # noqa: N802, D103 - the library knows a collective by such a name
+    tl.store(pointer, 1.0)
+
+
+@triton.jit
+def _read_timer(pointer, count: tl.constexpr):
+    for i in range(count):
+        tl.store(pointer + i, tl.extra.cuda.globaltimer())
+
+
+def captured(work: Callable[[], object]) -> Callable[[], float]:
+    """Microseconds of one of many in a graph."""
+    work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(_CALLS):
+            work()
+    block = time_us(graph.replay)
+    return lambda: block() / _CALLS
+
+
+def medians(blocks: Mapping[float, Callable[[], float]]) -> Over:
+    """Of blocks in turns, which all ranks begin together."""
+    spans: dict[float, list[float]] = {key: [] for key in blocks}
+    for _ in range(_ROUNDS):
+        for key, block in blocks.items():
+            if dist.is_initialized():
+                dist.barrier()
+            block()
+            spans[key].append(block())
+    return {key: statistics.median(found) for key, found in spans.items()}
+
+
+def by_the_library(exchange: Callable[[], object], injector: Injector) -> Over:
+    """The pause is a toll."""
+    block = captured(exchange)
+    injector.check()
+
+    def under(profile: Profile) -> Callable[[], float]:
+        def tolled() -> float:
+            torch.cuda.synchronize()
+            injector.set_tolls(profile)
+            return block()
+
+        return tolled
+
+    found = medians({pause_us: under(profile_of(pause_us)) for pause_us in _PAUSES_US})
+    return {pause_us: us - found[0.0] - pause_us for pause_us, us in found.items()}
+
+
+def by_cycles(exchange: Callable[[], object]) -> Over:
+    """The pause is a kernel that counts cycles."""
+
+    def pause(pause_us: float) -> None:
+        torch.cuda._sleep(int(pause_us * _CYCLES_PER_US))  # noqa: SLF001 - there is no public one
+
+    def both(pause_us: float) -> None:
+        pause(pause_us)
+        exchange()
+
+    pauses = medians({us: captured(lambda us=us: pause(us)) for us in _PAUSES_US})
+    found = medians({us: captured(lambda us=us: both(us)) for us in _PAUSES_US})
+    return {us: (found[us] - found[0.0]) - (pauses[us] - pauses[0.0]) for us in _PAUSES_US}
+
+
+def profile_of(collective_us: float) -> Profile:
+    """Of this toll alone."""
+    whole = load_profile("b300")
+    tolls = {name: dataclasses.replace(toll, value=None) for name, toll in whole.tolls.items()}
+    tolls["collective_us"] = dataclasses.replace(whole.tolls["collective_us"], value=collective_us)
+    return dataclasses.replace(whole, tolls=tolls)
+
+
+def tick_ns() -> int:
+    """The smallest step of the GPU's timer."""
+    reads = torch.zeros(_READS, dtype=torch.int64, device="cuda")
+    _read_timer[(1,)](reads, _READS)
+    return min(step for step in reads.diff().tolist() if step > 0)
+
+
+def measure() -> None:
+    """In a rank, with the library or without; the first one prints."""
+    rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    torch.cuda.set_device(rank)
+    number = torch.zeros(512, dtype=torch.bfloat16, device="cuda")
+    if num_ranks > 1:
+        dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
+    warm_up()
+    exchange = (lambda: dist.all_reduce(number)) if num_ranks > 1 else (lambda: ncclDevKernel_Test[(1,)](number))
+    injector = attached()
+    over = by_the_library(exchange, injector) if injector else by_cycles(exchange)
+    if rank == 0:
+        print(json.dumps({f"{pause_us:g}": round(us, 3) for pause_us, us in over.items() if pause_us}), flush=True)
+    torch.cuda.synchronize()
+    os._exit(0)  # NCCL would wait a minute for the graphs that hold its collectives
+
+
+def main() -> None:
+    """Start one process a GPU, with the library and then without, and print."""
+    num_gpus = torch.cuda.device_count()
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}"] if num_gpus > 1 else []
+    command = [sys.executable, *start, str(Path(__file__).resolve()), "rank"]
+    found: dict[str, object] = {"gpus": num_gpus, "tick_ns": tick_ns()}
+    for name, environment in (("toll", process_environment(None)), ("cycles", {})):
+        done = subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True)
+        found[f"over_us_by_{name}"] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{num_gpus} GPUs, the pause is a {name}: over by {found[f'over_us_by_{name}']}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    measure() if sys.argv[1:] == ["rank"] else main()
