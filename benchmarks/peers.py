@@ -14,6 +14,7 @@ the recipe's loader writes its rows and labels to a file for them (`peers_rows.p
     python benchmarks/peers.py DIR --tasks lora=tiny_llama_peft --shapes 2x32 --steps 32      on a CPU
     python benchmarks/peers.py DIR --line "mine: +train.optimizer.fused=true"                 a further line
     python benchmarks/peers.py DIR --others OTHERS/others.json          with those that others/install.py could install
+    python benchmarks/peers.py DIR --only-repeat 2        of three, the second: each may be of another machine
     python benchmarks/peers.py DIR --budget-s 0           the table of what is there
 
 A cell, one line at one shape once, has a deadline; what became of it, the error of one that failed included, is a file
@@ -104,7 +105,7 @@ def shape_overrides(shape: str) -> tuple[str, ...]:
 
 def plan(flags: argparse.Namespace) -> Iterator[Cell]:
     """Every cell, in the order in which they are run."""
-    for repeat in range(flags.repeats):
+    for repeat in [flags.only_repeat - 1] if flags.only_repeat else range(flags.repeats):
         names = list(flags.lines) if repeat % 2 == 0 else list(flags.lines)[::-1]
         for task in flags.tasks:
             for shape in flags.shapes:
@@ -275,6 +276,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ours", default=OURS, metavar="NAME", help="the line that the others are held against")
     parser.add_argument("--tolls", default="b300")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only-repeat", type=int, metavar="N", help="from 1; DIR can go on to another machine then")
     parser.add_argument("--warmup", type=int, default=15)
     parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--blocks", type=int, default=4, help="pairs of blocks of plain and tolled steps")
@@ -292,6 +294,8 @@ def parse() -> argparse.Namespace:
         if name not in LINES:
             parser.error(f"--lines {name}: allowed is {'; '.join(LINES)}; a new one is --line 'NAME: OVERRIDES'")
     flags.lines = {name: LINES[name] for name in flags.lines} | further
+    if flags.only_repeat is not None and not 1 <= flags.only_repeat <= flags.repeats:
+        parser.error(f"--only-repeat {flags.only_repeat}: allowed is 1 to {flags.repeats}, the --repeats")
     if flags.ours not in flags.lines:
         parser.error(f"--ours {flags.ours}: allowed is one of the lines, {'; '.join(flags.lines)}")
     if flags.others:

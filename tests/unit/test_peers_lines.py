@@ -56,7 +56,15 @@ def trained(peers, tmp_path, monkeypatch):
 
 def settings(peers, folder, others, **more):
     known = {"tasks": {"lora": "tiny_llama_peft"}, "shapes": ["2x32"], "repeats": 2, "lines": peers.LINES}
-    known |= {"tolls": "b300", "steps": 40, "warmup": 1, "blocks": 2, "cell_s": 60.0, "folder": folder}
+    known |= {
+        "only_repeat": None,
+        "tolls": "b300",
+        "steps": 40,
+        "warmup": 1,
+        "blocks": 2,
+        "cell_s": 60.0,
+        "folder": folder,
+    }
     return SimpleNamespace(**(known | {"others": others} | more))
 
 
@@ -129,6 +137,12 @@ def test_the_most_telling_lines_come_first_and_the_next_repeat_turns_the_order_r
     assert [cell.line for cell in order if cell.repeat == 1] == first[::-1]
 
 
+def test_one_repeat_alone_is_the_same_as_among_all(peers, tmp_path):
+    whole = list(peers.plan(settings(peers, tmp_path, None)))
+    alone = [list(peers.plan(settings(peers, tmp_path, None, only_repeat=number))) for number in (1, 2)]
+    assert alone[0] + alone[1] == whole
+
+
 @pytest.mark.parametrize(
     ("others", "line", "shape", "why"),
     [
@@ -157,6 +171,8 @@ def test_a_line_that_is_not_run_says_why(peers, tmp_path, others, line, shape, w
         (["--line", "ours: engine=hf"], "with a new name"),
         (["--shapes", "4by256"], "allowed is SAMPLESxTOKENS"),
         (["--tasks", "qlora"], "allowed is lora, sft, or NAME=RECIPE"),
+        (["--only-repeat", "0"], "--only-repeat 0: allowed is 1 to 3"),
+        (["--only-repeat", "4"], "--only-repeat 4: allowed is 1 to 3"),
         (["--others", "nowhere.json"], "allowed is the others.json of others/install.py"),
     ],
 )
