@@ -17,7 +17,7 @@ from typing import Any
 
 REDACTED = "[redacted]"
 _IN_VARIABLE = re.compile(
-    r"TOKEN(?!IZ)|SECRET|(?<![A-Z])PASS(?![A-Z])|SSHPASS|PASSW|PASSPHRASE|_PWD$|CREDENTIAL|KEY|AUTH(?!ORS?(_|$))|COOKIE"
+    r"TOKEN(?!IZ)|SECRET|(?<![A-Z])PASS(?![A-Z])|SSHPASS|PASSW|PASSPHRASE|_PWD$|CREDENTIAL|KEY(?!MAP|BOARD)|AUTH(?!ORS?(_|$))|COOKIE"
 )
 _IN_WORD = re.compile(r"secret|passw|passphrase|credential|cookie|apikey|^o?auth(?!or(s|ed)?$)")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -25,9 +25,13 @@ _VOCABULARY = frozenset(
     ("pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "video", "audio", "boi", "eoi", "boa", "eoa", "turn")
 )
 """Words before `token` that make it one of a vocabulary."""
-_SECRET_KEYS = frozenset(("access", "account", "api", "client", "encryption", "license", "private", "service", "ssh"))
+_SECRET_KEYS = frozenset(
+    ("access", "account", "api", "client", "encryption", "license", "private", "refresh", "service", "session", "ssh")
+)
 _SHORTEST = 8
 """Characters from which on a variable's value is looked for elsewhere: shorter ones are parts of other words."""
+_LEAST = 100_000
+"""Numbers from which on one can be a secret: smaller ones are counts."""
 _KNOWN = re.compile(
     r"\b(?:(?:hf|gh[opsur]|github_pat|wandb_v\d|npm|r8|gsk|[rs]k_live)_\w{20,}|(?:sk|gl\w{2,6}|nvapi|pypi)-[\w-]{20,}"
     r"|xox[abeprs]-[\w-]{10,}|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{35}|ya29\.[\w-]{20,}"
@@ -51,8 +55,10 @@ def is_secret_name(name: str) -> bool:
     if any(_IN_WORD.search(word) for word in words):
         return True
     *_, before, last = ("", "", *words)
-    if last == "key":
+    if last in ("key", "keys", "tokens"):  # else of a mapping, a count, words of a vocabulary
         return before in _SECRET_KEYS
+    if last == "pwd":  # alone, the working directory
+        return bool(before)
     if last in ("psk", "sig", "signature"):  # of a network, of an address that opens to whoever has it
         return True
     return last.endswith(("token", "passwd", "pass")) and before not in _VOCABULARY | {"forward", "backward"}
@@ -100,8 +106,18 @@ def _redacted(node: Any, held: list[str]) -> Any:
 
 
 def _is_secret(name: str, value: Any) -> bool:
-    """A word of a vocabulary, as <image>, is none, and neither is what is redacted already."""
-    return isinstance(value, str) and bool(value) and not value.startswith(("<", "[")) and is_secret_name(name)
+    return is_secret_name(name) and _can_be_secret(value)
+
+
+def _can_be_secret(value: Any) -> bool:
+    """A word of a vocabulary, as <image>, cannot, nor what is redacted already, a switch, or a small number."""
+    if isinstance(value, Mapping):
+        return any(map(_can_be_secret, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_can_be_secret, value))
+    if isinstance(value, str):
+        return bool(value) and not value.startswith(("<", "["))
+    return isinstance(value, (int, float)) and abs(value) >= _LEAST
 
 
 def _without_named(text: str) -> str:

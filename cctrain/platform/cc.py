@@ -36,6 +36,11 @@ def observed_mode(expected: CcMode, cc: dict[str, Any]) -> str:
             )
         return "emulated"
     seen = "on" if is_on(cc) else "off"
+    if expected is CcMode.on and cc.get("is_absent"):
+        raise PlatformError(
+            f"cc=on, but there is no GPU here that knows of confidential computing ({_read(cc)}). Run with cc=off or "
+            "cc=auto"
+        )
     if expected in (CcMode.off, CcMode.on) and expected.value != seen:
         change = _change(cc, expected.value)
         if expected is CcMode.on:
@@ -88,12 +93,12 @@ def problem(cc: dict[str, Any]) -> str | None:
     if cc.get("devtools") or cc.get("environment") == 1:
         return (
             f"the GPUs are in CC devtools mode, which is for debugging and not confidential ({_read(cc)}): have the "
-            f"host run {_SET.format('on')}, or =off"
+            f"host run {_change(cc, 'on')}, or =off"
         )
     different = _difference(cc.get("gpus", []))
     if different:
         return (
-            f"the GPUs are in different modes ({different}): have the host run {_SET.format('on')}, or =off, or leave "
+            f"the GPUs are in different modes ({different}): have the host run {_change(cc, 'on')}, or =off, or leave "
             "the odd ones out with CUDA_VISIBLE_DEVICES"
         )
     if is_on(cc) and cc.get("ready") == 0:

@@ -13,6 +13,8 @@ import pynvml
 from cctrain.platform import topology
 from cctrain.platform.nvml import answer, session, visible_handles
 
+_NOT_THERE = (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound)
+"""A driver that knows nothing of confidential computing, or not of this part, has none to speak of."""
 _CPU_CAPS = ("none", "sev", "tdx", "sev-snp", "snp-vtom")
 
 
@@ -101,12 +103,16 @@ def _device(handle: Any) -> Device:
 
 
 def _cc(handles: list[Any]) -> dict[str, Any]:
-    absent = (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound)
     try:
         source, settings = _settings()
     except pynvml.NVMLError as error:
         why = f"nvmlSystemGetConfComputeSettings: {error}"
-        return {"missing": why, "is_absent": isinstance(error, absent)}
+        return {"missing": why, "is_absent": isinstance(error, _NOT_THERE)}
+    unread: list[str] = []
+    ready = _read_or_note(unread, "nvmlSystemGetConfComputeGpusReadyState")
+    gpus = [_cc_of_one(handle, unread) for handle in handles]
+    if unread:
+        return {"missing": unread[0], "is_absent": False}
     caps = answer("nvmlSystemGetConfComputeCapabilities")
     return {
         "source": source,
@@ -114,10 +120,20 @@ def _cc(handles: list[Any]) -> dict[str, Any]:
         "cc_feature": settings.ccFeature,
         "devtools": settings.devToolsMode,
         "multi_gpu": getattr(settings, "multiGpuMode", None),
-        "ready": answer("nvmlSystemGetConfComputeGpusReadyState"),
+        "ready": ready,
         "cpu_caps": _CPU_CAPS[caps.cpuCaps] if caps and caps.cpuCaps < len(_CPU_CAPS) else None,
-        "gpus": [_cc_of_one(handle) for handle in handles],
+        "gpus": gpus,
     }
+
+
+def _read_or_note(unread: list[str], function: str, *arguments: Any) -> Any:
+    """What the NVML function returns; None where the driver knows no answer, or fails, which `unread` then says."""
+    try:
+        return getattr(pynvml, function)(*arguments)
+    except pynvml.NVMLError as error:
+        if not isinstance(error, _NOT_THERE):
+            unread.append(f"{function}: {error}")
+        return None
 
 
 def _settings() -> tuple[str, Any]:
@@ -133,8 +149,8 @@ def _settings() -> tuple[str, Any]:
     return "nvmlSystemGetConfComputeSettings", settings
 
 
-def _cc_of_one(handle: Any) -> dict[str, Any]:
-    memory = answer("nvmlDeviceGetConfComputeMemSizeInfo", handle)
+def _cc_of_one(handle: Any, unread: list[str]) -> dict[str, Any]:
+    memory = _read_or_note(unread, "nvmlDeviceGetConfComputeMemSizeInfo", handle)
     return {
         "protected_memory_gib": round(memory.protectedMemSizeKib / 2**20, 1) if memory else None,
         "is_nvlink_encrypted": _is_nvlink_encrypted(handle),

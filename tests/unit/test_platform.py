@@ -154,6 +154,14 @@ def test_a_failure_to_read_refuses_all_but_unverified(observe, function, code):
     assert set(cc.facts(settings).values()) == {None}
 
 
+@pytest.mark.parametrize("function", [READY, f"{PROTECTED}/1"])
+@pytest.mark.parametrize("state", [{}, ON], ids=["off", "on"])
+def test_a_state_that_cannot_be_read_is_not_taken_for_a_good_one(observe, function, state):
+    settings = observe(gpus=2, fails={function: UNKNOWN}, **state)["cc"]
+    assert outcomes(settings) == NONE
+    assert function.removesuffix("/1") in refusal("auto", settings)
+
+
 @pytest.mark.parametrize(
     "how",
     [
@@ -240,6 +248,7 @@ def test_crossings_are_counted_only_where_cc_is_known_to_be_off(observe, how, is
     ("how", "words"),
     [
         (ON | {"devtools": 1}, ["devtools=1", SETTINGS, "--set-cc-mode=on"]),
+        (PPCIE | {"devtools": 1}, ["devtools=1", "--set-ppcie-mode=on"]),
         (ON | {"ready": 0}, [READY, "nvidia-smi conf-compute -srs 1"]),
         (ON | {"gpus": 2, "protected_gib_1": 0}, [PROTECTED, "GPU 1: 0.0 GiB", "--set-cc-mode=on"]),
         ({"gpus": 2, "nvle_1": 1}, ["nvmlDeviceGetNvLinkInfo", "GPU 1: on", "--set-cc-mode=on"]),
@@ -249,6 +258,15 @@ def test_crossings_are_counted_only_where_cc_is_known_to_be_off(observe, how, is
 def test_a_machine_not_fit_to_measure_is_named_with_what_mends_it(observe, how, words):
     message = refusal("auto", observe(**how)["cc"])
     assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize(
+    "how", [{"fails": {"nvmlInitWithFlags": DRIVER_NOT_LOADED}}, {"fails": {SETTINGS: NOT_SUPPORTED}}]
+)
+def test_where_no_gpu_knows_of_cc_nothing_is_proposed_to_switch_it_on(observe, how):
+    message = refusal("on", observe(**how)["cc"])
+    assert "no GPU here that knows" in message
+    assert "--set" not in message
 
 
 # GPUs

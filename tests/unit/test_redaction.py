@@ -19,6 +19,7 @@ FILES = sorted(path for root in (CONF, RECIPES) for path in root.rglob("*") if p
         *("SSHPASS", "PGPASSWORD", "MYSQL_PWD", "AUTHORIZATION"),
         *("token", "hf_token", "hfToken", "api_key", "apiKey", "--api-key", "password", "client_secret", "oauth"),
         *("use_auth_token", "authorization", "systemd.set_credential", "train.model.token", "private_key"),
+        *("api_keys", "access_tokens", "db_pwd"),
     ],
 )
 def test_a_name_of_a_secret(name):
@@ -30,7 +31,7 @@ def test_a_name_of_a_secret(name):
     [
         *("tokenizer", "TOKENIZERS_PARALLELISM", "num_tokens", "exclude_token_ids", "eos_token", "image_token"),
         *("key", "keys", "best_metric_key", "image_key", "num_key_value_heads", "key_mapping", "author", "PWD"),
-        *("ISPASS", "GIT_AUTHOR_NAME", "OLDPWD", "BYPASS"),
+        *("ISPASS", "GIT_AUTHOR_NAME", "OLDPWD", "BYPASS", "XKB_KEYMAP", "pwd", "special_tokens", "tokens"),
         *("passage", "forward_pass", "pass_through", "CUDA_HOME", "NCCL_NVLS_ENABLE", "tokens_per_s_per_gpu", ""),
     ],
 )
@@ -110,6 +111,17 @@ def test_a_tree_is_redacted_by_name_and_value_and_named_by_path():
     assert list(secret_paths(tree, "train")) == ["train.model.token", "train.model.path", "train.dataset[1]"]
     assert list(secret_paths(clean, "train")) == []
     assert json.loads(json.dumps(clean))["password"] == REDACTED
+
+
+@pytest.mark.parametrize("value", [["abc"], {"user": "a", "key": "b"}, 987654321, 9.8e9])
+def test_a_secret_need_not_be_text(value):
+    assert list(secret_paths({"model": {"secret": value}}, "train")) == ["train.model.secret"]
+    assert redacted({"secret": value}, {}) == {"secret": REDACTED}
+
+
+@pytest.mark.parametrize("value", [[], ["<image>"], {}, True, 7, 0.5, None])
+def test_switches_counts_and_words_of_a_vocabulary_are_no_secrets(value):
+    assert redacted({"secret": value}, {}) == {"secret": value}
 
 
 def test_what_this_environment_keeps_secret_is_found_in_a_tree(monkeypatch):
