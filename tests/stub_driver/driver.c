@@ -181,6 +181,8 @@ static CUresult work(const Call *call, CUstreamCaptureMode mode) {
     if (stream->is_capturing)
         return on_capturing(call, stream, &node);
     note(call, "done", &node);
+    if (begins(call->name, "cuGraphInstantiate"))
+        *(Graph *)call->to = *call->graph;
     if (begins(call->name, "cuGraphLaunch") && call->graph)
         for (int i = 0; i < call->graph->num_nodes; i++)
             note(call, "replayed", &call->graph->nodes[i]);
@@ -357,7 +359,11 @@ CUresult stub_call(const char *name, uintptr_t stream, uintptr_t to, uintptr_t f
     BOTH(cuMemsetD2D8Async, .hStream = s)
     BOTH(cuMemsetD2D16Async, .hStream = s)
     BOTH(cuMemsetD2D32Async, .hStream = s)
-    BOTH(cuGraphLaunch, .hStream = s)
+    MET(cuGraphLaunch, .hGraph = graph, .hStream = s)
+    MET(cuGraphLaunch_ptsz, .hGraphExec = graph, .hStream = s)
+    MET(cuGraphInstantiate_v2, .phGraphExec = (CUgraphExec *)&to, .hGraph = graph)
+    MET(cuGraphInstantiateWithFlags, .phGraphExec = (CUgraphExec *)&to, .hGraph = graph)
+    BOTH(cuGraphInstantiateWithParams, .phGraphExec = (CUgraphExec *)&to, .hGraph = graph)
     BOTH(cuStreamSynchronize, .hStream = s)
     BOTH_SYNC(cuMemcpyHtoD_v2, .dstDevice = to, .srcHost = (void *)from, .ByteCount = bytes)
     BOTH_SYNC(cuMemcpyDtoH_v2, .dstHost = (void *)to, .srcDevice = from, .ByteCount = bytes)
@@ -378,7 +384,7 @@ CUresult stub_call(const char *name, uintptr_t stream, uintptr_t to, uintptr_t f
     BOTH(cuMemcpy3DPeerAsync, .pCopy = &peers, .hStream = s)
     BOTH(cuStreamBeginCapture_v2, .hStream = s, .mode = (CUstreamCaptureMode)mode)
     BOTH(cuStreamBeginCaptureToGraph, .hStream = s, .mode = (CUstreamCaptureMode)mode)
-    BOTH(cuStreamEndCapture, .hStream = s)
+    BOTH(cuStreamEndCapture, .hStream = s, .phGraph = (CUgraph *)&graph)
     MET(cuMemcpyHtoD, .srcHost = (void *)from, .ByteCount = (unsigned)bytes)
     return met(&call, NULL, (CUstreamCaptureMode)mode);
 }

@@ -11,6 +11,7 @@ from tests.stub_driver import DEVICE, EVERY, GLOBAL, NCCL, PINNED, RELAXED, TABL
 NCCL_MANGLED = "_Z40ncclDevKernel_AllGather_RING_LL4K24Args"
 BEGINS = ("cuStreamBeginCapture_v2", "cuStreamBeginCapture_v2_ptsz", "cuStreamBeginCaptureToGraph")
 CAPTURED = ("cuLaunchKernel", "cuLaunchKernelEx_ptsz", "cuMemsetD8Async", "cuGraphLaunch", "cuMemcpy2DAsync_v2")
+INSTANTIATES = ("cuGraphInstantiate_v2", "cuGraphInstantiateWithFlags", "cuGraphInstantiateWithParams_ptsz")
 
 # Capture
 
@@ -195,6 +196,66 @@ def test_a_captured_collective_follows_the_tolls_of_the_day(start):
         assert [work.symbol for work in replayed] == ["cctrain_delay", NCCL]
         waited.append(replayed[0].duration_ns)
     assert waited == [0, 12500, 40000, 0]
+
+
+@in_own_process
+def test_collectives_in_a_graph_are_counted_and_charged_at_each_of_its_launches(start):
+    gpu = start()
+    gpu.tolls(collective_us=5.0)
+    for how in INSTANTIATES:
+        with_three, with_none = instantiated(gpu, how, 3), instantiated(gpu, how, 0)
+        launches = (with_three, with_three, with_none)
+        crossed = gpu.crossed(lambda graphs=launches: [gpu.call("cuGraphLaunch", graph=each) for each in graphs])
+        assert numbers(crossed) == {"graph_launches": 3, "collectives": 6}, how
+        assert ns(crossed) == {"collective": 30000}
+
+
+def capture(gpu, graph, num_collectives):
+    """A graph of so many, between two other kernels."""
+    gpu.call("cuStreamBeginCapture_v2")
+    for symbol in ("first", *([NCCL] * num_collectives), "last"):
+        gpu.call("cuLaunchKernel", symbol=symbol)
+    assert gpu.call("cuStreamEndCapture", graph=graph) == 0
+
+
+def instantiated(gpu, how, num_collectives):
+    """Such a graph as it is launched."""
+    captured, graph = gpu.driver.stub_new_graph(), gpu.driver.stub_new_graph()
+    capture(gpu, captured, num_collectives)
+    assert numbers(gpu.crossed(lambda: gpu.call(how, to=graph, graph=captured))) == {}
+    return graph
+
+
+@in_own_process
+def test_a_graph_in_the_place_of_one_that_is_gone_has_its_own_collectives(start):
+    gpu = start()
+    graph, counts = gpu.driver.stub_new_graph(), []
+    for num_collectives in (2, 0, 1):
+        capture(gpu, graph, num_collectives)
+        counts.append(gpu.crossed(lambda: gpu.call("cuGraphLaunch", graph=graph))["collectives"])
+    assert counts == [2, 0, 1]
+
+
+@in_own_process
+def test_collectives_of_a_capture_that_broke_are_no_other_graphs(start):
+    gpu = start()
+    gpu.call("cuStreamBeginCapture_v2")
+    gpu.call("cuLaunchKernel", symbol=NCCL)
+    assert gpu.call("cuStreamSynchronize") == 900  # unsupported, and breaks it
+    assert gpu.call("cuStreamEndCapture") == 901
+    graph = gpu.driver.stub_new_graph()
+    capture(gpu, graph, 0)
+    assert gpu.crossed(lambda: gpu.call("cuGraphLaunch", graph=graph))["collectives"] == 0
+
+
+@in_own_process
+def test_more_graphs_than_it_keeps_in_mind_lose_the_oldest_counts_only(start):
+    gpu, graphs = start(), []
+    for _ in range(300):
+        graphs.append(gpu.driver.stub_new_graph())
+        capture(gpu, graphs[-1], 1)
+    launched = [gpu.crossed(lambda graph=graph: gpu.call("cuGraphLaunch", graph=graph)) for graph in graphs]
+    assert [crossed["collectives"] for crossed in launched] == [0] * 44 + [1] * 256
 
 
 @in_own_process

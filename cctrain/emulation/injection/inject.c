@@ -6,7 +6,7 @@
 // grows with its kernels (benchmarks/graph_launch.py), whichever callbacks are enabled. A toll is a spin of the calling
 // thread, as CC's own work is: before the call where the GPU must not see the work earlier (launches), after it where
 // the host gets the answer late (waits, copies). Calls on a stream that is capturing pay nothing and are counted as
-// nodes of the graph. Copies that are handed over by the batch are counted (other_copies) and pay nothing.
+// nodes of the graph; its collectives are counted at each launch of it, as each waits on the GPU then. Copies that are handed over by the batch are counted (other_copies) and pay nothing.
 //
 // Environment: CCTRAIN_TOLLS, the tolls at start, as `cctrain_set_tolls` takes them; CCTRAIN_CROSSINGS, a directory in
 // which each process keeps its counters in a file of its own, mapped, so that they survive however it ends.
@@ -88,6 +88,7 @@ static void pay(int toll_class, double us) {
 
 #include "driver.h"
 #include "delay.h"
+#include "graphs.h"
 #include "calls.h"
 
 static int is_captured(const Call *call, CUstream stream) {
@@ -142,7 +143,10 @@ static void on_enter(const Call *call, CUpti_CallbackId id, const CUpti_Callback
       uint64_t begin = now_ns();
       delay_on_gpu(data->context, stream, tolls, captured);
       owed_ns += (double)(now_ns() - begin);
-      if (!captured) add(&counters->collectives, 1);
+      if (!captured)
+        add(&counters->collectives, 1);
+      else if (find_delay(data->context) >= 0)
+        atomic_fetch_add(&num_captured_collectives, 1);
     }
     if (!captured) pay(LAUNCH, tolls->launch_us);
   } else if (call->action == DO_GRAPH_LAUNCH) {
@@ -189,6 +193,25 @@ static int is_over(CUresult result) {
          result == CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
 }
 
+// What the graph has in it that waits on the GPU.
+static void launched_graph(const cuGraphLaunch_params *parameters, const Tolls *tolls) {
+  unsigned num_collectives = collectives_of(parameters->hGraph);
+  add(&counters->graph_launches, 1);
+  add(&counters->collectives, num_collectives);
+  add(&counters->injected_ns[COLLECTIVE], (uint64_t)(num_collectives * tolls->collective_us * 1e3));
+}
+
+static void ended_capture(const cuStreamEndCapture_params *parameters, CUresult result) {
+  if (!is_over(result)) return;
+  atomic_fetch_sub(&num_capturing, 1);
+  unsigned num_collectives = atomic_exchange(&num_captured_collectives, 0);
+  if (result == CUDA_SUCCESS && parameters->phGraph) know_graph(*parameters->phGraph, num_collectives);
+}
+
+static void instantiated(const cuGraphInstantiateWithFlags_params *parameters, CUresult result) {  // all begin alike
+  if (result == CUDA_SUCCESS) know_graph(*parameters->phGraphExec, collectives_of(parameters->hGraph));
+}
+
 static void on_exit_of(const Call *call, CUpti_CallbackId id, const CUpti_CallbackData *data, const Tolls *tolls) {
   uint64_t lasted = entered_ns ? now_ns() - entered_ns : 0, waited_ns = lasted;
   CUstream stream = stream_of(call, id, data->functionParams);
@@ -202,7 +225,7 @@ static void on_exit_of(const Call *call, CUpti_CallbackId id, const CUpti_Callba
   }
   switch (call->action) {
     case DO_LAUNCH: case DO_FILL: add(&counters->launches, 1); break;
-    case DO_GRAPH_LAUNCH: add(&counters->graph_launches, 1); break;
+    case DO_GRAPH_LAUNCH: launched_graph(data->functionParams, tolls); break;
     case DO_WAIT:
       add(&counters->waits, 1);
       add(&counters->blocked_ns, lasted);
@@ -216,7 +239,8 @@ static void on_exit_of(const Call *call, CUpti_CallbackId id, const CUpti_Callba
     case DO_ALLOC_HOST: add(&counters->allocs_host, 1); pay(ALLOC, tolls->alloc_host_us); break;
     case DO_ALLOC_DEVICE: add(&counters->allocs_device, 1); pay(ALLOC, tolls->alloc_device_us); break;
     case DO_BEGIN_CAPTURE: if (result == CUDA_SUCCESS) atomic_fetch_add(&num_capturing, 1); break;
-    case DO_END_CAPTURE: if (is_over(result)) atomic_fetch_sub(&num_capturing, 1); break;
+    case DO_END_CAPTURE: ended_capture(data->functionParams, result); break;
+    case DO_INSTANTIATE: instantiated(data->functionParams, result); break;
     default: break;
   }
   leave_host(tolls, waited_ns > LONG_CALL_NS);
