@@ -16,7 +16,7 @@ from cctrain.config import AUTO, MeasureKind
 from cctrain.emulation.blocks import ALL, OFF
 from cctrain.emulation.crossings import mean_crossings
 from cctrain.emulation.outcome import of_arm, outcome, steady_numbers
-from cctrain.emulation.profile import NO_GPU, parse_profile
+from cctrain.emulation.profile import NO_GPU, NO_GPU_COUNTED, parse_profile
 from cctrain.platform.attestation import attest, nonce
 from cctrain.platform.nccl import contradiction, nccl_cc_line
 from cctrain.platform.telemetry import TELEMETRY_FILE
@@ -153,7 +153,7 @@ def _summary(
             parse_profile(profile), reduced.steps, summary, plain, reduced.crossings, is_explained=is_explained
         )
     if (more["crossings"] or {}).get("counted_by") == "operators":
-        found.append(NO_GPU)
+        found.append(NO_GPU if profile else NO_GPU_COUNTED)
     return {"summary": dataclasses.asdict(summary), "gpu_state": gpu_state, "notes": found, **more}
 
 

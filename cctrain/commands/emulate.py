@@ -6,7 +6,8 @@
 
 The program's launches, copies, waits... take as much longer as the profile says, on a GPU without CC. A table of what
 each process crossed, and as the last line of stdout one JSON object. The exit code is the program's own; 2 for a wrong
-profile, 3 where emulation cannot be had (CC really on, no compiler, no CUPTI, a profiler in its place).
+profile, 3 where emulation cannot be had (CC really on, no compiler, no CUPTI, a profiler in its place). A profiler
+inside the program shows only then: it runs to its end, `refused` says in which process and why, and 3 replaces a 0.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from cctrain import launcher
 from cctrain.commands.flags import Parser
 from cctrain.config import CcMode
 from cctrain.emulation.arms import CUPTI, unpaid_note
-from cctrain.emulation.injector import left_behind, process_environment
+from cctrain.emulation.injector import left_behind, process_environment, refusals
 from cctrain.emulation.profile import load_profile
-from cctrain.errors import RequestError
+from cctrain.errors import PlatformError, RequestError
 from cctrain.platform import cc, gpu
 from cctrain.processes import STOPS
 from cctrain.records import finite
@@ -52,14 +53,17 @@ def run(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="cctrain-crossings-") as folder:
         injected = process_environment(profile, Path(folder))
         code = _run(command, os.environ | launcher.NO_MULTICAST | injected)
-        crossings = left_behind(Path(folder))
+        crossings, refused = left_behind(Path(folder)), refusals(Path(folder))
     code = 128 - code if code < 0 else code
+    if refused and not code:
+        code = PlatformError.exit_code
     from cctrain.report.crossings import print_crossings
 
     print_crossings(crossings, profile)
     tolls = {"name": profile.name, "sha256": profile.sha256} if profile else None
     processes = [{"pid": pid, **counts} for pid, counts in crossings.items()]
-    print(json.dumps(finite({"exit_code": code, "tolls": tolls, "processes": processes})))
+    found = {"exit_code": code, "tolls": tolls, "processes": processes, "refused": refused}
+    print(json.dumps(finite(found)))
     return code
 
 

@@ -29,6 +29,8 @@ def run(arguments: list[str]) -> int:
 def settings(arguments: list[str]) -> list[str]:
     """The settings of the run that `arguments` ask for. Raises RequestError."""
     given = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
+    if "tolls" not in given and "--tolls" in given:
+        raise RequestError("explain takes its tolls as a run does: tolls=NAME, without the two dashes")
     if "tolls" not in given:
         raise RequestError("explain needs the tolls to inject: add tolls=b300, tolls=hopper, tolls=h100 or tolls=FILE")
     if given.get("cc", "emulated") != "emulated":

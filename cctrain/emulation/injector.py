@@ -155,6 +155,12 @@ def left_behind(crossings: Path) -> Mapping[int, Crossings]:
     return found
 
 
+def refusals(crossings: Path) -> Mapping[int, str]:
+    """By process id, why a process that left word in the directory was not injected into, or not wholly."""
+    paths = [path for path in sorted(crossings.glob("*.refused")) if path.stem.isdecimal()]
+    return {int(path.stem): path.read_text(encoding="utf-8", errors="replace") for path in paths}
+
+
 def _words_of(path: Path) -> tuple[int, ...] | None:
     """None where it is no whole file of counters: a program may write there what it likes, or a disk be full."""
     size = ctypes.sizeof(ctypes.c_uint64) * len(_WORDS)

@@ -50,9 +50,11 @@ def outcome(
     rounds = whole_rounds(steps, every_arm, first_steps)
     kept = keep_ratio(rounds)
     classes = explained_classes(profile, len(crossings), counted_by, has_graphs=has_graphs)
+    crossed = mean_crossings(crossings, steady_numbers(of_arm(steps, OFF), plain))
     return {
         "summary_off": dataclasses.asdict(plain),
         "keep_ratio": dataclasses.asdict(kept) if kept else None,
-        "crossings": mean_crossings(crossings, steady_numbers(of_arm(steps, OFF), plain)),
+        # A plain step's, but for what was injected, which only a tolled one has.
+        "crossings": {**crossed, "injected_s": paid["injected_s"]} if crossed and paid else crossed,
         "explain": explain(rounds, classes, paid["injected_s"]) if is_explained and paid else None,
     }

@@ -53,7 +53,7 @@ ASSUMED = (
 )
 NOT_EMULATED = (
     "NVLink bandwidth",
-    "tolls inside a CUDA graph",
+    "tolls inside a CUDA graph, other than collectives'",
     "tolls that the GPU's front end pays",
     "tolls of copies that are handed over by the batch",
 )
@@ -62,6 +62,8 @@ NOT_EMULATED = (
 
 NO_GPU = "no GPU: each operator of this CPU paid the launch toll, which says nothing about any machine"
 """Beside every emulated figure of a CPU."""
+NO_GPU_COUNTED = "no GPU: operators of this CPU are counted in place of launches, which says nothing about any machine"
+"""Beside counts without tolls."""
 
 
 def emulated_note() -> str:

@@ -132,9 +132,12 @@ def test_a_program_without_cuda_crosses_nothing_and_that_is_said(emulate):
     assert "no process made a CUDA call that could be met" in stdout
 
 
-def test_with_a_profiler_in_the_process_the_program_runs_and_it_is_said(emulate, stub):
-    code, last, stdout, stderr = emulate("--tolls", "b300", "--", *program(stub, 3), STUB_DRIVER_TAKEN="1")
-    assert (code, last["processes"]) == (0, [])
+@pytest.mark.parametrize(("own", "code"), [("", 3), ("sys.exit(5)", 5)])
+def test_with_a_profiler_in_the_process_the_program_runs_and_it_is_said(emulate, stub, own, code):
+    found, last, stdout, stderr = emulate("--tolls", "b300", "--", *program(stub, 3, own), STUB_DRIVER_TAKEN="1")
+    assert (found, last["exit_code"], last["processes"]) == (code, code, [])
+    (why,) = last["refused"].values()
+    assert why.startswith("CUPTI takes one subscriber")
     assert "trained" in stdout
     assert "emulation is not at work: CUPTI takes one subscriber" in stderr
 

@@ -58,6 +58,7 @@ def test_a_captured_launch_pays_nothing_and_its_graph_pays_once(case):
 @pytest.mark.parametrize("case", ["collective"], indirect=True)
 def test_collectives_are_delayed_on_the_gpu_also_in_a_graph_captured_without_tolls(case):
     assert [case[name]["collectives"] for name in ("eager_off", "eager_on")] == [10, 10]
+    assert {case[name]["collectives"] for name in ("graph_off", "graph_on", "graph_off_again")} == {10}
     for name in ("eager_on", "graph_on"):
         assert case[name]["s"] >= 0.02
     for name in ("eager_off", "graph_off", "graph_off_again"):

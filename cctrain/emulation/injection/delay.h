@@ -57,7 +57,7 @@ static void prepare_delay(CUcontext context) {
     atomic_store(&num_delays, i + 1);
   } else {
     atomic_store(&is_delay_lost, 1);
-    snprintf(status, sizeof status, "a collective could not be delayed: the delay kernel does not load");
+    refuse("a collective could not be delayed%s: the delay kernel does not load", "");
   }
   end_own(&mode);
   pthread_mutex_unlock(&delays_lock);
@@ -73,9 +73,9 @@ static void delay_on_gpu(CUcontext context, CUstream stream, const Tolls *tolls,
   if (i < 0) return;
   is_inside = 1;
   void *arguments[] = {&delays[i].duration_ns};
-  p_cuLaunchKernel(delays[i].function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, NULL);
+  CUresult result = p_cuLaunchKernel(delays[i].function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, NULL);
   is_inside = 0;
-  if (!is_captured) add(&counters->injected_ns[COLLECTIVE], (uint64_t)(tolls->collective_us * 1e3));
+  if (!is_captured && result == CUDA_SUCCESS) add(&counters->injected_ns[COLLECTIVE], (uint64_t)(tolls->collective_us * 1e3));
 }
 
 // NCCL's kernels are named nccl...; from C++ that is mangled to _Z, the name's length, and the name.

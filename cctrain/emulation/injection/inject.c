@@ -86,6 +86,27 @@ static void pay(int toll_class, double us) {
   add(&counters->injected_ns[toll_class], (uint64_t)ns);
 }
 
+// A file of this process in the directory of crossings; NULL where there is none.
+static FILE *open_crossings(const char *ending) {
+  const char *directory = getenv("CCTRAIN_CROSSINGS");
+  char path[4096];
+  if (!directory || !*directory) return NULL;
+  if (snprintf(path, sizeof path, "%s/%d.%s", directory, (int)getpid(), ending) >= (int)sizeof path) return NULL;
+  return fopen(path, "a+e");
+}
+
+// What went wrong, for whoever asks, for the program's stderr, and for whoever counts what the process leaves behind.
+static int refuse(const char *format, const char *detail) {
+  snprintf(status, sizeof status, format, detail);
+  fprintf(stderr, "cctrain: emulation is not at work: %s\n", status);
+  FILE *left = open_crossings("refused");
+  if (left) {
+    fputs(status, left);
+    fclose(left);
+  }
+  return 0;
+}
+
 #include "driver.h"
 #include "delay.h"
 #include "graphs.h"
@@ -333,24 +354,13 @@ int cctrain_meet(int is_on) {
 const char *cctrain_status(void) { return status; }
 
 static void map_counters(void) {
-  const char *directory = getenv("CCTRAIN_CROSSINGS");
-  char path[4096];
-  if (!directory || !*directory) return;
-  if (snprintf(path, sizeof path, "%s/%d.counters", directory, (int)getpid()) >= (int)sizeof path) return;
-  int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (file < 0) return;
-  if (posix_fallocate(file, 0, sizeof *counters) == 0) {  // on a full disk a sparse file is a SIGBUS later
-    void *mapped = mmap(NULL, sizeof *counters, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  FILE *file = open_crossings("counters");
+  if (!file) return;
+  if (posix_fallocate(fileno(file), 0, sizeof *counters) == 0) {  // on a full disk a sparse file is a SIGBUS later
+    void *mapped = mmap(NULL, sizeof *counters, PROT_READ | PROT_WRITE, MAP_SHARED, fileno(file), 0);
     if (mapped != MAP_FAILED) counters = mapped;
   }
-  close(file);
-}
-
-// What went wrong, for whoever asks and for the program's stderr.
-static int refuse(const char *format, const char *detail) {
-  snprintf(status, sizeof status, format, detail);
-  fprintf(stderr, "cctrain: emulation is not at work: %s\n", status);
-  return 0;
+  fclose(file);
 }
 
 // Called by the driver, once, before the process's first CUDA call returns.
