@@ -82,16 +82,22 @@ def tolls():
             sum(range(50_000))
             x.add_(1)
 
+    def allocations():
+        for _ in range(10):
+            torch.empty(64 << 20, dtype=torch.uint8, device=device)
+            torch.cuda.empty_cache()
+
     found = {}
     for name, work, values in (
         ("launch", launches, {"launch_us": 50.0}),
         ("wait", waits, {"wait_us": 500.0}),
         ("copy", copies, {"copy_h2d_pinned_us": ((0, 100.0), (64, 300.0), (128, 300.0))}),
+        ("alloc", allocations, {"alloc_device_us": 500.0}),
         ("host", python, {"host_ratio": 2.0}),
     ):
         plain, _ = timed(work)
         tolled, crossings = timed(work, **values)
-        found[name] = {"plain_s": plain, "tolled_s": tolled, "injected_s": crossings["injected_s"]}
+        found[name] = {"plain_s": plain, "tolled_s": tolled, **crossings}
     return found
 
 

@@ -38,6 +38,8 @@ def test_each_class_pays_its_toll(case):
         assert case[name]["injected_s"][name] == pytest.approx(toll_s)
         assert case[name]["tolled_s"] >= toll_s
         assert sum(case[name]["injected_s"].values()) == pytest.approx(toll_s)
+    assert case["alloc"]["allocs_device"] >= 10
+    assert case["alloc"]["injected_s"]["alloc"] == pytest.approx(case["alloc"]["allocs_device"] * 500e-6)
     assert case["host"]["injected_s"]["host"] > 0.3 * case["host"]["tolled_s"]  # a ratio of 2: about half
 
 
