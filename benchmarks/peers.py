@@ -42,6 +42,8 @@ from typing import Any
 
 import peers_table
 
+from cctrain.emulation.profile import load_profile
+from cctrain.errors import RequestError
 from cctrain.rundir import write_json
 from cctrain.tolls.record import read_tolls
 
@@ -125,7 +127,8 @@ def why_not(line: str, shape: str, flags: argparse.Namespace) -> str | None:
         return f"{library} is not in the --others FILE: others/install.py DIR {library}"
     tried = flags.others[library]
     if "python" not in tried:
-        return f"its {tried['failed_at']} failed: {tried['error']}"
+        failed = f"its {tried.get('failed_at')} failed: {tried.get('error')}"
+        return failed if "failed_at" in tried else "the --others FILE names no python for it: it is not install.py's"
     if library in _NO_SCRIPT:
         return "others/run.py has no script for it"
     return "others/run.py gives it rows of one document, not packed ones" if shape.startswith("packed") else None
@@ -294,6 +297,13 @@ def parse() -> argparse.Namespace:
         if name not in LINES:
             parser.error(f"--lines {name}: allowed is {'; '.join(LINES)}; a new one is --line 'NAME: OVERRIDES'")
     flags.lines = {name: LINES[name] for name in flags.lines} | further
+    for name, least in (("repeats", 1), ("steps", 1), ("blocks", 1), ("warmup", 0)):
+        if getattr(flags, name) < least:
+            parser.error(f"--{name} {getattr(flags, name)}: allowed is {least} or more")
+    try:
+        load_profile(flags.tolls)
+    except RequestError as error:
+        parser.error(f"--tolls: {error}")
     if flags.only_repeat is not None and not 1 <= flags.only_repeat <= flags.repeats:
         parser.error(f"--only-repeat {flags.only_repeat}: allowed is 1 to {flags.repeats}, the --repeats")
     if flags.ours not in flags.lines:
@@ -359,9 +369,12 @@ def main() -> None:
             print(f"  failed: {done['error']}", file=sys.stderr, flush=True)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(cells.glob("*.json"))]
     results = peers_table.results(found, flags.folder, flags.ours, tflops, flags.tolls)
-    results |= {"not_run": not_run(flags)}
+    missing = [asdict(cell) for cell in order if not (cells / f"{cell.name}.json").exists()]
+    results |= {"not_run": not_run(flags), "missing": missing}
     write_json(flags.folder / "results.json", results)
     peers_table.show(results)
+    if missing:
+        print(f"{len(missing)} of {len(order)} runs are still missing: the same command goes on with them")
     print(json.dumps({"num_left": left, **results}))
 
 

@@ -27,7 +27,6 @@ from cctrain.engines.observer import check_loss
 from cctrain.engines.replicas import average_gradients, is_replicated, rebuild_reducer, unwrapped, without_reducer
 from cctrain.engines.sampled_lengths import lengths_for
 from cctrain.engines.unfinished import forget_unfinished
-from cctrain.metrics import IGNORED_LABEL
 from cctrain.steps.batches import by_documents, padded, unmasked
 from cctrain.steps.capture import NotCapturableError, Recorder, draws_random_numbers, recomputes
 from cctrain.steps.graphed import GraphedStep
@@ -133,7 +132,7 @@ class GraphedTraining:
         self._engine.max_grad_norm = max_grad_norm
         recipe, scheduler = self._recipe, self._recipe.step_scheduler
         step = scheduler.step + 1
-        label_tokens = sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in batches)
+        label_tokens = sum(self._engine.label_tokens(batch["labels"]) for batch in batches)
         self._last_step = step
         handler = scheduler.sig_handler
         asked = isinstance(handler, _AgreedStop) and handler.is_asked
@@ -154,7 +153,8 @@ class GraphedTraining:
 
     def _sample(self, batches: Sequence[dict[str, Any]]) -> Any:
         now, recipe = time.perf_counter(), self._recipe
-        tokens = sum(batch["labels"].numel() for batch in batches) * recipe._get_dp_group_size()
+        # As AutoModel counts them, but for the other ranks', which it asks and waits for.
+        tokens = sum(self._engine.tokens(batch["labels"]) for batch in batches) * recipe._get_dp_group_size()
         rate = tokens / (now - self._last_s)
         self._last_s = now
         metrics = {
@@ -277,6 +277,16 @@ class _Engine:
         cp_rank = recipe.device_mesh.get_local_rank("cp") if recipe._get_cp_group_size() > 1 else 0
         self.counts_tokens = recipe._get_tp_rank() == 0 and cp_rank == 0
         """Whether this rank, of those that get the same samples, is the one that counts their tokens."""
+        self._losses: Any = importlib.import_module("nemo_automodel.components.loss.utils")
+        self._ignored = self._losses._get_loss_ignore_index(getattr(recipe, "loss_fn", None))
+
+    def label_tokens(self, labels: torch.Tensor) -> int:
+        """How many of the labels have a loss."""
+        return int(self._losses._count_label_tokens(labels, self._ignored))
+
+    def tokens(self, labels: torch.Tensor) -> int:
+        """How many there are before the padding at the end of each row."""
+        return int(labels.numel() - self._utils.count_tail_padding(labels))
 
     def forward_backward(self, batch: dict[str, Any], index: int, num_batches: int, label_tokens: Any) -> torch.Tensor:
         """AutoModel's `_forward_backward_step`, between its preparations."""

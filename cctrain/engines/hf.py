@@ -94,6 +94,7 @@ def training_arguments(train: Mapping[str, Any], output: Path) -> TrainingArgume
     micro_batch = scheduler.get("local_batch_size", 1)
     world = int(os.environ["WORLD_SIZE"])
     is_compiled = bool(compiled.get("enabled"))
+    max_norm = (train.get("clip_grad_norm") or {}).get("max_norm")
     is_cpu = is_cpu_recipe(dict(train))
     if world == 1:  # no process group, and no gathering of the loss: as where a program with a Trainer is just started
         os.environ.pop("LOCAL_RANK", None)
@@ -102,7 +103,7 @@ def training_arguments(train: Mapping[str, Any], output: Path) -> TrainingArgume
         max_steps=scheduler["max_steps"],
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=scheduler.get("global_batch_size", micro_batch * world) // (micro_batch * world),
-        max_grad_norm=float((train.get("clip_grad_norm") or {}).get("max_norm") or 1.0),
+        max_grad_norm=1.0 if max_norm is None else float(max_norm),
         gradient_checkpointing=bool((train.get("distributed") or {}).get("activation_checkpointing")),
         gradient_checkpointing_kwargs={"use_reentrant": False},
         seed=train.get("seed", 42),

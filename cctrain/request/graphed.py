@@ -40,6 +40,12 @@ def reasons(recipe: Mapping[str, Any], layout: Layout) -> Iterator[str]:
         )
     if (recipe.get("fp8") or {}).get("enabled"):
         yield "FP8 scales (train.fp8.enabled=true) are computed between the steps"
+    qat = recipe.get("qat") or {}
+    if qat.get("enabled") and qat.get("fake_quant_after_n_steps"):
+        yield (
+            "weights are quantized from a later step on only (train.qat.fake_quant_after_n_steps="
+            f"{qat['fake_quant_after_n_steps']}), which the host decides"
+        )
     if recipe.get("domain_mixture"):
         yield "a domain mixture (train.domain_mixture) counts its labels on the host"
 

@@ -97,7 +97,7 @@ def reasons(recipe: Mapping[str, Any]) -> Iterator[str]:
     """Each setting of an AutoModel recipe that the engine cannot express, in words."""
     for name, section in recipe.items():
         if name not in _SECTIONS and not name.startswith("validation_") and section not in (*_OFF, {}):
-            yield f"train.{name} is nothing that transformers' Trainer has; leave it out with ~train.{name}"
+            yield f"train.{name} is not handed on to transformers' Trainer; ~train.{name} makes it another training"
     for name, keys in _VALUES.items():
         section = recipe.get(name)
         for key, value in (section if isinstance(section, Mapping) else {}).items():
@@ -106,10 +106,12 @@ def reasons(recipe: Mapping[str, Any]) -> Iterator[str]:
                 words = ", ".join(dict.fromkeys(_word(one) for one in allowed))
                 is_new = key not in keys
                 yield f"train.{name}.{key}" + (
-                    f", which nothing there reads; leave it out with ~train.{name}.{key}"
+                    f" is not handed on to transformers' Trainer; ~train.{name}.{key} makes it another training"
                     if is_new
                     else f"={value}; allowed is {words}"
                 )
+    if (recipe.get("clip_grad_norm") or {}).get("max_norm") == 0:
+        yield "train.clip_grad_norm.max_norm=0, which is no clipping there and no gradient here; allowed is more than 0"
     if (recipe.get("checkpoint") or {}).get("enabled", False):
         yield "train.checkpoint.enabled=true; allowed is false"
     config = (recipe.get("model") or {}).get("config")

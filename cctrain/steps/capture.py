@@ -173,10 +173,9 @@ def without_random_state() -> Iterator[None]:
 def draws_random_numbers(model: torch.nn.Module) -> bool:
     """Whether `model` has any dropout, which is what fine-tuning draws random numbers for."""
     config = getattr(model, "config", None)
-    names = ("attention_dropout", "hidden_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob")
     configs = [config, getattr(config, "text_config", None), getattr(config, "vision_config", None)]
-    rates = [getattr(one, name, None) for one in configs for name in names]
-    rates += [getattr(module, name, None) for module in model.modules() for name in ("dropout_p", "p", "dropout")]
+    holders = [*(one for one in configs if one is not None), *model.modules()]
+    rates = (rate for one in holders for name, rate in vars(one).items() if name == "p" or "drop" in name)
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 

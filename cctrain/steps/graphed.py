@@ -111,7 +111,7 @@ class GraphedStep:
         device = parameters[0].device
         self._is_random = draws_random_numbers(model)
         self._trained = [parameter for parameter in parameters if parameter.requires_grad]
-        self._guarded = [_local(tensor) for tensor in (*parameters, *model.buffers())]
+        self._guarded = [*parameters, *model.buffers()]
         self._readback = Readback(4, device, deliver)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._counts = torch.zeros(2, dtype=torch.float64, device=device)
@@ -270,9 +270,10 @@ class GraphedStep:
         settings = [
             [(name, repr(value)) for name, value in group.items() if name not in _CHANGING] for group in self._groups
         ]
-        addresses = [tensor.data_ptr() for tensor in self._guarded]
-        if self._recorder and self._recorded and (settings, addresses) != (self._settings, self._addresses):
-            self._is_update_capturable &= settings == self._settings  # a schedule of more than the learning rate
+        addresses = [_local(tensor).data_ptr() for tensor in self._guarded]
+        is_other = self._is_update_capturable and settings != self._settings  # else no graph has them in it
+        if self._recorder and self._recorded and (is_other or addresses != self._addresses):
+            self._is_update_capturable &= not is_other  # a schedule of more than the learning rate
             self._give_up()
             self._recorder.begin_anew()
             self.facts["recaptures"] += 1
@@ -357,8 +358,9 @@ _CHANGING = ("params", "lr", "initial_lr")
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    to_local = getattr(tensor, "to_local", None)
-    return to_local() if to_local else tensor
+    """Of a sharded tensor what this rank holds, itself and no view of it: its place is asked for in each step."""
+    local: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return local
 
 
 def _on(batch: Any, device: torch.device) -> Any:

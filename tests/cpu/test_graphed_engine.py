@@ -173,6 +173,17 @@ class OfText(Recipe):
         return super()._forward_backward_step(index, batch | {"x": batch["input_ids"]}, **options)
 
 
+def test_labels_that_the_loss_ignores_are_not_counted_and_neither_is_padding_at_the_end(training):
+    recipe = Recipe(loss_fn=SimpleNamespace(ignore_index=5))
+    graphed = training(recipe)
+    labels = torch.tensor([[IGNORED_LABEL, 5, 1, 2, IGNORED_LABEL], [3, 5, 5, IGNORED_LABEL, IGNORED_LABEL]])
+    sample = graphed.run([{"x": torch.randn(2, 5, 4), "labels": labels}], 1.0)
+    graphed.drain()
+    assert sample.metrics["num_tokens_per_step"] == 7
+    (logged,) = graphed.loggable(sample)
+    assert logged.metrics["num_label_tokens"] == 3
+
+
 def test_a_length_beyond_the_largest_bucket_is_trained_on_as_it_is(training):
     recipe, plain = OfText(), OfText()
     graphed = training(recipe, recorder=FakeRecorder(recipe.model_parts[0]))

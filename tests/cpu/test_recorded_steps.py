@@ -100,6 +100,28 @@ class TestReplaying:
         assert graphed.counts == (2 * num_batches, 18 * num_batches)
 
 
+def test_what_a_rank_holds_of_a_sharded_parameter_may_move_as_well(training):
+    graphed = training()
+    weight = graphed.model.weight
+    weight._local_tensor = weight.detach().clone()  # as a DTensor has it
+    graphed.run(steps_of(*5 * [[2]]))
+    weight._local_tensor = weight._local_tensor.clone()
+    graphed.run(steps_of(*10 * [[2]]), first=5)
+    assert graphed.step.facts["recaptures"] == 1
+
+
+@pytest.mark.parametrize("num_batches", [1, 4])
+def test_a_schedule_of_more_than_the_learning_rate_costs_the_updates_graph_and_no_other(training, num_batches):
+    steps = steps_of(*20 * [num_batches * [2]])
+    graphed = training(accumulates=num_batches > 1)
+    for number in range(20):
+        graphed.optimizer.param_groups[0]["momentum"] = 0.01 * number
+        graphed.run(steps[: number + 1], first=number)
+    facts = graphed.step.facts
+    assert (facts["recaptures"], facts["eager_updates"]) == (1, 20)
+    assert graphed.counts == (2 * num_batches, 18 * num_batches)
+
+
 def test_the_last_batch_of_an_epoch_may_have_fewer_samples(training):
     """Ten, in batches of four."""
     steps = steps_of(*3 * [[4], [4], [2]])

@@ -48,6 +48,7 @@ def composed(*overrides, recipe="llama8b_peft"):
         ),
         ("train.step_scheduler.num_epochs=2", "train.step_scheduler.num_epochs=2; allowed is none"),
         ("+train.step_scheduler.gc_every_steps=10", "~train.step_scheduler.gc_every_steps"),
+        ("++train.clip_grad_norm.max_norm=0.0", "train.clip_grad_norm.max_norm=0, which is no clipping there"),
         ("train.checkpoint.enabled=true", "train.checkpoint.enabled=true; allowed is false"),
         ("+train.distributed.mp_policy.output_dtype=float32", "mp_policy.output_dtype=float32"),
         ("measure=seed", "measure=seed"),

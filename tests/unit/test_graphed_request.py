@@ -15,6 +15,7 @@ from cctrain.request.recipe import build_recipe, recipe_hash
 
 PIPELINE = ("train.distributed.pp_size=2",)
 FP8 = ("+train.fp8.enabled=true",)
+LATER = ("+train.qat.enabled=true", "+train.qat.fake_quant_after_n_steps=5")
 REDRAWN = ("+train.peft.dropout=0.1", "+train.distributed.activation_checkpointing=true")
 
 
@@ -32,6 +33,7 @@ def layout(config):
     [
         (PIPELINE, "train.distributed.pp_size=2"),
         (FP8, "train.fp8.enabled=true"),
+        (LATER, "train.qat.fake_quant_after_n_steps=5"),
         (REDRAWN, "train.peft.dropout=0.1"),
         (("+train.distributed.static_graph=true",), "train.distributed.static_graph=true"),
     ],
