@@ -1,6 +1,7 @@
 """GraphedStep with a recorder: what is replayed, and what bad input comes to, held against a plain loop."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from regression import (
     steps_of,
 )
 
-from cctrain.steps.capture import NotCapturableError, not_capturable, original_error
+from cctrain.steps.capture import NotCapturableError, draws_random_numbers, not_capturable, original_error
 from cctrain.steps.graphed import GraphedStep
 
 
@@ -308,3 +309,20 @@ class TestTwoRanks:
             graphed.run(steps_of([2]))
         assert "model.py:7" not in str(refused.value)
         assert len(graphed.engine.indices) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "draws"),
+    [
+        ({}, [torch.nn.Linear(2, 2)], False),
+        ({}, [torch.nn.Linear(2, 2), torch.nn.Dropout(0.1)], True),
+        ({"attention_dropout": 0.0, "hidden_act": "silu"}, [torch.nn.Dropout(0.0)], False),
+        ({"layerdrop": 0.1}, [], True),
+        ({"attn_pdrop": 0.1}, [], True),
+        ({"vision_config": SimpleNamespace(activation_dropout=0.1)}, [], True),
+    ],
+)
+def test_a_model_with_any_dropout_draws_random_numbers(config, layers, draws):
+    model = torch.nn.Sequential(*layers)
+    model.config = SimpleNamespace(**config)
+    assert draws_random_numbers(model) == draws
