@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from cctrain.packaged import RECIPES
 from cctrain.reduce import Reduction, reduce_samples
@@ -25,6 +24,7 @@ from cctrain.request.graphed import recipe_run
 from cctrain.request.recipe import VLM, build_recipe, located
 from cctrain.request.startable import check_request
 from cctrain.steps.lengths import next_length
+from tests.questions import write_recipe
 
 SHORT = ("track=none", "measure.warmup=1", "measure.steps=5")
 TWO_RANKS = "launch.nproc_per_node=2"
@@ -202,42 +202,7 @@ def padded_lengths(run):
 @pytest.fixture(scope="module")
 def checkpointing(tmp_path_factory):
     """A recipe on weights and questions from disk that validates every two steps and saves every three."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("checkpointing")
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig.from_pretrained(RECIPES / "models" / "tiny-llama")).save_pretrained(folder / "base")
-    for name, first in (("train", 0), ("validation", 500)):
-        rows = [{"q": f"What is {n} + {n}" + "?" * (n % 9), "a": f"It is {2 * n}."} for n in range(first, first + 40)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def data(name):
-        kind = "nemo_automodel.components.datasets.llm.column_mapped_text_instruction_dataset"
-        return {
-            "_target_": f"{kind}.ColumnMappedTextInstructionDataset",
-            "path_or_dataset_id": str(folder / f"{name}.jsonl"),
-            "column_mapping": {"question": "q", "answer": "a"},
-            "tokenizer": {"pretrained_model_name_or_path": str(RECIPES / "models" / "tokenizer-llama")},
-        }
-
-    loader = {
-        "_target_": "torchdata.stateful_dataloader.StatefulDataLoader",
-        "collate_fn": "nemo_automodel.components.datasets.utils.default_collater",
-    }
-    recipe = yaml.safe_load((RECIPES / "tiny_llama_peft.yaml").read_text())
-    recipe["model"] = {
-        "_target_": "nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained",
-        "pretrained_model_name_or_path": str(folder / "base"),
-        "torch_dtype": "float32",
-        "attn_implementation": "sdpa",
-    }
-    recipe |= {"dataset": data("train"), "validation_dataset": data("validation")}
-    recipe |= {"dataloader": loader, "validation_dataloader": loader}
-    recipe["step_scheduler"] |= {"ckpt_every_steps": 3, "val_every_steps": 2}
-    recipe["checkpoint"] = {"enabled": True, "model_save_format": "safetensors"}
-    path = folder / "questions.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+    return write_recipe(tmp_path_factory.mktemp("checkpointing"))
 
 
 def keeping(recipe):
