@@ -65,7 +65,10 @@ def finish_record(run_dir: Path, failure: str | None, reduction: Reduction | Non
     enough = _read(run_dir / STOP_FILE).get("why")
     if not failure and not enough and len(steps) < wanted:
         key = "max_steps" if config.get("measure", {}).get("steps") == AUTO else "steps"
-        ended = f"the data ended after {len(steps)} of {wanted} steps; lower measure.{key} or give more data"
+        ended = (
+            f"training ended after {len(steps)} of {wanted} steps, as its data did or a signal to a rank; lower "
+            f"measure.{key} or give more data"
+        )
         failure = broken or ended
     record |= {
         "status": "partial" if failure else "complete",

@@ -71,7 +71,7 @@ def test_a_failed_run_is_partial_and_says_why(tmp_path):
 def test_a_run_whose_data_ended_early_is_partial(tmp_path):
     record = finish_record(make_run(tmp_path, num_measured=9), None)
     assert record["status"] == "partial"
-    assert "the data ended after 3 of 10 steps" in record["failure"]
+    assert "training ended after 3 of 10 steps" in record["failure"]
 
 
 def test_a_run_that_was_to_stop_by_itself_names_the_key_of_its_maximum(tmp_path):
