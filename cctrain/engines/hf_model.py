@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch import nn
 from transformers.initialization import no_init_weights
+from transformers.utils import is_flash_attn_2_available
 
 from cctrain.engines import images
 from cctrain.request.hf import DTYPES
@@ -36,7 +37,7 @@ def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: tor
     name = "AutoModelForImageTextToText" if train["recipe"] == VLM else "AutoModelForCausalLM"
     auto: Any = getattr(transformers, name)
     dtype = DTYPES.get(str(recipe.get("torch_dtype")), "auto")
-    attention = {key: value for key, value in recipe.items() if key == "attn_implementation" and value}
+    attention = _attention(recipe)
     place, changes = _place(recipe), recipe.get("config")
     changes = (
         {key: value for key, value in changes.items() if key not in _OF_CONFIG} if isinstance(changes, dict) else {}
@@ -50,6 +51,12 @@ def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: tor
     model.config.get_text_config().use_cache = False
     _freeze(model, train.get("freeze_config") or {})
     return _with_adapters(model, train["peft"]) if train.get("peft") else model
+
+
+def _attention(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """The recipe's kernel. Where it names none, AutoModel takes flash-attn's if there is one; transformers would not."""
+    chosen = recipe.get("attn_implementation") or ("flash_attention_2" if is_flash_attn_2_available() else None)
+    return {"attn_implementation": chosen} if chosen else {}
 
 
 def _changed(config: Any, recipe: Mapping[str, Any]) -> Any:

@@ -245,3 +245,14 @@ def test_what_a_recipe_changes_of_the_models_configuration_is_changed(weights):
     assert len(model.model.layers) == 1
     assert str(model.dtype) == "torch.bfloat16"
     assert model.config.use_cache is False
+
+
+@pytest.mark.parametrize(
+    ("is_there", "named", "chosen"),
+    [(True, None, "flash_attention_2"), (False, None, None), (True, "sdpa", "sdpa")],
+)
+def test_an_attention_that_the_recipe_does_not_name_is_automodels_choice(monkeypatch, is_there, named, chosen):
+    from cctrain.engines import hf_model
+
+    monkeypatch.setattr(hf_model, "is_flash_attn_2_available", lambda: is_there)
+    assert hf_model._attention({"attn_implementation": named}).get("attn_implementation") == chosen
