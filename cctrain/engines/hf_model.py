@@ -54,7 +54,7 @@ def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: tor
 
 
 def _attention(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """The recipe's kernel. Where it names none, AutoModel takes flash-attn's if there is one; transformers would not."""
+    """The recipe's kernel. Where it names none, AutoModel takes flash-attn's if there is one, unlike transformers."""
     chosen = recipe.get("attn_implementation") or ("flash_attention_2" if is_flash_attn_2_available() else None)
     return {"attn_implementation": chosen} if chosen else {}
 
