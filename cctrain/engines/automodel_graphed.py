@@ -196,6 +196,11 @@ class GraphedTraining:
         """The loss of `step`, which is known."""
         return self._known[step]["loss"]
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other rank to agree with."""
+        return bool(self._recipe.dist_env.world_size == 1)
+
     def is_time_to_stop(self) -> bool:
         """Whether all ranks end with the step that ended last, which they agree on because the wish came with the same
         step's loss."""
@@ -367,4 +372,4 @@ class _AgreedStop:
 
     def signals_received(self) -> list[bool]:
         """AutoModel's question after each step, and before each epoch."""
-        return [self._training.is_time_to_stop()]
+        return [self.is_asked if self._training.is_alone else self._training.is_time_to_stop()]

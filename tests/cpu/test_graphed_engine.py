@@ -95,10 +95,25 @@ def train(training, recipe, *, ignored=False):
     return training.run([batch], 1.0)
 
 
+def as_of_two_ranks(training):
+    """A recipe and its training, which believes in another rank as far as stops are concerned."""
+    recipe = Recipe()
+    graphed = training(recipe)
+    recipe.dist_env.world_size = 2
+    return recipe, graphed, recipe.step_scheduler
+
+
 class TestStopping:
-    def test_ranks_stop_when_all_of_them_must_have_heard_the_wish(self, training):
+    def test_one_rank_alone_stops_with_the_step_in_which_it_is_asked(self, training):
         recipe = Recipe()
         graphed, scheduler = training(recipe), recipe.step_scheduler
+        train(graphed, recipe)
+        assert not any(scheduler.sig_handler.signals_received())
+        scheduler.sig_handler._signal_received = True
+        assert any(scheduler.sig_handler.signals_received())
+
+    def test_ranks_stop_when_all_of_them_must_have_heard_the_wish(self, training):
+        recipe, graphed, scheduler = as_of_two_ranks(training)
         stops = {}
         for step in range(1, 20):
             if step == 3:
@@ -111,8 +126,7 @@ class TestStopping:
 
     def test_before_an_epoch_the_answer_is_that_after_the_step(self, training):
         """AutoModel asks again then, with its count one higher: one rank may know more than another by now."""
-        recipe = Recipe()
-        graphed, scheduler = training(recipe), recipe.step_scheduler
+        recipe, graphed, scheduler = as_of_two_ranks(training)
         scheduler.sig_handler._signal_received = True
         for _ in range(MOST_AHEAD):  # asked in step 1: over after the next one
             train(graphed, recipe)
