@@ -110,7 +110,6 @@ class Bench:
         self.per_step = (options.micro_batch * options.accumulate * options.seq_len, options.micro_batch)
         for part in self.recipe.model_parts:
             part.train()
-        self.recipe.timestamp = time.perf_counter()  # AutoModel's loop sets it
         # A new epoch whenever the data end; the scheduler's own iterator ends with them.
         self.batches = itertools.chain.from_iterable(itertools.repeat(self.recipe.step_scheduler))
         self.observer.begin()
@@ -137,7 +136,7 @@ class Bench:
         torch.cuda.synchronize()
         if other:
             other.start(*self.per_step)
-        begin = time.perf_counter()
+        begin = self.recipe.timestamp = time.perf_counter()  # AutoModel's loop sets the latter, before its first step
         (self.observer.timer.resume if kind == OURS else self.observer.timer.pause)()
         for number in range(count):
             with other.around(self.recipe.model_parts[0]) if other else nullcontext():
