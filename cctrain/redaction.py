@@ -17,7 +17,8 @@ from typing import Any
 
 REDACTED = "[redacted]"
 _IN_VARIABLE = re.compile(
-    r"TOKEN(?!IZ)|SECRET|(?<![A-Z])PASS(?![A-Z])|SSHPASS|PASSW|PASSPHRASE|_PWD$|CREDENTIAL|KEY(?!MAP|BOARD)|AUTH(?!ORS?(_|$))|COOKIE"
+    r"TOKEN(?!IZ)|SECRET|(?<![A-Z])PASS(?![A-Z])|SSHPASS|PASSW|PASSPHRASE|_PWD$|CREDENTIAL|KEY(?!MAP|BOARD)"
+    r"|AUTH(?!ORS?(_|$))|COOKIE"
 )
 _IN_WORD = re.compile(r"secret|passw|passphrase|credential|cookie|apikey|^o?auth(?!or(s|ed)?$)")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -30,6 +31,11 @@ _SECRET_KEYS = frozenset(
 )
 _SHORTEST = 8
 """Characters from which on a variable's value is looked for elsewhere: shorter ones are parts of other words."""
+_OF_ANY_KIND = re.compile(
+    r"secret|passw|passphrase|credential|cookie|(?:access|api|client|private|refresh|session)[_-]?(?:key|token)s?$",
+    re.IGNORECASE,
+)
+"""Names of secrets that may be no text. Of others lists and numbers are words of a vocabulary, names of columns..."""
 _LEAST = 100_000
 """Numbers from which on one can be a secret: smaller ones are counts."""
 _KNOWN = re.compile(
@@ -106,6 +112,8 @@ def _redacted(node: Any, held: list[str]) -> Any:
 
 
 def _is_secret(name: str, value: Any) -> bool:
+    if not isinstance(value, str) and not _OF_ANY_KIND.search(name):
+        return False
     return is_secret_name(name) and _can_be_secret(value)
 
 

@@ -10,8 +10,8 @@ and recipes need not be importable.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import peft
@@ -37,26 +37,33 @@ def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: tor
     name = "AutoModelForImageTextToText" if train["recipe"] == VLM else "AutoModelForCausalLM"
     auto: Any = getattr(transformers, name)
     dtype = DTYPES.get(str(recipe.get("torch_dtype")), "auto")
-    attention = _attention(recipe)
     place, changes = _place(recipe), recipe.get("config")
     changes = (
         {key: value for key, value in changes.items() if key not in _OF_CONFIG} if isinstance(changes, dict) else {}
     )
     config = _changed(transformers.AutoConfig.from_pretrained(place, **changes), recipe)
-    if str(recipe["_target_"]).endswith(".from_config"):
+
+    def made(**attention: str) -> Any:
+        if not str(recipe["_target_"]).endswith(".from_config"):
+            return auto.from_pretrained(place, config=config, dtype=dtype, **attention)
         with device or nullcontext(), no_init_weights() if is_empty else nullcontext():
-            model = auto.from_config(config, dtype=dtype, **attention)
-    else:
-        model = auto.from_pretrained(place, config=config, dtype=dtype, **attention)
+            return auto.from_config(config, dtype=dtype, **attention)
+
+    model = _attending(recipe, made)
     model.config.get_text_config().use_cache = False
     _freeze(model, train.get("freeze_config") or {})
     return _with_adapters(model, train["peft"]) if train.get("peft") else model
 
 
-def _attention(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """The recipe's kernel. Where it names none, AutoModel takes flash-attn's if there is one, unlike transformers."""
-    chosen = recipe.get("attn_implementation") or ("flash_attention_2" if is_flash_attn_2_available() else None)
-    return {"attn_implementation": chosen} if chosen else {}
+def _attending(recipe: Mapping[str, Any], made: Callable[..., Any]) -> Any:
+    """The model, with the recipe's kernel. Where it names none, AutoModel takes flash-attn's if there is one and the
+    model can; transformers would not."""
+    if recipe.get("attn_implementation"):
+        return made(attn_implementation=recipe["attn_implementation"])
+    if is_flash_attn_2_available():
+        with suppress(ValueError):  # not this model
+            return made(attn_implementation="flash_attention_2")
+    return made()
 
 
 def _changed(config: Any, recipe: Mapping[str, Any]) -> Any:

@@ -38,8 +38,8 @@ def observed_mode(expected: CcMode, cc: dict[str, Any]) -> str:
     seen = "on" if is_on(cc) else "off"
     if expected is CcMode.on and cc.get("is_absent"):
         raise PlatformError(
-            f"cc=on, but there is no GPU here that knows of confidential computing ({_read(cc)}). Run with cc=off or "
-            "cc=auto"
+            f"cc=on, but there is no GPU here that knows of confidential computing, or a driver too old to say so "
+            f"({_read(cc)}). Run with cc=off or cc=auto"
         )
     if expected in (CcMode.off, CcMode.on) and expected.value != seen:
         change = _change(cc, expected.value)

@@ -111,10 +111,9 @@ def _cc(handles: list[Any]) -> dict[str, Any]:
     unread: list[str] = []
     ready = _read_or_note(unread, "nvmlSystemGetConfComputeGpusReadyState")
     gpus = [_cc_of_one(handle, unread) for handle in handles]
-    if unread:
-        return {"missing": unread[0], "is_absent": False}
     caps = answer("nvmlSystemGetConfComputeCapabilities")
     return {
+        **({"missing": unread[0], "is_absent": False} if unread else {}),
         "source": source,
         "environment": settings.environment,
         "cc_feature": settings.ccFeature,
@@ -131,7 +130,7 @@ def _read_or_note(unread: list[str], function: str, *arguments: Any) -> Any:
     try:
         return getattr(pynvml, function)(*arguments)
     except pynvml.NVMLError as error:
-        if not isinstance(error, _NOT_THERE):
+        if not isinstance(error, (*_NOT_THERE, pynvml.NVMLError_InvalidArgument)):  # the latter of a part of a GPU, MIG
             unread.append(f"{function}: {error}")
         return None
 

@@ -272,7 +272,7 @@ class GraphedStep:
         ]
         addresses = [_local(tensor).data_ptr() for tensor in self._guarded]
         is_other = self._is_update_capturable and settings != self._settings  # else no graph has them in it
-        if self._recorder and self._recorded and (is_other or addresses != self._addresses):
+        if self._recorder and (self._recorded or self._updates) and (is_other or addresses != self._addresses):
             self._is_update_capturable &= not is_other  # a schedule of more than the learning rate
             self._give_up()
             self._recorder.begin_anew()

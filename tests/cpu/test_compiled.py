@@ -9,7 +9,7 @@ import pytest
 
 SIX_LAYERS = "+train.model.config.num_hidden_layers=6"
 CHECKPOINTING = "+train.distributed.activation_checkpointing=true"
-EAGER = "train.model.attn_implementation=eager"
+IN_SINGLE_OPERATIONS = "train.model.attn_implementation=eager"
 GEMMA = ("recipe=tiny_gemma_peft", CHECKPOINTING, "train.dataset.responses=['An old stone bridge.']")
 REPLICAS = ("train.distributed.strategy=ddp", "~train.distributed.mp_policy", "~train.distributed.sequence_parallel")
 CASES = {
@@ -20,11 +20,7 @@ CASES = {
     # Six layers of sliding and full attention, and two of the vision tower with its embedder.
     "gemma_lora": (1, 4, [*GEMMA]),
     "gemma_lora, one micro-batch a step": (1, 4, [*GEMMA, "train.step_scheduler.global_batch_size=1"]),
-    "gemma_sft, eager attention": (
-        1,
-        4,
-        ["recipe=tiny_gemma_sft", *GEMMA[1:], "train.model.attn_implementation=eager"],
-    ),
+    "gemma_sft, in single operations": (1, 4, ["recipe=tiny_gemma_sft", *GEMMA[1:], IN_SINGLE_OPERATIONS]),
     # As many places as the processor allows: the vision tower has no padding to mask.
     "gemma_lora, images of full size": (1, 4, [*GEMMA, "train.dataset.image_size=[480,336]"]),
     "llama_lora, FSDP2": (2, 2, ["recipe=tiny_llama_peft", SIX_LAYERS]),

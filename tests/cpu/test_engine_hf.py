@@ -248,11 +248,21 @@ def test_what_a_recipe_changes_of_the_models_configuration_is_changed(weights):
 
 
 @pytest.mark.parametrize(
-    ("is_there", "named", "chosen"),
-    [(True, None, "flash_attention_2"), (False, None, None), (True, "sdpa", "sdpa")],
+    ("is_there", "can", "named", "chosen"),
+    [
+        (True, True, None, "flash_attention_2"),
+        (True, False, None, None),
+        (False, True, None, None),
+        (True, True, "sdpa", "sdpa"),
+    ],
 )
-def test_an_attention_that_the_recipe_does_not_name_is_automodels_choice(monkeypatch, is_there, named, chosen):
+def test_an_attention_that_the_recipe_does_not_name_is_automodels_choice(monkeypatch, is_there, can, named, chosen):
     from cctrain.engines import hf_model
 
+    def made(attn_implementation=None):
+        if attn_implementation == "flash_attention_2" and not can:
+            raise ValueError("LlamaForCausalLM does not support Flash Attention 2 yet")
+        return attn_implementation
+
     monkeypatch.setattr(hf_model, "is_flash_attn_2_available", lambda: is_there)
-    assert hf_model._attention({"attn_implementation": named}).get("attn_implementation") == chosen
+    assert hf_model._attending({"attn_implementation": named}, made) == chosen

@@ -24,7 +24,7 @@ from cctrain.steps.graphed import GraphedStep
 class Training:
     """A GraphedStep of `num_ranks`, and what it delivered."""
 
-    def __init__(self, *, accumulates=False, num_ranks=1, engine=Regression, **failures):
+    def __init__(self, *, accumulates=False, num_ranks=1, is_sharded=False, engine=Regression, **failures):
         self.model, self.optimizer = make_model()
         self.engine, self.delivered = engine(self.model, self.optimizer), {}
         self.recorder = FakeRecorder(self.model, **failures)
@@ -36,7 +36,7 @@ class Training:
             recorder=self.recorder,
             accumulates=accumulates,
             num_ranks=num_ranks,
-            is_sharded=False,
+            is_sharded=is_sharded,
             deliver=self.delivered.__setitem__,
         )
         self.step.begin()
@@ -112,7 +112,7 @@ def test_what_a_rank_holds_of_a_sharded_parameter_may_move_as_well(training):
 
 
 @pytest.mark.parametrize("num_batches", [1, 4])
-def test_a_schedule_of_more_than_the_learning_rate_costs_the_updates_graph_and_no_other(training, num_batches):
+def test_a_schedule_of_more_than_the_learning_rate_has_all_recorded_once_more_but_the_update(training, num_batches):
     steps = steps_of(*20 * [num_batches * [2]])
     graphed = training(accumulates=num_batches > 1)
     for number in range(20):
@@ -121,6 +121,16 @@ def test_a_schedule_of_more_than_the_learning_rate_costs_the_updates_graph_and_n
     facts = graphed.step.facts
     assert (facts["recaptures"], facts["eager_updates"]) == (1, 20)
     assert graphed.counts == (2 * num_batches, 18 * num_batches)
+
+
+def test_of_sharded_steps_that_have_the_updates_graph_alone_it_is_dropped_too(training):
+    steps = steps_of(*6 * [[2, 3]])
+    graphed = training(accumulates=True, is_sharded=True)
+    for number in range(6):
+        graphed.optimizer.param_groups[0]["momentum"] = 0.01 * number
+        graphed.run(steps[: number + 1], first=number)
+    facts = graphed.step.facts
+    assert (facts["num_graphs"], facts["recaptures"], facts["eager_updates"]) == (1, 1, 6)
 
 
 def test_the_last_batch_of_an_epoch_may_have_fewer_samples(training):

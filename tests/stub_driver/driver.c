@@ -363,6 +363,8 @@ CUresult stub_call(const char *name, uintptr_t stream, uintptr_t to, uintptr_t f
     MET(cuGraphLaunch_ptsz, .hGraphExec = graph, .hStream = s)
     MET(cuGraphInstantiate_v2, .phGraphExec = (CUgraphExec *)&to, .hGraph = graph)
     MET(cuGraphInstantiateWithFlags, .phGraphExec = (CUgraphExec *)&to, .hGraph = graph)
+    MET(cuGraphDestroy, .hGraph = graph)
+    MET(cuGraphExecDestroy, .hGraphExec = graph)
     BOTH(cuGraphInstantiateWithParams, .phGraphExec = (CUgraphExec *)&to, .hGraph = graph)
     BOTH(cuStreamSynchronize, .hStream = s)
     BOTH_SYNC(cuMemcpyHtoD_v2, .dstDevice = to, .srcHost = (void *)from, .ByteCount = bytes)

@@ -144,7 +144,7 @@ def test_a_mode_that_this_machine_is_not_in_waits_and_what_to_do_is_said(capsys,
     code, _, err = said(capsys, "recipe=tiny_llama_peft", "cc=on", "campaign.repeats=1", f"run_root={tmp_path}")
     assert code == 3
     assert "1 trial left, the next with CC on" in err
-    assert "no GPU here that knows of confidential computing" in err
+    assert "--set-cc-mode=on" in err or "no GPU here that knows of confidential computing" in err
     assert "give the same command again" in err
 
 

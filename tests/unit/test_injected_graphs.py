@@ -237,6 +237,16 @@ def test_a_graph_in_the_place_of_one_that_is_gone_has_its_own_collectives(start)
 
 
 @in_own_process
+@pytest.mark.parametrize("destroy", ["cuGraphDestroy", "cuGraphExecDestroy"])
+def test_a_graph_that_is_destroyed_leaves_its_collectives_to_none(start, destroy):
+    gpu = start()
+    graph = gpu.driver.stub_new_graph()
+    capture(gpu, graph, 2)
+    gpu.call(destroy, graph=graph)
+    assert gpu.crossed(lambda: gpu.call("cuGraphLaunch", graph=graph))["collectives"] == 0
+
+
+@in_own_process
 def test_collectives_of_a_capture_that_broke_are_no_other_graphs(start):
     gpu = start()
     gpu.call("cuStreamBeginCapture_v2")
@@ -256,6 +266,9 @@ def test_more_graphs_than_it_keeps_in_mind_lose_the_oldest_counts_only(start):
         capture(gpu, graphs[-1], 1)
     launched = [gpu.crossed(lambda graph=graph: gpu.call("cuGraphLaunch", graph=graph)) for graph in graphs]
     assert [crossed["collectives"] for crossed in launched] == [0] * 44 + [1] * 256
+    for _ in range(300):
+        capture(gpu, gpu.driver.stub_new_graph(), 0)
+    assert gpu.crossed(lambda: gpu.call("cuGraphLaunch", graph=graphs[-1]))["collectives"] == 1
 
 
 @in_own_process

@@ -119,6 +119,28 @@ def test_a_secret_need_not_be_text(value):
     assert redacted({"secret": value}, {}) == {"secret": REDACTED}
 
 
+@pytest.mark.parametrize("name", ["api_keys", "clientSecret", "access-tokens", "db_password"])
+def test_lists_of_secrets_are_secrets_by_their_names(name):
+    assert redacted({name: ["abc"]}, {}) == {name: REDACTED}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stop_token", [128001, 128009]),
+        ("eot_token", 128009),
+        ("vision_start_token", 151652),
+        ("flops_per_token", 4.8e10),
+        ("signature", ["input_ids", "labels"]),
+        ("auth", {"enabled": True, "kind": "none"}),
+        ("first_pass", {"lr": "a"}),
+        ("special_tokens", ["###"]),
+    ],
+)
+def test_what_recipes_have_under_like_names_is_no_secret(name, value):
+    assert redacted({name: value}, {}) == {name: value}
+
+
 @pytest.mark.parametrize("value", [[], ["<image>"], {}, True, 7, 0.5, None])
 def test_switches_counts_and_words_of_a_vocabulary_are_no_secrets(value):
     assert redacted({"secret": value}, {}) == {"secret": value}

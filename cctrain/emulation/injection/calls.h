@@ -1,7 +1,7 @@
 // The driver calls that are met, and where their arguments lie.
 typedef enum { NONE, DO_LAUNCH, DO_FILL, DO_GRAPH_LAUNCH, DO_WAIT, DO_H2D, DO_D2H, DO_D2D, DO_COPY, DO_COPY_2D,
                DO_COPY_3D, DO_COPY_PEER_3D, DO_OTHER_COPY, DO_ALLOC_HOST, DO_ALLOC_DEVICE, DO_BEGIN_CAPTURE,
-               DO_END_CAPTURE, DO_INSTANTIATE, DO_NOTHING } Action;
+               DO_END_CAPTURE, DO_INSTANTIATE, DO_DESTROY_GRAPH, DO_NOTHING } Action;
 typedef struct {
   const char *name;  // without the endings _ptds and _ptsz; and without _v2 where no parameter is read
   Action action;
@@ -68,6 +68,8 @@ static const Call CALLS[] = {
     {"cuGraphInstantiate", DO_INSTANTIATE, -1, -1, -1},
     {"cuGraphInstantiateWithFlags", DO_INSTANTIATE, -1, -1, -1},
     {"cuGraphInstantiateWithParams", DO_INSTANTIATE, -1, -1, -1},
+    {"cuGraphDestroy", DO_DESTROY_GRAPH, -1, -1, -1},
+    {"cuGraphExecDestroy", DO_DESTROY_GRAPH, -1, -1, -1},
     // Long calls that pay no toll: met, so that their time is not taken for that of host code.
     {"cuMemFree", DO_NOTHING, -1, -1, -1},
     {"cuMemFreeHost", DO_NOTHING, -1, -1, -1},
@@ -76,8 +78,6 @@ static const Call CALLS[] = {
     {"cuMemMap", DO_NOTHING, -1, -1, -1},
     {"cuMemUnmap", DO_NOTHING, -1, -1, -1},
     {"cuMemSetAccess", DO_NOTHING, -1, -1, -1},
-    {"cuGraphExecDestroy", DO_NOTHING, -1, -1, -1},
-    {"cuGraphDestroy", DO_NOTHING, -1, -1, -1},
     {"cuModuleLoadData", DO_NOTHING, -1, -1, -1},
     {"cuModuleLoadDataEx", DO_NOTHING, -1, -1, -1},
     {"cuLibraryLoadData", DO_NOTHING, -1, -1, -1},

@@ -57,25 +57,32 @@ static void prepare_delay(CUcontext context) {
     atomic_store(&num_delays, i + 1);
   } else {
     atomic_store(&is_delay_lost, 1);
-    refuse("a collective could not be delayed%s: the delay kernel does not load", "");
   }
   end_own(&mode);
   pthread_mutex_unlock(&delays_lock);
 }
 
-static void delay_on_gpu(CUcontext context, CUstream stream, const Tolls *tolls, int is_captured) {
-  if (!is_captured && tolls->collective_us <= 0) return;
+// Returns whether the stream's next kernel is behind a delay.
+static int delay_on_gpu(CUcontext context, CUstream stream, const Tolls *tolls, int is_captured) {
+  static _Atomic int is_said;
+  if (!is_captured && tolls->collective_us <= 0) return 0;
   int i = find_delay(context);
   if (i < 0 && !is_captured) {
     prepare_delay(context);
     i = find_delay(context);
   }
-  if (i < 0) return;
+  if (i < 0) {
+    if (!atomic_exchange(&is_said, 1))
+      refuse("a collective could not be delayed%s: the delay kernel does not load", "");
+    return 0;
+  }
   is_inside = 1;
   void *arguments[] = {&delays[i].duration_ns};
   CUresult result = p_cuLaunchKernel(delays[i].function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, NULL);
   is_inside = 0;
-  if (!is_captured && result == CUDA_SUCCESS) add(&counters->injected_ns[COLLECTIVE], (uint64_t)(tolls->collective_us * 1e3));
+  if (result != CUDA_SUCCESS) return 0;
+  if (!is_captured) add(&counters->injected_ns[COLLECTIVE], (uint64_t)(tolls->collective_us * 1e3));
+  return 1;
 }
 
 // NCCL's kernels are named nccl...; from C++ that is mangled to _Z, the name's length, and the name.

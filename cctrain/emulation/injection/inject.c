@@ -6,7 +6,8 @@
 // grows with its kernels (benchmarks/graph_launch.py), whichever callbacks are enabled. A toll is a spin of the calling
 // thread, as CC's own work is: before the call where the GPU must not see the work earlier (launches), after it where
 // the host gets the answer late (waits, copies). Calls on a stream that is capturing pay nothing and are counted as
-// nodes of the graph; its collectives are counted at each launch of it, as each waits on the GPU then. Copies that are handed over by the batch are counted (other_copies) and pay nothing.
+// nodes of the graph; its collectives are counted at each launch of it, as each waits on the GPU then. Copies that are
+// handed over by the batch are counted (other_copies) and pay nothing.
 //
 // Environment: CCTRAIN_TOLLS, the tolls at start, as `cctrain_set_tolls` takes them; CCTRAIN_CROSSINGS, a directory in
 // which each process keeps its counters in a file of its own, mapped, so that they survive however it ends.
@@ -162,16 +163,18 @@ static void on_enter(const Call *call, CUpti_CallbackId id, const CUpti_Callback
   if (call->action == DO_LAUNCH || call->action == DO_FILL || call->action == DO_D2D) {
     if (call->action == DO_LAUNCH && is_collective(data->symbolName)) {  // of others CUPTI gives no symbol
       uint64_t begin = now_ns();
-      delay_on_gpu(data->context, stream, tolls, captured);
+      int is_delayed = delay_on_gpu(data->context, stream, tolls, captured);
       owed_ns += (double)(now_ns() - begin);
       if (!captured)
         add(&counters->collectives, 1);
-      else if (find_delay(data->context) >= 0)
+      else if (is_delayed)
         atomic_fetch_add(&num_captured_collectives, 1);
     }
     if (!captured) pay(LAUNCH, tolls->launch_us);
   } else if (call->action == DO_GRAPH_LAUNCH) {
     if (!captured) pay(GRAPH_LAUNCH, tolls->graph_launch_us);
+  } else if (call->action == DO_DESTROY_GRAPH) {  // before another can have its place
+    know_graph(*(const void *const *)data->functionParams, 0);
   } else if (call->action == DO_BEGIN_CAPTURE) {
     if (find_delay(data->context) < 0) prepare_delay(data->context);
   }
@@ -215,8 +218,8 @@ static int is_over(CUresult result) {
 }
 
 // What the graph has in it that waits on the GPU.
-static void launched_graph(const cuGraphLaunch_params *parameters, const Tolls *tolls) {
-  unsigned num_collectives = collectives_of(parameters->hGraph);
+static void launched_graph(const cuGraphLaunch_params *parameters, CUresult result, const Tolls *tolls) {
+  unsigned num_collectives = result == CUDA_SUCCESS ? collectives_of(parameters->hGraph) : 0;
   add(&counters->graph_launches, 1);
   add(&counters->collectives, num_collectives);
   add(&counters->injected_ns[COLLECTIVE], (uint64_t)(num_collectives * tolls->collective_us * 1e3));
@@ -246,7 +249,7 @@ static void on_exit_of(const Call *call, CUpti_CallbackId id, const CUpti_Callba
   }
   switch (call->action) {
     case DO_LAUNCH: case DO_FILL: add(&counters->launches, 1); break;
-    case DO_GRAPH_LAUNCH: launched_graph(data->functionParams, tolls); break;
+    case DO_GRAPH_LAUNCH: launched_graph(data->functionParams, result, tolls); break;
     case DO_WAIT:
       add(&counters->waits, 1);
       add(&counters->blocked_ns, lasted);
