@@ -20,7 +20,8 @@ _IN_VARIABLE = re.compile(
     r"TOKEN(?!IZ)|SECRET|(?<![A-Z])PASS(?![A-Z])|SSHPASS|PASSW|PASSPHRASE|_PWD$|CREDENTIAL|KEY(?!MAP|BOARD)"
     r"|AUTH(?!ORS?(_|$))|COOKIE"
 )
-_IN_WORD = re.compile(r"secret|passw|passphrase|credential|cookie|apikey|^o?auth(?!or(s|ed)?$)")
+_IN_WORD = re.compile(r"secret|passw|passphrase|credential|cookie|apikey")
+_AUTH = re.compile(r"^o?auth(?!or(s|ed)?$)")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _VOCABULARY = frozenset(
     ("pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "video", "audio", "boi", "eoi", "boa", "eoa", "turn")
@@ -31,11 +32,6 @@ _SECRET_KEYS = frozenset(
 )
 _SHORTEST = 8
 """Characters from which on a variable's value is looked for elsewhere: shorter ones are parts of other words."""
-_OF_ANY_KIND = re.compile(
-    r"secret|passw|passphrase|credential|cookie|(?:access|api|client|private|refresh|session)[_-]?(?:key|token)s?$",
-    re.IGNORECASE,
-)
-"""Names of secrets that may be no text. Of others lists and numbers are words of a vocabulary, names of columns..."""
 _LEAST = 100_000
 """Numbers from which on one can be a secret: smaller ones are counts."""
 _KNOWN = re.compile(
@@ -57,17 +53,27 @@ def is_secret_name(name: str) -> bool:
     """Whether what goes by this name is to be kept to itself."""
     if name.isupper():
         return bool(_IN_VARIABLE.search(name))
-    words = [word.lower() for word in _WORD.findall(name)]
-    if any(_IN_WORD.search(word) for word in words):
+    words = _words(name)
+    *_, before, last = words
+    if _is_unmistakable(words) or any(map(_AUTH.search, words)):
         return True
-    *_, before, last = ("", "", *words)
-    if last in ("key", "keys", "tokens"):  # else of a mapping, a count, words of a vocabulary
-        return before in _SECRET_KEYS
     if last == "pwd":  # alone, the working directory
         return bool(before)
     if last in ("psk", "sig", "signature"):  # of a network, of an address that opens to whoever has it
         return True
     return last.endswith(("token", "passwd", "pass")) and before not in _VOCABULARY | {"forward", "backward"}
+
+
+def _words(name: str) -> list[str]:
+    return ["", "", *(word.lower() for word in _WORD.findall(name))]
+
+
+def _is_unmistakable(words: list[str]) -> bool:
+    """Whether what goes by these words is a secret also where it is no text. Under other names of secrets lists and
+    numbers are words of a vocabulary, columns, sections, counts."""
+    *_, before, last = words
+    is_of_a_service = before in _SECRET_KEYS and last in ("key", "keys", "token", "tokens")
+    return is_of_a_service or any(map(_IN_WORD.search, words))
 
 
 def redacted(node: Any, environment: Mapping[str, str] = os.environ) -> Any:
@@ -112,9 +118,8 @@ def _redacted(node: Any, held: list[str]) -> Any:
 
 
 def _is_secret(name: str, value: Any) -> bool:
-    if not isinstance(value, str) and not _OF_ANY_KIND.search(name):
-        return False
-    return is_secret_name(name) and _can_be_secret(value)
+    is_named = is_secret_name(name) if isinstance(value, str) else _is_unmistakable(_words(name))
+    return is_named and _can_be_secret(value)
 
 
 def _can_be_secret(value: Any) -> bool:

@@ -158,7 +158,7 @@ def left_behind(crossings: Path) -> Mapping[int, Crossings]:
 def refusals(crossings: Path) -> Mapping[int, str]:
     """By process id, why a process that left word in the directory was not injected into, or not wholly."""
     paths = [path for path in sorted(crossings.glob("*.refused")) if path.stem.isdecimal()]
-    return {int(path.stem): path.read_text(encoding="utf-8", errors="replace") for path in paths}
+    return {int(path.stem): path.read_text(encoding="utf-8", errors="replace").strip() for path in paths}
 
 
 def _words_of(path: Path) -> tuple[int, ...] | None:

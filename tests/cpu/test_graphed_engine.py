@@ -12,7 +12,6 @@ from transformers import AriaConfig, DbrxConfig, Qwen3OmniMoeConfig
 from cctrain.engines import automodel_graphed, automodel_unwaiting
 from cctrain.engines.automodel_graphed import GraphedTraining
 from cctrain.engines.observer import LossNotFiniteError
-from cctrain.engines.sampled_lengths import lengths_for
 from cctrain.metrics import IGNORED_LABEL
 from cctrain.steps.capture import NotCapturableError
 from cctrain.steps.readback import MOST_AHEAD
@@ -370,40 +369,3 @@ def test_the_rotary_table_gives_what_automodels_own_does():
     automodel_unwaiting.free_rotary_of_waits(model)
     for found, own in zip(rotary(x, positions), expected, strict=True):
         torch.testing.assert_close(found, own, rtol=0, atol=0)
-
-
-class Samples:
-    """A data set that remembers which samples it was asked for."""
-
-    def __init__(self, size, make):
-        self.size, self.make, self.asked = size, make, []
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        self.asked.append(index)
-        return self.make(index)
-
-
-class TestLengths:
-    def lengths(self, data, collate=None):
-        loader = SimpleNamespace(dataset=data, batch_size=2, collate_fn=collate)
-        return lengths_for(loader)
-
-    def test_they_are_chosen_by_samples_from_all_over_the_data_each_read_once(self):
-        data = Samples(100_000, lambda index: {"input_ids": [0] * (64 if index < 50_000 else 512)})
-        assert self.lengths(data) == (64, 512)
-        assert len(data.asked) == len(set(data.asked)) <= 512
-        assert max(data.asked) > 99_000
-
-    def test_of_samples_that_are_no_tokens_yet_a_few_are_collated(self):
-        data = Samples(1000, lambda index: {"conversation": "x" * (64 if index < 500 else 256)})
-        collate = lambda samples: {"labels": torch.zeros(1, len(samples[0]["conversation"]))}  # noqa: E731
-        assert self.lengths(data, collate) == (64, 256)
-        assert len(set(data.asked)) <= 64
-        assert max(data.asked) > 950
-
-    @pytest.mark.parametrize("data", [iter(()), [], [torch.zeros(3)], [{"input_ids": torch.zeros(2, 3)}]])
-    def test_data_that_cannot_tell_have_none(self, data):
-        assert self.lengths(data) == ()

@@ -1,9 +1,11 @@
 """NVML for machines without a GPU: nvml.c, built where a test wants it and steered by environment variables. Beside it,
 for the one question asked of the CUDA driver, cuda.c."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,3 +54,39 @@ class StubNvml:
             source = Path(__file__).with_name(f"{library}.c")
             subprocess.run([compiler, *flags, "-o", directory / _SONAMES[library], source], check=True)
         return directory
+
+
+_ASKED = """
+import dataclasses, json, os, sys
+from cctrain.platform import attestation, gpu
+calls = {
+    "observe": lambda: dataclasses.asdict(gpu.observe()),
+    "attest": lambda number, *rest: attestation.attest(bytes.fromhex(number), *rest),
+}
+for line in sys.stdin:
+    environment, call, arguments = json.loads(line)
+    os.environ.clear()
+    os.environ.update(environment)
+    print(json.dumps(calls[call](*arguments), allow_nan=False), flush=True)
+"""
+
+
+class Drivers:
+    """A process for each build of the stub, because a process loads one; the rest of the environment may change."""
+
+    def __init__(self, stubs):
+        self.stubs, self._processes = stubs, {}
+
+    def ask(self, environment, call, *arguments):
+        key = environment["LD_LIBRARY_PATH"]
+        if key not in self._processes:
+            command = [sys.executable, "-W", "error", "-c", _ASKED]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self._processes[key] = subprocess.Popen(command, env=environment, text=True, **pipes)
+        process = self._processes[key]
+        print(json.dumps([environment, call, arguments]), file=process.stdin, flush=True)
+        return json.loads(process.stdout.readline())
+
+    def close(self):
+        for process in self._processes.values():
+            process.communicate()

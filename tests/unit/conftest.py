@@ -1,4 +1,5 @@
-"""The injection library against a stub of the CUDA driver and CUPTI, built once for the files that test it."""
+"""Stubs of what the GPU's driver gives: CUDA and CUPTI, with the injection library, and NVML. Built once for the files
+that test against them."""
 
 import os
 import shutil
@@ -8,6 +9,7 @@ import pytest
 from cctrain.emulation.build import build
 from cctrain.emulation.injector import CROSSINGS, INJECTION, TOLLS
 from tests.stub_driver import Gpu, build_driver
+from tests.stub_nvml import Drivers, StubNvml
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +27,10 @@ def start(tmp_path_factory):
 
     start_cuda.library, start_cuda.stub = library, cupti.library
     return start_cuda
+
+
+@pytest.fixture(scope="module")
+def drivers(tmp_path_factory):
+    drivers = Drivers(StubNvml(tmp_path_factory.mktemp("stubs")))
+    yield drivers
+    drivers.close()

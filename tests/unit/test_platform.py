@@ -1,7 +1,5 @@
 """What the GPU driver says of CC, and what becomes of it: a stub of NVML in a process of its own (see there)."""
 
-import base64
-import hashlib
 import json
 import subprocess
 import sys
@@ -12,28 +10,13 @@ import pytest
 from cctrain.config import CcMode
 from cctrain.errors import PlatformError
 from cctrain.platform import cc, multicast
-from cctrain.platform.attestation import attest, nonce
-from tests.stub_nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, StubNvml
+from tests.stub_nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN
 
 SETTINGS, STATE = "nvmlSystemGetConfComputeSettings", "nvmlSystemGetConfComputeState"
 READY, PROTECTED = "nvmlSystemGetConfComputeGpusReadyState", "nvmlDeviceGetConfComputeMemSizeInfo"
-REPORT = "nvmlDeviceGetConfComputeGpuAttestationReport"
 ON = {"cc_feature": 1, "environment": 2, "ready": 1, "protected_gib": 80}
 PPCIE = {"gpus": 8, "cc_feature": 0, "multi_gpu": 1, "environment": 2, "ready": 1, "protected_gib": 80}
 
-ASKED = """
-import dataclasses, json, os, sys
-from cctrain.platform import attestation, gpu
-calls = {
-    "observe": lambda: dataclasses.asdict(gpu.observe()),
-    "attest": lambda number, *rest: attestation.attest(bytes.fromhex(number), *rest),
-}
-for line in sys.stdin:
-    environment, call, arguments = json.loads(line)
-    os.environ.clear()
-    os.environ.update(environment)
-    print(json.dumps(calls[call](*arguments), allow_nan=False), flush=True)
-"""
 MACHINE = """
 import json, sys
 from pathlib import Path
@@ -44,48 +27,10 @@ print(json.dumps(seen, allow_nan=False))
 """
 
 
-class Drivers:
-    """A process for each build of the stub, because a process loads one; the rest of the environment may change."""
-
-    def __init__(self, stubs):
-        self.stubs, self._processes = stubs, {}
-
-    def ask(self, environment, call, *arguments):
-        key = environment["LD_LIBRARY_PATH"]
-        if key not in self._processes:
-            command = [sys.executable, "-W", "error", "-c", ASKED]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self._processes[key] = subprocess.Popen(command, env=environment, text=True, **pipes)
-        process = self._processes[key]
-        print(json.dumps([environment, call, arguments]), file=process.stdin, flush=True)
-        return json.loads(process.stdout.readline())
-
-    def close(self):
-        for process in self._processes.values():
-            process.communicate()
-
-
-@pytest.fixture(scope="module")
-def drivers(tmp_path_factory):
-    drivers = Drivers(StubNvml(tmp_path_factory.mktemp("stubs")))
-    yield drivers
-    drivers.close()
-
-
 @pytest.fixture
 def observe(drivers):
     """What gpu.observe sees of a driver that behaves so."""
     return lambda **how: drivers.ask(drivers.stubs.environment(**how), "observe")
-
-
-@pytest.fixture
-def attested(drivers):
-    """The attestation that a driver that behaves so gives."""
-
-    def attested(number, num_gpus, mode, elsewhere=(), **how):
-        return drivers.ask(drivers.stubs.environment(**how), "attest", number, num_gpus, mode, elsewhere)
-
-    return attested
 
 
 def machine(environment, root):
@@ -352,67 +297,3 @@ def test_all_that_is_observed_of_a_machine_goes_into_one_record(drivers, tmp_pat
     assert seen["versions"]["torch"] == metadata.version("torch")
     assert seen["guest"]["kind"] is None  # of an empty root
     assert {"host", "container", "swiotlb", "tdisp", "repository", "nccl", "attestation"} <= set(seen)
-
-
-# Attestation
-
-
-def write(folder, **files):
-    return [(folder / f"{name}.jsonl", (folder / f"{name}.jsonl").write_text(text))[0] for name, text in files.items()]
-
-
-def test_the_nonce_can_be_computed_anew_from_the_record(tmp_path):
-    files = write(tmp_path, rank1="b\n", rank0="a\n")
-    hashes = "".join(
-        f"{name}.jsonl {hashlib.sha256(text).hexdigest()}\n" for name, text in (("rank0", b"a\n"), ("rank1", b"b\n"))
-    )
-    expected = hashlib.sha256(('{"gpu":["H200"],"recipe_hash":"1"}\n' + hashes).encode()).digest()
-    assert nonce({"recipe_hash": "1", "gpu": ["H200"]}, files) == expected
-
-
-def test_the_nonce_changes_with_the_identity_and_with_every_sample(tmp_path):
-    files = write(tmp_path, rank0="a\n", rank1="b\n")
-    before = {nonce({"recipe_hash": "1"}, files), nonce({"recipe_hash": "2"}, files), nonce({}, files[:1])}
-    write(tmp_path, rank1="c\n")
-    assert len(before | {nonce({"recipe_hash": "1"}, files)}) == 4
-
-
-def test_with_cc_on_each_gpu_that_trained_signs_the_nonce(attested):
-    number = hashlib.sha256(b"run").digest()
-    found = attested(number.hex(), 2, "on", gpus=3, **ON)
-    assert found["nonce"] == number.hex()
-    reports = [base64.b64decode(gpu["report"]) for gpu in found["gpus"]]
-    assert reports == [b"report of GPU 0 for " + number, b"report of GPU 1 for " + number]
-    assert base64.b64decode(found["gpus"][1]["certificate"]) == b"chain 1"
-    assert base64.b64decode(found["gpus"][1]["attestation_certificate"]) == b"attestation chain"
-    assert found["gpus"][1]["cec_report"] is None
-
-
-@pytest.mark.parametrize(
-    ("how", "why"),
-    [
-        ({"fails": {"nvmlInitWithFlags": DRIVER_NOT_LOADED}}, "NVML: Driver Not Loaded"),
-        ({"fails": {"nvmlDeviceGetCount_v2": UNKNOWN}}, "NVML: Unknown Error"),
-        ({"gpus": 0}, "no GPU took part"),
-    ],
-)
-def test_where_no_report_can_be_had_the_record_says_why(attested, how, why):
-    assert attested("00" * 32, 1, "on", **how) == {"nonce": "00" * 32, "missing": why}
-
-
-@pytest.mark.parametrize("how", [{"fails": {f"{REPORT}/1": NOT_SUPPORTED}}, {"lacks": [REPORT]}])
-def test_a_gpu_that_signs_nothing_says_why_beside_the_others(attested, how):
-    gpus = attested("00" * 32, 2, "unknown", gpus=2, **how)["gpus"]
-    assert gpus[1]["missing"] in ("NVML: Not Supported", "NVML: Function Not Found")
-    assert ("report" in gpus[0]) == ("fails" in how)
-
-
-def test_gpus_of_other_machines_are_named_as_missing(attested):
-    gpus = attested("00" * 32, 1, "on", ["node1", "node2"], **ON)["gpus"]
-    assert "report" in gpus[0]
-    assert gpus[1:] == [{"host": host, "missing": "on another machine"} for host in ("node1", "node2")]
-
-
-@pytest.mark.parametrize("mode", ["off", "emulated"])
-def test_with_cc_off_nothing_is_asked_for(mode):
-    assert attest(bytes(32), 1, mode)["missing"] == "CC is off: there is nothing to attest"

@@ -119,7 +119,7 @@ def test_a_secret_need_not_be_text(value):
     assert redacted({"secret": value}, {}) == {"secret": REDACTED}
 
 
-@pytest.mark.parametrize("name", ["api_keys", "clientSecret", "access-tokens", "db_password"])
+@pytest.mark.parametrize("name", ["api_keys", "API_KEYS", "apiKeys", "clientSecret", "access-tokens", "db_password"])
 def test_lists_of_secrets_are_secrets_by_their_names(name):
     assert redacted({name: ["abc"]}, {}) == {name: REDACTED}
 

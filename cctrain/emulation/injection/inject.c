@@ -102,7 +102,7 @@ static int refuse(const char *format, const char *detail) {
   fprintf(stderr, "cctrain: emulation is not at work: %s\n", status);
   FILE *left = open_crossings("refused");
   if (left) {
-    fputs(status, left);
+    fprintf(left, "%s\n", status);
     fclose(left);
   }
   return 0;
