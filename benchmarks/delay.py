@@ -140,7 +140,7 @@ def measure() -> None:
 
 def main() -> None:
     """Start one process a GPU, with the library and then without, and print."""
-    num_gpus = torch.cuda.device_count()
+    num_gpus = torch.cuda.device_count() or sys.exit("it needs a CUDA GPU, and torch sees none")
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}"] if num_gpus > 1 else []
     command = [sys.executable, *start, str(Path(__file__).resolve()), "rank"]
     found: dict[str, object] = {"gpus": num_gpus, "tick_ns": tick_ns()}

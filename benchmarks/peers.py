@@ -374,7 +374,7 @@ def main() -> None:
     write_json(flags.folder / "results.json", results)
     peers_table.show(results)
     if missing:
-        print(f"{len(missing)} of {len(order)} runs are still missing: the same command goes on with them")
+        print(f"{len(missing)} of {len(order)} runs are still missing; a later call with time for them runs them")
     print(json.dumps({"num_left": left, **results}))
 
 

@@ -43,8 +43,8 @@ def reasons(recipe: Mapping[str, Any], layout: Layout) -> Iterator[str]:
     qat = recipe.get("qat") or {}
     if qat.get("enabled") and qat.get("fake_quant_after_n_steps"):
         yield (
-            "weights are quantized from a later step on only (train.qat.fake_quant_after_n_steps="
-            f"{qat['fake_quant_after_n_steps']}), which the host decides"
+            "weights are quantized from a later step on (train.qat.fake_quant_after_n_steps="
+            f"{qat['fake_quant_after_n_steps']}) by a switch on the host"
         )
     if recipe.get("domain_mixture"):
         yield "a domain mixture (train.domain_mixture) counts its labels on the host"

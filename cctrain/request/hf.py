@@ -97,7 +97,7 @@ def reasons(recipe: Mapping[str, Any]) -> Iterator[str]:
     """Each setting of an AutoModel recipe that the engine cannot express, in words."""
     for name, section in recipe.items():
         if name not in _SECTIONS and not name.startswith("validation_") and section not in (*_OFF, {}):
-            yield f"train.{name} is not handed on to transformers' Trainer; ~train.{name} makes it another training"
+            yield f"train.{name} is not handed on to transformers' Trainer; {_without(f'train.{name}')}"
     for name, keys in _VALUES.items():
         section = recipe.get(name)
         for key, value in (section if isinstance(section, Mapping) else {}).items():
@@ -106,7 +106,7 @@ def reasons(recipe: Mapping[str, Any]) -> Iterator[str]:
                 words = ", ".join(dict.fromkeys(_word(one) for one in allowed))
                 is_new = key not in keys
                 yield f"train.{name}.{key}" + (
-                    f" is not handed on to transformers' Trainer; ~train.{name}.{key} makes it another training"
+                    f" is not handed on to transformers' Trainer; {_without(f'train.{name}.{key}')}"
                     if is_new
                     else f"={value}; allowed is {words}"
                 )
@@ -127,6 +127,10 @@ def _is_among(key: str, value: Any, allowed: tuple[Any, ...]) -> bool:
     if key == "_target_":
         return any(f".{name}." in f".{value}." for name in allowed)
     return value in allowed
+
+
+def _without(setting: str) -> str:
+    return f"without it (~{setting}) it is another training"
 
 
 def _word(value: Any) -> str:
