@@ -2,12 +2,14 @@
 
     python benchmarks/delay.py
 
-A graph of 50 all-reduces of 1 KiB between the GPUs of this machine (on a single one, of 50 kernels with the name of one
-of NCCL's), each behind a pause of 0 to 50 us, in turns: microseconds an exchange over the time without pauses and the
+A graph of 50 all-reduces of 1 KiB between the GPUs of this machine (on a single one, of kernels with the name of one of
+NCCL's), each behind a pause of 0 to 50 us, in turns: microseconds an exchange over the time without pauses and the
 pause. First the pause is the delay kernel of the injection library; then, in processes without the library, a kernel
-that counts the GPU's cycles, in a graph of its own for each pause, and the pauses alone in another. What both say is
-the machine's: an exchange takes longer after a pause. What the first says of a single GPU is the delay's own. `tick_ns`
-is the step in which the GPU's timer moves, by which the delay is measured. The last line of stdout is one JSON object.
+that counts the GPU's cycles, in a graph of its own for each pause, and the pauses alone in another. Each is timed by
+the GPU, whose graph begins as an exchange ends, on all GPUs at once; and by the host, as the verb tolls does it, where
+a rank that begins later than the others is in the time of the graph. What both kinds of pause say is the machine's;
+what the first says of a single GPU is the delay's own. `ticks_ns` are the steps in which the GPU's timer moves, by
+which the delay is measured. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing
 import torch
 import torch.distributed as dist
 import triton
@@ -34,9 +39,11 @@ _PAUSES_US = (0.0, 5.0, 12.5, 25.0, 50.0)
 _CYCLES_PER_US = 1980
 """Of an H200 at its highest clock. How long a pause is, is measured: no figure rests on it."""
 _CALLS, _ROUNDS, _READS = 50, 60, 4096
+_AHEAD_US = 1000
+"""How long the GPUs pause before a graph, in which its launch arrives."""
 
-Over = dict[float, float]
-"""Microseconds over, by pause."""
+Both = np.typing.NDArray[np.float64]
+"""Microseconds an exchange, by the GPU's clock and by the host's."""
 
 
 @triton.jit
@@ -50,60 +57,76 @@ def _read_timer(pointer, count: tl.constexpr):
         tl.store(pointer + i, tl.extra.cuda.globaltimer())
 
 
-def captured(work: Callable[[], object]) -> Callable[[], float]:
-    """Microseconds of one of many in a graph."""
+def captured(work: Callable[[], object], exchange: Callable[[], object]) -> Callable[[], Both]:
+    """One of many `work` in a graph; an `exchange` lets the GPUs begin together."""
     work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for _ in range(_CALLS):
             work()
-    block = time_us(graph.replay)
-    return lambda: block() / _CALLS
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    by_host = time_us(graph.replay)
+
+    def block() -> Both:
+        exchange()
+        pause(_AHEAD_US)
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        return np.array([begin.elapsed_time(end) * 1e3, by_host()]) / _CALLS
+
+    return block
 
 
-def medians(blocks: Mapping[float, Callable[[], float]]) -> Over:
+def pause(pause_us: float) -> None:
+    """On the GPU, for about so long."""
+    torch.cuda._sleep(int(pause_us * _CYCLES_PER_US))  # noqa: SLF001 - there is no public one
+
+
+def medians(blocks: Mapping[Any, Callable[[], Both]]) -> dict[Any, Both]:
     """Of blocks in turns, which all ranks begin together."""
-    spans: dict[float, list[float]] = {key: [] for key in blocks}
+    spans: dict[Any, list[Both]] = {key: [] for key in blocks}
     for _ in range(_ROUNDS):
         for key, block in blocks.items():
             if dist.is_initialized():
                 dist.barrier()
             block()
             spans[key].append(block())
-    return {key: statistics.median(found) for key, found in spans.items()}
+    return {key: np.median(found, axis=0) for key, found in spans.items()}
 
 
-def by_the_library(exchange: Callable[[], object], injector: Injector) -> Over:
-    """The pause is a toll."""
-    block = captured(exchange)
+def by_the_library(exchange: Callable[[], object], injector: Injector) -> dict[float, Both]:
+    """The pause is a toll: the time of an exchange without it, and of the others what is over, by the toll."""
+    block = captured(exchange, exchange)
     injector.check()
 
-    def under(profile: Profile) -> Callable[[], float]:
-        def tolled() -> float:
+    def under(profile: Profile) -> Callable[[], Both]:
+        def tolled() -> Both:
             torch.cuda.synchronize()
             injector.set_tolls(profile)
             return block()
 
         return tolled
 
-    found = medians({pause_us: under(profile_of(pause_us)) for pause_us in _PAUSES_US})
-    return {pause_us: us - found[0.0] - pause_us for pause_us, us in found.items()}
+    found = medians({us: under(profile_of(us)) for us in _PAUSES_US})
+    return {us: found[us] - (found[0.0] + us if us else 0) for us in _PAUSES_US}
 
 
-def by_cycles(exchange: Callable[[], object]) -> Over:
-    """The pause is a kernel that counts cycles."""
+def by_cycles(exchange: Callable[[], object]) -> dict[float, Both]:
+    """The same where the pause is a kernel that counts cycles."""
 
-    def pause(pause_us: float) -> None:
-        torch.cuda._sleep(int(pause_us * _CYCLES_PER_US))  # noqa: SLF001 - there is no public one
-
-    def both(pause_us: float) -> None:
+    def behind(pause_us: float) -> None:
         pause(pause_us)
         exchange()
 
-    pauses = medians({us: captured(lambda us=us: pause(us)) for us in _PAUSES_US})
-    found = medians({us: captured(lambda us=us: both(us)) for us in _PAUSES_US})
-    return {us: (found[us] - found[0.0]) - (pauses[us] - pauses[0.0]) for us in _PAUSES_US}
+    alone, both = "alone", "both"
+    blocks = {(alone, us): captured(lambda us=us: pause(us), exchange) for us in _PAUSES_US}
+    blocks |= {(both, us): captured(lambda us=us: behind(us), exchange) for us in _PAUSES_US}
+    found = medians(blocks)
+    less = {us: found[both, 0.0] + found[alone, us] - found[alone, 0.0] if us else 0 for us in _PAUSES_US}
+    return {us: found[both, us] - less[us] for us in _PAUSES_US}
 
 
 def profile_of(collective_us: float) -> Profile:
@@ -114,11 +137,12 @@ def profile_of(collective_us: float) -> Profile:
     return dataclasses.replace(whole, tolls=tolls)
 
 
-def tick_ns() -> int:
-    """The smallest step of the GPU's timer."""
+def ticks_ns() -> dict[str, float]:
+    """The steps of the GPU's timer."""
     reads = torch.zeros(_READS, dtype=torch.int64, device="cuda")
     _read_timer[(1,)](reads, _READS)
-    return min(step for step in reads.diff().tolist() if step > 0)
+    steps = [step for step in reads.diff().tolist() if step > 0]
+    return {"least": min(steps), "median": statistics.median(steps), "most": max(steps)}
 
 
 def measure() -> None:
@@ -131,9 +155,12 @@ def measure() -> None:
     warm_up()
     exchange = (lambda: dist.all_reduce(number)) if num_ranks > 1 else (lambda: ncclDevKernel_Test[(1,)](number))
     injector = attached()
-    over = by_the_library(exchange, injector) if injector else by_cycles(exchange)
+    found = by_the_library(exchange, injector) if injector else by_cycles(exchange)
     if rank == 0:
-        print(json.dumps({f"{pause_us:g}": round(us, 3) for pause_us, us in over.items() if pause_us}), flush=True)
+        named = {
+            f"{us:g}": dict(zip(("gpu", "host"), both.round(3).tolist(), strict=True)) for us, both in found.items()
+        }
+        print(json.dumps({"own_us": named.pop("0"), "over_us": named}), flush=True)
     torch.cuda.synchronize()
     os._exit(0)  # NCCL would wait a minute for the graphs that hold its collectives
 
@@ -143,11 +170,13 @@ def main() -> None:
     num_gpus = torch.cuda.device_count() or sys.exit("it needs a CUDA GPU, and torch sees none")
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}"] if num_gpus > 1 else []
     command = [sys.executable, *start, str(Path(__file__).resolve()), "rank"]
-    found: dict[str, object] = {"gpus": num_gpus, "tick_ns": tick_ns()}
+    found: dict[str, object] = {"gpus": num_gpus, "ticks_ns": ticks_ns()}
     for name, environment in (("toll", process_environment(None)), ("cycles", {})):
         done = subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True)
-        found[f"over_us_by_{name}"] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{num_gpus} GPUs, the pause is a {name}: over by {found[f'over_us_by_{name}']}")
+        found[f"pause_by_{name}"] = made = json.loads(done.stdout.splitlines()[-1])
+        print(
+            f"{num_gpus} GPUs, the pause is a {name}: {made['own_us']} us an exchange; over the pause {made['over_us']}"
+        )
     print(json.dumps(found))
 
 

@@ -192,7 +192,7 @@ def _train(job: Job, announcement: Mapping[str, Any]) -> int:
         except PlatformError as error:
             worker.begin(run_dir).write(worker.last_words(error))
             raise
-    os.environ.update(rank_environment(is_cpu=is_cpu, has_tolls=config["tolls"] is not None))
+    os.environ.update(rank_environment(is_cpu=is_cpu))
     return RunError.exit_code if worker.main(run_dir) else 0
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from cctrain.processes import STOPS, die_with_parent
 
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
-"""CC turns NVLink multicast off; with CC off, ranks that are to be compared with it do without as well."""
+"""CC turns NVLink multicast off; with CC off, what is to be compared with it does without as well."""
 _RANK_DEFAULTS = {
-    **NO_MULTICAST,
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # as in the seed post's runs
     "TOKENIZERS_PARALLELISM": "false",
     "TRITON_CACHE_AUTOTUNING": "1",  # the same kernels in every run of a shape, and a minute less of the next start
@@ -64,10 +63,10 @@ def _torchrun(where: list[str], nproc_per_node: int, module: str, *arguments: st
     return [*torchrun, "-m", module, *arguments]
 
 
-def rank_environment(*, is_cpu: bool, has_tolls: bool = False) -> dict[str, str]:
-    """The ranks' environment: this one's, with defaults that the user's own settings win over; but none under emulated
-    tolls, nor beside them, has multicast."""
-    environment = {**_RANK_DEFAULTS, **os.environ, **(NO_MULTICAST if has_tolls else {})}
+def rank_environment(*, is_cpu: bool) -> dict[str, str]:
+    """The ranks' environment: this one's, with defaults that the user's own settings win over, and without multicast
+    whatever they say."""
+    environment = {**_RANK_DEFAULTS, **os.environ, **NO_MULTICAST}
     if is_cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
         environment.setdefault("OMP_NUM_THREADS", "1")

@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
         configs = [compose_config([f"recipe={name}"], build_recipe) for name in names]
         gpus, seen = looking.result()
     here = Machine(len(gpus.names), min(gpus.memory_gib, default=0.0))
-    findings = [judge(config, here, environment) for config in configs]
+    findings = [judge(config, here) for config in configs]
     problem, mode = cc.problem(gpus.cc), cc.seen_mode(gpus.cc)
     if not flags.json:
         from cctrain.doctor.table import print_findings

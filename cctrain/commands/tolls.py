@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cctrain import rundir
+from cctrain import launcher, rundir
 from cctrain.commands.flags import Parser
 from cctrain.config import CcMode
 from cctrain.emulation.injector import check_not_inside, process_environment
@@ -94,7 +94,7 @@ def _diff(flags: argparse.Namespace) -> int:
 def _measure(flags: argparse.Namespace) -> int:
     check_not_inside(os.environ, "with --tolls NAME")
     gpus = gpu.observe()
-    seen = machine.observe(gpus, child.environment())
+    seen = machine.observe(gpus, launcher.rank_environment(is_cpu=False))
     problem = cc.problem(gpus.cc)
     if problem:
         print(f"note: the mode counts as unknown: {problem}", file=sys.stderr)

@@ -69,7 +69,7 @@ class _Request:
 
     @property
     def environment(self) -> dict[str, str]:
-        return launcher.rank_environment(is_cpu=self.is_cpu, has_tolls=self.config.tolls is not None)
+        return launcher.rank_environment(is_cpu=self.is_cpu)
 
 
 def run(arguments: list[str]) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 
 from cctrain.doctor.fit import batch_change, layout_of
 from cctrain.doctor.overrides import changed, overrides
-from cctrain.launcher import NO_MULTICAST
 from cctrain.request.checks import Layout
 from cctrain.request.graphed import reasons as graphed_reasons
 from cctrain.request.strategy import strategy_of
@@ -26,11 +25,9 @@ class Hurt:
     what: str
     why: str
     overrides: tuple[str, ...] = ()
-    environment: tuple[str, ...] = ()
-    """NAME=VALUE to set before the command instead."""
 
 
-def hurts(recipe: Mapping[str, Any], layout: Layout, environment: Mapping[str, str], holds: Holds) -> list[Hurt]:
+def hurts(recipe: Mapping[str, Any], layout: Layout, holds: Holds) -> list[Hurt]:
     """What will hurt under CC, of a recipe that trains on GPUs, in `layout`."""
     found = [
         _pinned_loader(recipe),
@@ -38,8 +35,9 @@ def hurts(recipe: Mapping[str, Any], layout: Layout, environment: Mapping[str, s
         _optimizer(recipe, layout),
         _tensor_width(recipe, layout, holds),
         _fsdp2(recipe, layout),
+        _multicast(recipe, layout),
     ]
-    return [hurt for hurt in (*found, _multicast(recipe, layout, environment)) if hurt]
+    return [hurt for hurt in found if hurt]
 
 
 def _pinned_loader(recipe: Mapping[str, Any]) -> Hurt | None:
@@ -91,12 +89,11 @@ def _fsdp2(recipe: Mapping[str, Any], layout: Layout) -> Hurt | None:
     return Hurt("FSDP2", why, () if any(graphed_reasons(recipe, layout)) else ("step=graphed",))
 
 
-def _multicast(recipe: Mapping[str, Any], layout: Layout, environment: Mapping[str, str]) -> Hurt | None:
+def _multicast(recipe: Mapping[str, Any], layout: Layout) -> Hurt | None:
+    if layout.tensor == 1 or not _distributed(recipe, "enable_async_tensor_parallel"):
+        return None
     why = "CC turns NVLink multicast off: what relies on it falls back or fails"
-    if layout.tensor > 1 and _distributed(recipe, "enable_async_tensor_parallel"):
-        return Hurt("multicast", why, overrides(recipe, {"distributed.enable_async_tensor_parallel": False}))
-    unset = tuple(f"{name}={value}" for name, value in NO_MULTICAST.items() if environment.get(name) != value)
-    return Hurt("multicast", why, environment=unset) if unset and layout.world > 1 else None
+    return Hurt("multicast", why, overrides(recipe, {"distributed.enable_async_tensor_parallel": False}))
 
 
 def _distributed(recipe: Mapping[str, Any], key: str) -> bool:

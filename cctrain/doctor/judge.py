@@ -31,8 +31,8 @@ class Finding:
     """Why engine=hf cannot run it; engine=automodel runs every recipe."""
 
 
-def judge(config: Config, machine: Machine, environment: Mapping[str, str]) -> Finding:
-    """Of the recipe in `config` as it is; `environment` is the ranks'. Raises RequestError for one that cannot run."""
+def judge(config: Config, machine: Machine) -> Finding:
+    """Of the recipe in `config` as it is. Raises RequestError for one that cannot run."""
     recipe, name = config.train, config.recipe.name
     data_ranks = (recipe.get("distributed") or {}).get("dp_size")
     fewest = smallest_world(recipe) * (data_ranks if isinstance(data_ranks, int) else 1)
@@ -51,7 +51,7 @@ def judge(config: Config, machine: Machine, environment: Mapping[str, str]) -> F
 
     found, fitting = fit(model, recipe, num_ranks, seq_len, machine)
     layout = layout_of(fitting, found.num_ranks)
-    hurt = tuple(hurts(fitting, layout, environment, holds)) if layout else ()
+    hurt = tuple(hurts(fitting, layout, holds)) if layout else ()
     return Finding(name, seq_len, found, hurt, not_hf)
 
 

@@ -15,7 +15,7 @@ from cctrain.doctor.judge import Finding
 
 _CAPTION = (
     "memory is an estimate, for micro-batches of the recipe's size and samples of so many tokens. Overrides go behind "
-    "`python -m cctrain recipe=NAME`, variables before it"
+    "`python -m cctrain recipe=NAME`"
 )
 
 
@@ -111,6 +111,6 @@ def _hurts(findings: Sequence[Finding]) -> list[tuple[str, str]]:
             recipes.setdefault(hurt, []).append(finding.recipe)
     rows = []
     for hurt, names in sorted(recipes.items(), key=lambda item: item[0].what):
-        lines = (f"hurts under CC: {hurt.why}", " ".join(hurt.overrides or hurt.environment), f"in {', '.join(names)}")
+        lines = (f"hurts under CC: {hurt.why}", " ".join(hurt.overrides), f"in {', '.join(names)}")
         rows.append((hurt.what, "\n".join(filter(None, lines))))
     return rows

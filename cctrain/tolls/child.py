@@ -45,12 +45,6 @@ class Outcome:
     """The last lines of every process that failed."""
 
 
-def environment() -> dict[str, str]:
-    """That of a training run's ranks, and no multicast whatever the user has set: CC turns it off, so that with CC off
-    it must not be measured either."""
-    return {**launcher.rank_environment(is_cpu=False), **launcher.NO_MULTICAST}
-
-
 def measure(
     families: Sequence[str],
     num_gpus: int,
@@ -94,7 +88,7 @@ def follow(
         with tempfile.TemporaryDirectory(prefix="cctrain-tolls-") as folder:
             events, log = Path(folder) / "events.jsonl", Path(folder) / "log"
             events.touch()
-            process = launcher.launch(command(left, events), log, environment())
+            process = launcher.launch(command(left, events), log, launcher.rank_environment(is_cpu=False))
             child = _Child(events, outcome, on_poll)
             try:
                 why = child.wait(process, deadline_s)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from cctrain.doctor.fit import Machine, layout_of
-from cctrain.doctor.hurts import NO_MULTICAST, hurts
+from cctrain.doctor.hurts import hurts
 from cctrain.doctor.judge import judge
 from cctrain.doctor.memory import estimate
 from cctrain.doctor.overrides import changed, overrides
@@ -30,18 +30,18 @@ def composed(*arguments):
     return compose_config(list(arguments), build_recipe)
 
 
-def finding(machine, *arguments, environment=NO_MULTICAST):
-    return judge(composed(*arguments), machine, environment)
+def finding(machine, *arguments):
+    return judge(composed(*arguments), machine)
 
 
 def model_config(config):
     return json.loads((RECIPES / config.recipe.model / "config.json").read_text())
 
 
-def found(recipe, *, tensor=1, world=1, environment=NO_MULTICAST, holds=lambda *_: True):
+def found(recipe, *, tensor=1, world=1, holds=lambda *_: True):
     """The hurts, by what hurts."""
     layout = Layout(world=world, data=world // tensor, tensor=tensor, pipeline=1, context=1)
-    return {hurt.what: hurt for hurt in hurts(recipe, layout, environment, holds)}
+    return {hurt.what: hurt for hurt in hurts(recipe, layout, holds)}
 
 
 def plain(**sections):
@@ -267,12 +267,6 @@ def test_a_recipe_that_is_compiled_as_a_whole_is_not_eager():
     assert found(plain(distributed={}, compile={"enabled": True})) == {}
 
 
-def test_multicast_is_turned_off_by_variables_where_several_gpus_leave_it_on():
-    left_on = found(plain(), world=2, environment=NO_MULTICAST | {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "0"})["multicast"]
-    assert (left_on.overrides, left_on.environment) == ((), ("TORCH_SYMM_MEM_DISABLE_MULTICAST=1",))
-    assert found(plain(), world=1, environment={}) == {}
-
-
 def test_what_a_changed_layout_no_longer_has_does_not_hurt():
     whats = {hurt.what for hurt in finding(TWO_H200, "recipe=llama70b_peft").hurts}
     assert whats == {"eager mode", "FSDP2"}
@@ -325,7 +319,7 @@ def printed(*what):
 
 
 def test_the_table_shows_the_machine_its_recipes_and_what_hurts():
-    text = printed(seen_machine(), "on", None, [finding(TWO_H200, "recipe=llama70b_peft", environment={})])
+    text = printed(seen_machine(), "on", None, [finding(TWO_H200, "recipe=llama70b_peft")])
     for words in (
         "CC on",
         "2 x NVIDIA H200, 140.4 GiB",
@@ -335,7 +329,6 @@ def test_the_table_shows_the_machine_its_recipes_and_what_hurts():
         "NV18 between all GPUs",
         "offered by 0 of 2 GPUs; never used",
         "launch.nproc_per_node=2 train.distributed.tp_size=1",
-        "NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NVSHMEM_DISABLE_NVLS=1",
     ):
         assert words in text
 

@@ -14,18 +14,11 @@ def multicast_is_unset(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_ranks_do_without_multicast_which_cc_takes_away():
+def test_ranks_do_without_multicast_which_cc_takes_away_whatever_the_user_has_set(monkeypatch):
     assert NO_MULTICAST.items() <= rank_environment(is_cpu=False).items()
-
-
-def test_a_user_may_leave_multicast_on(monkeypatch):
-    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
-    assert rank_environment(is_cpu=False)["NCCL_NVLS_ENABLE"] == "1"
-
-
-def test_under_emulated_tolls_multicast_is_off_whatever_the_user_has_set(monkeypatch):
-    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
-    assert NO_MULTICAST.items() <= rank_environment(is_cpu=False, has_tolls=True).items()
+    for name, off in NO_MULTICAST.items():
+        monkeypatch.setenv(name, {"0": "1", "1": "0"}[off])
+    assert NO_MULTICAST.items() <= rank_environment(is_cpu=False).items()
 
 
 STOPPED_WHILE_IT_STARTS = """

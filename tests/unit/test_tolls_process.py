@@ -99,14 +99,6 @@ def test_no_secret_comes_out_of_a_process_that_fails(monkeypatch):
     assert outcome.log == "token=[redacted]\n"
 
 
-def test_multicast_is_off_whatever_the_user_has_set(monkeypatch):
-    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
-    monkeypatch.setenv("TORCH_SYMM_MEM_DISABLE_MULTICAST", "0")
-    environment = child.environment()
-    assert environment["NCCL_NVLS_ENABLE"] == "0"
-    assert environment["TORCH_SYMM_MEM_DISABLE_MULTICAST"] == "1"
-
-
 # The worker
 
 
