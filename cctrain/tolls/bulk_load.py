@@ -10,7 +10,7 @@ from cctrain.tolls.sampling import Switch, measure_cases
 
 __all__ = ["can_run", "measure"]
 
-_BUDGET_S = 1.5
+_BUDGET_S = 1.2
 _TENSORS = 32
 _TENSOR_BYTES = 64 << 20
 
