@@ -2,14 +2,14 @@
 
     python benchmarks/delay.py
 
-A graph of 50 all-reduces of 1 KiB between the GPUs of this machine (on a single one, of kernels with the name of one of
-NCCL's), each behind a pause of 0 to 50 us, in turns: microseconds an exchange over the time without pauses and the
-pause. First the pause is the delay kernel of the injection library; then, in processes without the library, a kernel
-that counts the GPU's cycles, in a graph of its own for each pause, and the pauses alone in another. Each is timed by
-the GPU, whose graph begins as an exchange ends, on all GPUs at once; and by the host, as the verb tolls does it, where
-a rank that begins later than the others is in the time of the graph. What both kinds of pause say is the machine's;
-what the first says of a single GPU is the delay's own. `ticks_ns` are the steps in which the GPU's timer moves, by
-which the delay is measured. The last line of stdout is one JSON object.
+Graphs of 10, 50 and 150 all-reduces of 1 KiB between the GPUs of this machine (on a single one, of kernels with the
+name of one of NCCL's), each behind a pause of 0 to 50 us, in turns: microseconds an exchange over the time without
+pauses and the pause. First the pause is the delay kernel of the injection library; then, in processes without the
+library, a kernel that counts the GPU's cycles, in a graph of its own for each pause, and the pauses alone in another.
+Each has two times: the GPU's, whose graph begins as an exchange ends, on all GPUs at once; and the host's, as the verb
+tolls takes it, where a rank that begins later than the others is in the time of the graph. What both kinds of pause
+say is the machine's; what the first says of a single GPU is the delay's own. `ticks_ns` are the steps in which the
+GPU's timer moves, by which the delay is measured. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from cctrain.tolls.device import time_us, warm_up
 _PAUSES_US = (0.0, 5.0, 12.5, 25.0, 50.0)
 _CYCLES_PER_US = 1980
 """Of an H200 at its highest clock. How long a pause is, is measured: no figure rests on it."""
-_CALLS, _ROUNDS, _READS = 50, 60, 4096
+_CALLS, _ROUNDS, _READS = (10, 50, 150), 40, 4096
 _AHEAD_US = 1000
 """How long the GPUs pause before a graph, in which its launch arrives."""
 
@@ -57,13 +57,13 @@ def _read_timer(pointer, count: tl.constexpr):
         tl.store(pointer + i, tl.extra.cuda.globaltimer())
 
 
-def captured(work: Callable[[], object], exchange: Callable[[], object]) -> Callable[[], Both]:
+def captured(work: Callable[[], object], exchange: Callable[[], object], num_calls: int) -> Callable[[], Both]:
     """One of many `work` in a graph; an `exchange` lets the GPUs begin together."""
     work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for _ in range(_CALLS):
+        for _ in range(num_calls):
             work()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     by_host = time_us(graph.replay)
@@ -75,7 +75,7 @@ def captured(work: Callable[[], object], exchange: Callable[[], object]) -> Call
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        return np.array([begin.elapsed_time(end) * 1e3, by_host()]) / _CALLS
+        return np.array([begin.elapsed_time(end) * 1e3, by_host()]) / num_calls
 
     return block
 
@@ -97,9 +97,9 @@ def medians(blocks: Mapping[Any, Callable[[], Both]]) -> dict[Any, Both]:
     return {key: np.median(found, axis=0) for key, found in spans.items()}
 
 
-def by_the_library(exchange: Callable[[], object], injector: Injector) -> dict[float, Both]:
+def by_the_library(exchange: Callable[[], object], num_calls: int, injector: Injector) -> dict[float, Both]:
     """The pause is a toll: the time of an exchange without it, and of the others what is over, by the toll."""
-    block = captured(exchange, exchange)
+    block = captured(exchange, exchange, num_calls)
     injector.check()
 
     def under(profile: Profile) -> Callable[[], Both]:
@@ -114,7 +114,7 @@ def by_the_library(exchange: Callable[[], object], injector: Injector) -> dict[f
     return {us: found[us] - (found[0.0] + us if us else 0) for us in _PAUSES_US}
 
 
-def by_cycles(exchange: Callable[[], object]) -> dict[float, Both]:
+def by_cycles(exchange: Callable[[], object], num_calls: int) -> dict[float, Both]:
     """The same where the pause is a kernel that counts cycles."""
 
     def behind(pause_us: float) -> None:
@@ -122,8 +122,8 @@ def by_cycles(exchange: Callable[[], object]) -> dict[float, Both]:
         exchange()
 
     alone, both = "alone", "both"
-    blocks = {(alone, us): captured(lambda us=us: pause(us), exchange) for us in _PAUSES_US}
-    blocks |= {(both, us): captured(lambda us=us: behind(us), exchange) for us in _PAUSES_US}
+    blocks = {(alone, us): captured(lambda us=us: pause(us), exchange, num_calls) for us in _PAUSES_US}
+    blocks |= {(both, us): captured(lambda us=us: behind(us), exchange, num_calls) for us in _PAUSES_US}
     found = medians(blocks)
     less = {us: found[both, 0.0] + found[alone, us] - found[alone, 0.0] if us else 0 for us in _PAUSES_US}
     return {us: found[both, us] - less[us] for us in _PAUSES_US}
@@ -155,12 +155,11 @@ def measure() -> None:
     warm_up()
     exchange = (lambda: dist.all_reduce(number)) if num_ranks > 1 else (lambda: ncclDevKernel_Test[(1,)](number))
     injector = attached()
-    found = by_the_library(exchange, injector) if injector else by_cycles(exchange)
-    if rank == 0:
-        named = {
-            f"{us:g}": dict(zip(("gpu", "host"), both.round(3).tolist(), strict=True)) for us, both in found.items()
-        }
-        print(json.dumps({"own_us": named.pop("0"), "over_us": named}), flush=True)
+    for num_calls in _CALLS:
+        found = by_the_library(exchange, num_calls, injector) if injector else by_cycles(exchange, num_calls)
+        if rank == 0:
+            pauses = {f"{us:g}": both.round(3).tolist() for us, both in found.items()}
+            print(json.dumps({"in_a_graph": num_calls, "own_us": pauses.pop("0"), "over_us": pauses}), flush=True)
     torch.cuda.synchronize()
     os._exit(0)  # NCCL would wait a minute for the graphs that hold its collectives
 
@@ -173,10 +172,10 @@ def main() -> None:
     found: dict[str, object] = {"gpus": num_gpus, "ticks_ns": ticks_ns()}
     for name, environment in (("toll", process_environment(None)), ("cycles", {})):
         done = subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True)
-        found[f"pause_by_{name}"] = made = json.loads(done.stdout.splitlines()[-1])
-        print(
-            f"{num_gpus} GPUs, the pause is a {name}: {made['own_us']} us an exchange; over the pause {made['over_us']}"
-        )
+        found[f"pause_by_{name}"] = made = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
+        for of in made:
+            print(f"{num_gpus} GPUs, {of['in_a_graph']} in a graph, the pause is a {name}: own {of['own_us']} us")
+            print(f"    over the pause: {of['over_us']}", flush=True)
     print(json.dumps(found))
 
 
