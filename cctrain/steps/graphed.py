@@ -111,7 +111,12 @@ class GraphedStep:
         device = parameters[0].device
         self._is_random = draws_random_numbers(model)
         self._trained = [parameter for parameter in parameters if parameter.requires_grad]
-        self._guarded = [*parameters, *model.buffers()]
+        self._guarded = [
+            (module, name)
+            for module in model.modules()
+            for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        ]
+        self._sharded = [*parameters, *model.buffers()] if is_sharded else []
         self._readback = Readback(4, device, deliver)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._counts = torch.zeros(2, dtype=torch.float64, device=device)
@@ -261,7 +266,7 @@ class GraphedStep:
 
     def _forget_outdated(self) -> None:
         """Bring what changes with the steps to the device, and drop every graph that holds on to the past: one that
-        reads a tensor which was moved, or has an optimizer's settings in it that are others now."""
+        reads a tensor which was moved or replaced, or has an optimizer's settings in it that are others now."""
         if self._is_update_capturable:
             for index, (group, rate) in enumerate(zip(self._groups, self._rates, strict=True)):
                 if group["lr"] != self._rates_there[index]:
@@ -270,7 +275,9 @@ class GraphedStep:
         settings = [
             [(name, repr(value)) for name, value in group.items() if name not in _CHANGING] for group in self._groups
         ]
-        addresses = [_local(tensor).data_ptr() for tensor in self._guarded]
+        # FSDP2 has whole parameters in the names of sharded ones, at times: of these only what they hold may move.
+        read = self._sharded or [getattr(module, name, None) for module, name in self._guarded]
+        addresses = list(map(_address, read))
         is_other = self._is_update_capturable and settings != self._settings  # else no graph has them in it
         if self._recorder and (self._recorded or self._updates) and (is_other or addresses != self._addresses):
             self._is_update_capturable &= not is_other  # a schedule of more than the learning rate
@@ -357,10 +364,9 @@ _CHANGING = ("params", "lr", "initial_lr")
 """Of an optimizer's group, what is no fixed setting."""
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """Of a sharded tensor what this rank holds, itself and no view of it: its place is asked for in each step."""
-    local: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
-    return local
+def _address(tensor: torch.Tensor | None) -> int:
+    """Of a sharded tensor that of what this rank holds, without a view made of it in each step."""
+    return 0 if tensor is None else getattr(tensor, "_local_tensor", tensor).data_ptr()
 
 
 def _on(batch: Any, device: torch.device) -> Any:

@@ -101,6 +101,19 @@ class TestReplaying:
         assert graphed.counts == (2 * num_batches, 18 * num_batches)
 
 
+def test_another_tensor_in_the_place_of_one_that_is_not_trained_is_noticed(training):
+    steps = steps_of(*20 * [[2]])
+    graphed = training()
+    graphed.model.bias.requires_grad_(False)
+    graphed.run(steps[:10])
+    old = graphed.model.bias
+    graphed.model.bias = torch.nn.Parameter(old.detach() + 1, requires_grad=False)
+    old.data.fill_(float("nan"))
+    graphed.run(steps, first=10)
+    assert graphed.step.facts["recaptures"] == 1
+    assert graphed.model.weight.isfinite().all()
+
+
 def test_what_a_rank_holds_of_a_sharded_parameter_may_move_as_well(training):
     graphed = training()
     weight = graphed.model.weight
