@@ -33,7 +33,7 @@ import triton.language as tl
 
 from cctrain.emulation.injector import Injector, attached, process_environment
 from cctrain.emulation.profile import Profile, load_profile
-from cctrain.tolls.device import time_us, warm_up
+from cctrain.tolls.device import can_run, time_us, warm_up
 
 _PAUSES_US = (0.0, 5.0, 12.5, 25.0, 50.0)
 _CYCLES_PER_US = 1980
@@ -166,7 +166,9 @@ def measure() -> None:
 
 def main() -> None:
     """Start one process a GPU, with the library and then without, and print."""
-    num_gpus = torch.cuda.device_count() or sys.exit("it needs a CUDA GPU, and torch sees none")
+    if why := can_run():
+        sys.exit(why)
+    num_gpus = torch.cuda.device_count()
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}"] if num_gpus > 1 else []
     command = [sys.executable, *start, str(Path(__file__).resolve()), "rank"]
     found: dict[str, object] = {"gpus": num_gpus, "ticks_ns": ticks_ns()}

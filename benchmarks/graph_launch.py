@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cctrain.emulation.build import find_cupti
 from cctrain.emulation.injector import INJECTION
+from cctrain.tolls.device import can_run
 
 _KERNELS, _CALLS, _BLOCKS = 100, 10, 40
 _SOURCE = """
@@ -95,6 +96,8 @@ def main() -> int:
     if len(sys.argv) > 1:
         measure(Path(sys.argv[1]))
         return 0
+    if why := can_run():
+        sys.exit(why)
     with tempfile.TemporaryDirectory() as folder:
         library = str(build(Path(folder)))
         command = [sys.executable, __file__, library]

@@ -14,6 +14,7 @@ import ctypes
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -21,7 +22,8 @@ import numpy as np
 import torch
 
 from cctrain import ratios
-from cctrain.emulation.injector import INJECTION
+from cctrain.emulation.injector import INJECTION, attached
+from cctrain.tolls.device import can_run
 
 _PAIRS, _CALLS = 200, 500
 
@@ -59,6 +61,10 @@ def main() -> None:
     parser.add_argument("--launches-per-step", type=int, default=5380, help="of llama8b_peft, 4x256 (run.json)")
     parser.add_argument("--step-ms", type=float, default=195.0)
     flags = parser.parse_args()
+    if why := can_run():
+        sys.exit(why)
+    if not attached():
+        sys.exit("start it by python -m cctrain emulate -- python benchmarks/injector.py, which loads the library")
     meet = ctypes.CDLL(os.environ[INJECTION]).cctrain_meet
     x, small, pinned = torch.zeros(1024, device="cuda"), torch.zeros(16, device="cuda"), torch.zeros(16).pin_memory()
     found = {

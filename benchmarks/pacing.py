@@ -11,10 +11,13 @@ last line of stdout is one JSON object.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 
 import torch
+
+from cctrain.tolls.device import and_wait, can_run
 
 _PAUSES_US = (0, 20, 40, 100, 400, 2000)
 _CALLS = 400
@@ -37,6 +40,8 @@ def timed(call: Callable[[], object], pause_us: float) -> float:
 
 def main() -> None:
     """Measure and print."""
+    if why := can_run():
+        sys.exit(why)
     x, small = torch.zeros(1, device="cuda"), torch.zeros(1 << 20, dtype=torch.uint8, device="cuda")
     pinned = torch.zeros(1 << 20, dtype=torch.uint8).pin_memory()
     stream, graphs = torch.cuda.Stream(), {}
@@ -47,22 +52,15 @@ def main() -> None:
             for _ in range(num_kernels):
                 x.add_(1)
 
-    def waited(call: Callable[[], object]) -> Callable[[], None]:
-        def call_and_wait() -> None:
-            call()
-            torch.cuda.synchronize()
-
-        return call_and_wait
-
     calls = {
         "launch, call": lambda: x.add_(1),
-        "launch + wait": waited(lambda: x.add_(1)),
+        "launch + wait": and_wait(lambda: x.add_(1)),
         "graph of 1, call": graphs[1].replay,
         "graph of 100, call": graphs[100].replay,
-        "h2d pinned 64 B + wait": waited(lambda: small[:64].copy_(pinned[:64], non_blocking=True)),
-        "h2d pinned 64 KiB + wait": waited(lambda: small[: 64 << 10].copy_(pinned[: 64 << 10], non_blocking=True)),
-        "d2h pinned 64 KiB + wait": waited(lambda: pinned[: 64 << 10].copy_(small[: 64 << 10], non_blocking=True)),
-        "h2d pinned 1 MiB + wait": waited(lambda: small.copy_(pinned, non_blocking=True)),
+        "h2d pinned 64 B + wait": and_wait(lambda: small[:64].copy_(pinned[:64], non_blocking=True)),
+        "h2d pinned 64 KiB + wait": and_wait(lambda: small[: 64 << 10].copy_(pinned[: 64 << 10], non_blocking=True)),
+        "d2h pinned 64 KiB + wait": and_wait(lambda: pinned[: 64 << 10].copy_(small[: 64 << 10], non_blocking=True)),
+        "h2d pinned 1 MiB + wait": and_wait(lambda: small.copy_(pinned, non_blocking=True)),
     }
     print(f"{'pause, us':28}" + "".join(f"{pause:>10}" for pause in _PAUSES_US))
     found = {}
