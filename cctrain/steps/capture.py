@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -177,6 +178,22 @@ def draws_random_numbers(model: torch.nn.Module) -> bool:
     holders = [*(one for one in configs if one is not None), *model.modules()]
     rates = (rate for one in holders for name, rate in vars(one).items() if name == "p" or "drop" in name)
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+@contextmanager
+def drawing_none_on_the_host() -> Iterator[None]:
+    """Within, work is recorded. Raises NotCapturableError at its end where random numbers of the host were drawn."""
+    before = _random_state_of_the_host()
+    yield
+    if _random_state_of_the_host() != before:
+        raise NotCapturableError(
+            "the step draws random numbers on the host, as LayerDrop does for layers to leave out: a graph would "
+            "repeat in every step what the first ones decided"
+        )
+
+
+def _random_state_of_the_host() -> tuple[Any, ...]:
+    return (random.getstate(), torch.get_rng_state().numpy().tobytes())
 
 
 def recomputes(model: torch.nn.Module) -> bool:

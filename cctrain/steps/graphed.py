@@ -23,6 +23,7 @@ from cctrain.steps.capture import (
     NotCapturableError,
     Recorder,
     Way,
+    drawing_none_on_the_host,
     draws_random_numbers,
     not_capturable,
     original_error,
@@ -340,7 +341,10 @@ class GraphedStep:
         assert self._recorder
         begin = time.perf_counter()
         try:
-            graph = self._recorder.record(work)
+            with drawing_none_on_the_host():
+                graph = self._recorder.record(work)
+        except NotCapturableError:
+            raise
         except Exception as error:  # noqa: BLE001 - told as what it means
             cause = original_error(error)
             raise not_capturable(cause) from cause

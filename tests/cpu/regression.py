@@ -84,10 +84,12 @@ class Kept:
 
 
 class FakeRecorder:
-    """`steps.capture.Recorder`: recorded work of `model` is kept, and runs whenever it is replayed. `failures` are
-    raised by the first calls of `stage` and `record`, by the name of the call, None by those that go well."""
+    """`steps.capture.Recorder`: recorded work of `model` is kept, and runs whenever it is replayed; `work` is done
+    while it is recorded. `failures` are raised by the first calls of `stage` and `record`, by the name of the call,
+    None by those that go well."""
 
-    def __init__(self, model, **failures):
+    def __init__(self, model, work=lambda: None, **failures):
+        self._work = work
         self._tensors = list(model.parameters())
         self._failures = {name: list(errors) for name, errors in failures.items()}
         self.num_recorded = 0
@@ -108,6 +110,7 @@ class FakeRecorder:
 
     def record(self, work):
         self._fail("record")
+        self._work()
         self.num_recorded += 1
         return Kept(work, self._tensors)
 

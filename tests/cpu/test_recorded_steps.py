@@ -1,5 +1,6 @@
 """GraphedStep with a recorder: what is replayed, and what bad input comes to, held against a plain loop."""
 
+import random
 import re
 from types import SimpleNamespace
 
@@ -24,10 +25,10 @@ from cctrain.steps.graphed import GraphedStep
 class Training:
     """A GraphedStep of `num_ranks`, and what it delivered."""
 
-    def __init__(self, *, accumulates=False, num_ranks=1, is_sharded=False, engine=Regression, **failures):
+    def __init__(self, *, accumulates=False, num_ranks=1, is_sharded=False, engine=Regression, **recorder):
         self.model, self.optimizer = make_model()
         self.engine, self.delivered = engine(self.model, self.optimizer), {}
-        self.recorder = FakeRecorder(self.model, **failures)
+        self.recorder = FakeRecorder(self.model, **recorder)
         self.step = GraphedStep(
             self.engine,
             self.model,
@@ -227,6 +228,13 @@ def test_what_cannot_be_recorded_is_told_with_the_lines_that_wait_and_the_plain_
     for number, batches in list(enumerate(steps))[1:]:
         plain_step(graphed.model, graphed.optimizer, batches, number)
     graphed.assert_weights_of(plain_loop(steps)[1])
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(())], ids=["Python's", "torch's"])
+def test_random_numbers_of_the_host_are_no_part_of_a_graph(training, draw):
+    graphed = training(work=draw)
+    with pytest.raises(NotCapturableError, match=r"draws random numbers on the host, as LayerDrop"):
+        graphed.run(steps_of([2]))
 
 
 def test_what_would_be_compiled_anew_while_it_is_recorded_is_told_with_what_is_different():
