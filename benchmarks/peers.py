@@ -4,8 +4,8 @@ Background: whoever chooses a way to fine-tune under confidential computing choo
 list of overrides of the same command, `python -m cctrain`, and so the same model, adapters, token stream, batch and
 timer; a line is one run with `cc=emulated`, whose plain and tolled steps take turns in one process. Lines take turns
 too, a process each: all of them once, then all again in the opposite order, so that a drift of the machine is nobody's.
-Libraries that train no recipe of AutoModel (`others/`) have two processes instead, the second under `cctrain emulate`;
-the recipe's loader writes its rows and labels to a file for them (`peers_rows.py`).
+Libraries that train no recipe of AutoModel (`others/`) do the same under `cctrain emulate`; the recipe's loader writes
+its rows and labels to a file for them (`peers_rows.py`).
 
     python benchmarks/peers.py DIR                        everything that is not in DIR yet, an hour and more
     python benchmarks/peers.py DIR --budget-s 540         as much of it as fits into nine minutes; until num_left is 0
@@ -172,7 +172,7 @@ def _run_recipe(cell: Cell, flags: argparse.Namespace, deadline: float) -> dict[
 
 
 def _run_other(cell: Cell, flags: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    """Two processes, the second under the tolls. Where only that fails, the first one's figures stay."""
+    """Plain and tolled steps in turns, in one process; where it cannot be emulated, plain ones in another."""
     rows = _rows_file(cell, flags)
     rows.parent.mkdir(exist_ok=True)
     if not rows.exists():
@@ -180,18 +180,25 @@ def _run_other(cell: Cell, flags: argparse.Namespace, deadline: float) -> dict[s
         _, error = _finished([*make, *recipe_overrides(cell, flags)], deadline)
         if error:
             return {"error": f"its rows: {error}"}
-    timed: dict[str, Any] = {}
     program = other_command(cell, flags)
-    emulate = [sys.executable, "-m", "cctrain", "emulate", "--tolls", flags.tolls, "--", *program]
-    for mode, argv in (("off", program), ("tolled", emulate)):
-        printed, error = _finished(argv, deadline)
-        if not error and mode == "tolled" and not any(one.get("processes") for one in printed):
-            error = "the emulation met no process of it: is there a GPU?"
-        times = next((one for one in printed if "step_times_s" in one), None)
-        if error or times is None:
-            return {"error": f"{mode}: {error or 'it printed no step times'}", "timed": timed}
-        timed[mode] = times
-    return {"timed": timed}
+    tolled = [*program, "--tolls", flags.tolls, "--blocks", str(flags.blocks)]
+    timed, error = _timed([sys.executable, "-m", "cctrain", "emulate", "--", *tolled], deadline, is_emulated=True)
+    if not error or time.monotonic() >= deadline:
+        return {"timed": timed, "error": error}
+    timed, plain_error = _timed(program, deadline)
+    return {"timed": timed, "error": f"emulated: {error}" + (f"; off: {plain_error}" if plain_error else "")}
+
+
+def _timed(
+    argv: Sequence[str], deadline: float, *, is_emulated: bool = False
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The step times that `others/run.py` printed, by mode, or what went wrong with it."""
+    printed, error = _finished(argv, deadline)
+    if not error and is_emulated and not any(one.get("processes") for one in printed):
+        error = "the emulation met no process of it: is there a GPU?"
+    timed = next((one["timed"] for one in printed if one.get("timed")), None)
+    error = error or (None if timed else "it printed no step times")
+    return (None if error else timed), error
 
 
 def _rows_file(cell: Cell, flags: argparse.Namespace) -> Path:

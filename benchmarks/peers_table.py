@@ -57,7 +57,7 @@ def results(
 
 
 def _rates(cell: Mapping[str, Any], folder: Path) -> dict[str, Rate]:
-    """By mode: of both arms of a run of cctrain, or of the two processes of another library."""
+    """By mode: of both arms of a run of cctrain, or of another library's process."""
     if cell["run_dir"]:
         arms = [arm for arm in arms_of(read_run(folder / cell["run_dir"] / "run.json")) if arm.is_sound]
         return {MODES[arm.mode]: Rate(arm.tokens_per_s_per_gpu, arm.why_unsteady is None) for arm in arms}

@@ -2,6 +2,7 @@
 
     PYTHON benchmarks/others/run.py torchtitan --task lora --rows ROWS.pt --steps 96 --warmup 15
     PYTHON benchmarks/others/run.py torchtune --size tiny --rows ROWS.pt --steps 8 --warmup 2     on a CPU
+    python -m cctrain emulate -- PYTHON benchmarks/others/run.py ... --tolls b300 --blocks 4      plain and tolled steps
 
 Runs in that library's environment (`install.py`). Its loop is left as it is; what is put in place are the data (those
 that the recipe's own loader gives the other lines, token ids and labels, which `peers_rows.py` has written to ROWS.pt
@@ -11,7 +12,8 @@ LoRA of rank 8 on all linear layers of attention and MLP, Adam, gradients clippe
 checkpointing. Attention is torch's sdpa, and flex attention in torchtitan, which no longer takes another. torchtitan
 reads its loss each tenth step, its default, the others each step. Axolotl computes under autocast with float32
 adapters, its default.
-The last line of stdout is one JSON object with the times of the steps after the warm-up.
+With --tolls, steps after the warm-up take turns in blocks, plain and tolled, as those of a run with cc=emulated do. The
+last line of stdout is one JSON object with the times of the steps after the warm-up, by mode.
 """
 
 from __future__ import annotations
@@ -32,22 +34,59 @@ from typing import Any
 
 import torch
 
-from cctrain.timing.clock import HostClock
+from cctrain.emulation.blocks import ALL, OFF, schedule
+from cctrain.emulation.injector import attached
+from cctrain.emulation.profile import load_profile
+from cctrain.emulation.switch import TollSwitch
+from cctrain.timing.clock import HostClock, StepClock
 from cctrain.timing.timer import StepTimer
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
 RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519"}
 NO_LABEL = -100
+MODES = {OFF: "off", ALL: "tolled"}
+"""What `peers.py` calls the arms."""
 TOKENIZER = Path(__file__).resolve().parents[2] / "recipes" / "models" / "tokenizer-llama"
 
 
-def step_timer() -> StepTimer:
-    """Stamped by the device where there is one."""
+class Steps:
+    """The ends of `num` steps after `warmup` others; a `switch` puts each under its tolls."""
+
+    def __init__(self, timer: StepTimer, num: int, warmup: int, switch: TollSwitch | None = None) -> None:
+        self._timer, self._num, self._warmup, self._switch = timer, num, warmup, switch
+
+    def begin(self) -> None:
+        """The first step begins here."""
+        self._timer.resume()
+
+    def end(self) -> None:
+        """A step ends here, and the next begins."""
+        facts = self._switch.step_end() if self._switch else {}
+        self._timer.step_end("step", arm=facts.get("arm", OFF), is_settling=facts.get("is_settling", False))
+        if self._switch and self._switch.next(_drain):
+            self._timer.resume()
+
+    def times_s(self) -> dict[str, list[float]]:
+        """Of the measured steps so far, by mode."""
+        _drain()
+        rows = self._timer.finished()[self._warmup : self._warmup + self._num]
+        measured = [(MODES[row["arm"]], row["step_time_s"]) for row in rows if not row["is_settling"]]
+        modes = dict.fromkeys(mode for mode, _ in measured)
+        return {mode: [seconds for of, seconds in measured if of == mode] for mode in modes}
+
+
+def _drain() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _clock() -> StepClock:
+    """The device's where there is one."""
     if not torch.cuda.is_available():
-        return StepTimer(HostClock())
+        return HostClock()
     from cctrain.timing.device_clock import DeviceClock
 
-    return StepTimer(DeviceClock())
+    return DeviceClock()
 
 
 def read_rows(path: Path, num_steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -64,7 +103,7 @@ def unshifted(labels: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.full_like(labels[:, :1], NO_LABEL), labels[:, :-1]], dim=1)
 
 
-def torchtitan(options: argparse.Namespace, timer: StepTimer) -> None:
+def torchtitan(options: argparse.Namespace, steps: Steps) -> None:
     """torchtitan's Trainer, which replays forward and backward as a CUDA graph by default."""
     from torchtitan.tools import utils
 
@@ -104,8 +143,8 @@ def torchtitan(options: argparse.Namespace, timer: StepTimer) -> None:
 
     config.dataloader = _Ready(Rows())
     trainer = config.build()
-    timed(trainer, "train_step", timer)
-    timer.resume()
+    timed(trainer, "train_step", steps)
+    steps.begin()
     trainer.train()
 
 
@@ -131,7 +170,7 @@ class _Ready:
         return {}
 
 
-def torchtune(options: argparse.Namespace, timer: StepTimer) -> None:
+def torchtune(options: argparse.Namespace, steps: Steps) -> None:
     """torchtune's recipe for one device."""
     from omegaconf import OmegaConf
     from torchtune import __file__ as place
@@ -195,12 +234,12 @@ def torchtune(options: argparse.Namespace, timer: StepTimer) -> None:
     cfg = OmegaConf.create(settings)
     recipe = OfRows(cfg=cfg)
     recipe.setup(cfg=cfg)
-    timed(recipe._metric_logger, "log_dict", timer)  # noqa: SLF001 - called at the end of each step
-    timer.resume()
+    timed(recipe._metric_logger, "log_dict", steps)  # noqa: SLF001 - called at the end of each step
+    steps.begin()
     recipe.train()
 
 
-def axolotl(options: argparse.Namespace, timer: StepTimer) -> None:
+def axolotl(options: argparse.Namespace, steps: Steps) -> None:
     """Axolotl's trainer, which is transformers' with changes of its own, from its kind of configuration."""
     import transformers
     from axolotl.cli.config import load_cfg
@@ -225,12 +264,12 @@ def axolotl(options: argparse.Namespace, timer: StepTimer) -> None:
 
     class Stamps(BasePlugin):  # type: ignore[misc]
         def post_trainer_create(self, _: Any, trainer: Any) -> None:
-            timed(trainer, "_maybe_log_save_evaluate", timer)  # called at the end of each step, and of the epoch
+            timed(trainer, "_maybe_log_save_evaluate", steps)  # called at the end of each step, and of the epoch
             trainer.add_callback(Begin())
 
     class Begin(transformers.TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            timer.resume()
+            steps.begin()
 
     sys.modules["stamps"] = SimpleNamespace(Stamps=Stamps)  # type: ignore[assignment]
     settings: dict[str, Any] = {
@@ -270,13 +309,13 @@ def axolotl(options: argparse.Namespace, timer: StepTimer) -> None:
     train(cfg=cfg, dataset_meta=load_datasets(cfg=cfg))
 
 
-def timed(owner: Any, method: str, timer: StepTimer) -> None:
+def timed(owner: Any, method: str, steps: Steps) -> None:
     """Have a step end whenever that method of `owner` has run."""
     own = getattr(owner, method)
 
     def then_stamp(*args: Any, **kwargs: Any) -> Any:
         result = own(*args, **kwargs)
-        timer.step_end("step")
+        steps.end()
         return result
 
     setattr(owner, method, then_stamp)
@@ -292,17 +331,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--warmup", type=int, default=15)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--tolls", metavar="NAME|FILE", help="a profile; only under python -m cctrain emulate")
+    parser.add_argument("--blocks", type=int, default=4, help="with --tolls: pairs of blocks")
     parser.add_argument("--tokenizer", default=str(TOKENIZER), help="torchtitan and Axolotl want one")
     options = parser.parse_args()
+    switch = None
+    if options.tolls:
+        tolls = attached()
+        if tolls is None:
+            parser.error(f"--tolls {options.tolls}: only in a process that python -m cctrain emulate has started")
+        slots = schedule(options.steps, (OFF, ALL), options.blocks)
+        switch = TollSwitch(tolls, load_profile(options.tolls), slots, options.warmup)
+    if not options.rows.is_file():
+        parser.error(f"--rows {options.rows}: no such file; peers_rows.py writes one")
     options.rows = read_rows(options.rows, options.warmup + options.steps)
     options.micro_batch, options.seq_len = options.rows[0][0].shape
     os.environ |= RANK_OF_ONE | OFFLINE
-    timer = step_timer()
-    {"torchtitan": torchtitan, "torchtune": torchtune, "axolotl": axolotl}[options.name](options, timer)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    times = [row["step_time_s"] for row in timer.finished()][options.warmup : options.warmup + options.steps]
-    print(json.dumps({"step_times_s": times, "tokens_per_step": options.micro_batch * options.seq_len}), flush=True)
+    steps = Steps(StepTimer(_clock()), options.steps, options.warmup, switch)
+    try:
+        {"torchtitan": torchtitan, "torchtune": torchtune, "axolotl": axolotl}[options.name](options, steps)
+    except Exception as error:
+        print(
+            json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True
+        )  # a progress bar may follow on stderr
+        raise
+    tokens = options.micro_batch * options.seq_len
+    modes = {mode: {"step_times_s": seconds, "tokens_per_step": tokens} for mode, seconds in steps.times_s().items()}
+    print(json.dumps({"timed": modes}), flush=True)
     os._exit(0)
 
 

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from cctrain.emulation.blocks import ALL, OFF, schedule
+from cctrain.emulation.profile import load_profile
+from cctrain.emulation.switch import TollSwitch
+from cctrain.timing.timer import StepTimer
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -97,6 +102,64 @@ def test_the_rows_for_other_libraries_are_those_that_automodels_own_loader_gives
         assert torch.equal(found[key], expected.to(torch.int32))
         assert found[key].shape[-1] == 512
     assert -100 in found["labels"]
+
+
+class Machine:
+    """Both a clock and tolls: a step takes a second, or three under a profile."""
+
+    name, unix_offset_s, counted_by = "fake", 0.0, "nobody"
+
+    def __init__(self):
+        self.now, self.profile, self.marks = 0.0, None, []
+
+    def mark(self):
+        self.marks.append(self.now)
+        return len(self.marks) - 1
+
+    def read(self, handles=None):
+        return () if handles is None else [self.marks[handle] for handle in handles]
+
+    def set_tolls(self, profile):
+        self.profile = profile
+        self.now += 100  # no step's
+
+    def counted(self, words):
+        return {}
+
+    def step(self):
+        self.now += 1 if self.profile is None else 3
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """benchmarks/others/run.py."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "others")
+    import run as module
+
+    return module
+
+
+def test_steps_of_another_library_are_plain_and_tolled_in_turns(run):
+    machine, seen = Machine(), ""
+    slots = schedule(16, (OFF, ALL), 2)
+    steps = run.Steps(StepTimer(machine), 16, 2, TollSwitch(machine, load_profile("b300"), slots, 2))
+    steps.begin()
+    for _ in range(19):  # one more than asked for: an epoch may end with a call of its own
+        seen += "." if machine.profile is None else "T"
+        machine.step()
+        steps.end()
+    assert seen[:18] == ".." + "....TTTT" + "TTTT...."
+    assert steps.times_s() == {"off": [1.0] * 4, "tolled": [3.0] * 4}  # two of each block are not measured
+
+
+def test_without_tolls_all_its_steps_after_the_warm_up_are_measured(run):
+    machine = Machine()
+    steps = run.Steps(StepTimer(machine), 5, 2)
+    steps.begin()
+    for _ in range(7):
+        machine.step()
+        steps.end()
+    assert steps.times_s() == {"off": [1.0] * 5}
 
 
 def test_a_cell_past_its_deadline_is_ended_and_named(tmp_path, clean_environment):

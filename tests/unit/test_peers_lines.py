@@ -24,10 +24,13 @@ def peers(monkeypatch):
 
 def program(path, *, tolled="times", off="times", processes=1):
     """Stands for both Pythons: cctrain's, which makes rows and emulates, and the other library's."""
-    kinds = {"times": lambda mode: {"step_times_s": TIMES[mode], "tokens_per_step": 64}, "nothing": lambda _: {}}
-    lines = {mode: json.dumps(kinds[how](mode)) for mode, how in (("off", off), ("tolled", tolled)) if how in kinds}
+    times = {mode: {"step_times_s": seconds, "tokens_per_step": 64} for mode, seconds in TIMES.items()}
+    kinds = {"times": {"tolled": times, "off": {"off": times["off"]}}, "nothing": {"tolled": {}, "off": {}}}
     dies = "echo 'out of memory' >&2; exit 1"
-    say = {mode: f"echo 'loading'; echo '{lines[mode]}'" if mode in lines else dies for mode in ("off", "tolled")}
+    say = {
+        mode: f"echo 'loading'; echo '{json.dumps({'timed': kinds[how][mode]})}'" if how in kinds else dies
+        for mode, how in (("off", off), ("tolled", tolled))
+    }
     path.write_text(
         "#!/bin/sh\n"
         f'echo "$*" >> {path}.calls\n'
@@ -86,6 +89,7 @@ def test_it_trains_on_the_recipes_rows_which_are_made_once(trained, tmp_path):
     trained()
     calls = (tmp_path / "python.calls").read_text().splitlines()
     (made,) = [call for call in calls if "peers_rows.py" in call]
+    assert len(calls) == 3  # plain and tolled steps are of one process
     rows = str(tmp_path / "rows" / "lora-2x32.pt")
     for words in (rows, "--steps 41", "recipe=tiny_llama_peft", "data.seq_len=32", "local_batch_size=2"):
         assert words in made
@@ -100,14 +104,12 @@ def test_a_level_that_shifts_is_named_unsteady(peers):
 @pytest.mark.parametrize(
     ("behaviour", "error"),
     [
-        ({"tolled": "dies"}, "tolled: out of memory"),
-        ({"tolled": "nothing"}, "tolled: it printed no step times"),
-        ({"processes": 0}, "tolled: the emulation met no process of it: is there a GPU?"),
+        ({"tolled": "dies"}, "emulated: out of memory"),
+        ({"tolled": "nothing"}, "emulated: it printed no step times"),
+        ({"processes": 0}, "emulated: the emulation met no process of it: is there a GPU?"),
     ],
 )
-def test_what_it_reached_without_tolls_stays_where_only_the_tolled_run_fails(
-    peers, trained, tmp_path, behaviour, error
-):
+def test_where_it_cannot_be_emulated_it_runs_once_more_without_tolls(peers, trained, tmp_path, behaviour, error):
     cell = trained(**behaviour)
     assert cell["error"] == error
     found = results(peers, cell, tmp_path)
@@ -117,16 +119,16 @@ def test_what_it_reached_without_tolls_stays_where_only_the_tolled_run_fails(
 
 
 def test_one_that_does_not_train_has_an_error_and_no_row(peers, trained, tmp_path):
-    cell = trained(off="dies")
-    assert cell["error"] == "off: out of memory"
+    cell = trained(off="dies", tolled="dies")
+    assert cell["error"] == "emulated: out of memory; off: out of memory"
     assert results(peers, cell, tmp_path)["rows"] == []
 
 
 def test_a_python_that_is_gone_fails_its_own_line_only(peers, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "executable", program(tmp_path / "python"))
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", tolled="dies"))
     flags = settings(peers, tmp_path, {"torchtune": {"python": "/gone/python"}})
     cell = peers.run(peers.Cell("lora", "2x32", "torchtune", 0), flags)
-    assert cell["error"] == "off: cannot start /gone/python: No such file or directory"
+    assert cell["error"].endswith("off: cannot start /gone/python: No such file or directory")
 
 
 def test_the_most_telling_lines_come_first_and_the_next_repeat_turns_the_order_round(peers, tmp_path):
