@@ -33,6 +33,7 @@ import triton.language as tl
 
 from cctrain.emulation.injector import Injector, attached, process_environment
 from cctrain.emulation.profile import Profile, load_profile
+from cctrain.launcher import NO_MULTICAST
 from cctrain.tolls.device import can_run, time_us, warm_up
 
 _PAUSES_US = (0.0, 5.0, 12.5, 25.0, 50.0)
@@ -42,8 +43,11 @@ _CALLS, _ROUNDS, _READS = (10, 50, 150), 40, 4096
 _AHEAD_US = 1000
 """How long the GPUs pause before a graph, in which its launch arrives."""
 
-Both = np.typing.NDArray[np.float64]
+Times = np.typing.NDArray[np.float64]
 """Microseconds an exchange, by the GPU's clock and by the host's."""
+
+
+PAUSE, BOTH = "the pause alone", "the pause and an exchange"
 
 
 @triton.jit
@@ -57,7 +61,7 @@ def _read_timer(pointer, count: tl.constexpr):
         tl.store(pointer + i, tl.extra.cuda.globaltimer())
 
 
-def captured(work: Callable[[], object], exchange: Callable[[], object], num_calls: int) -> Callable[[], Both]:
+def captured(work: Callable[[], object], exchange: Callable[[], object], num_calls: int) -> Callable[[], Times]:
     """One of many `work` in a graph; an `exchange` lets the GPUs begin together."""
     work()
     torch.cuda.synchronize()
@@ -68,9 +72,9 @@ def captured(work: Callable[[], object], exchange: Callable[[], object], num_cal
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     by_host = time_us(graph.replay)
 
-    def block() -> Both:
-        exchange()
+    def block() -> Times:
         pause(_AHEAD_US)
+        exchange()
         begin.record()
         graph.replay()
         end.record()
@@ -85,9 +89,9 @@ def pause(pause_us: float) -> None:
     torch.cuda._sleep(int(pause_us * _CYCLES_PER_US))  # noqa: SLF001 - there is no public one
 
 
-def medians(blocks: Mapping[Any, Callable[[], Both]]) -> dict[Any, Both]:
+def medians(blocks: Mapping[Any, Callable[[], Times]]) -> dict[Any, Times]:
     """Of blocks in turns, which all ranks begin together."""
-    spans: dict[Any, list[Both]] = {key: [] for key in blocks}
+    spans: dict[Any, list[Times]] = {key: [] for key in blocks}
     for _ in range(_ROUNDS):
         for key, block in blocks.items():
             if dist.is_initialized():
@@ -97,13 +101,13 @@ def medians(blocks: Mapping[Any, Callable[[], Both]]) -> dict[Any, Both]:
     return {key: np.median(found, axis=0) for key, found in spans.items()}
 
 
-def by_the_library(exchange: Callable[[], object], num_calls: int, injector: Injector) -> dict[float, Both]:
+def by_the_library(exchange: Callable[[], object], num_calls: int, injector: Injector) -> dict[float, Times]:
     """The pause is a toll: the time of an exchange without it, and of the others what is over, by the toll."""
     block = captured(exchange, exchange, num_calls)
     injector.check()
 
-    def under(profile: Profile) -> Callable[[], Both]:
-        def tolled() -> Both:
+    def under(profile: Profile) -> Callable[[], Times]:
+        def tolled() -> Times:
             torch.cuda.synchronize()
             injector.set_tolls(profile)
             return block()
@@ -114,19 +118,18 @@ def by_the_library(exchange: Callable[[], object], num_calls: int, injector: Inj
     return {us: found[us] - (found[0.0] + us if us else 0) for us in _PAUSES_US}
 
 
-def by_cycles(exchange: Callable[[], object], num_calls: int) -> dict[float, Both]:
+def by_cycles(exchange: Callable[[], object], num_calls: int) -> dict[float, Times]:
     """The same where the pause is a kernel that counts cycles."""
 
     def behind(pause_us: float) -> None:
         pause(pause_us)
         exchange()
 
-    alone, both = "alone", "both"
-    blocks = {(alone, us): captured(lambda us=us: pause(us), exchange, num_calls) for us in _PAUSES_US}
-    blocks |= {(both, us): captured(lambda us=us: behind(us), exchange, num_calls) for us in _PAUSES_US}
+    blocks = {(PAUSE, us): captured(lambda us=us: pause(us), exchange, num_calls) for us in _PAUSES_US}
+    blocks |= {(BOTH, us): captured(lambda us=us: behind(us), exchange, num_calls) for us in _PAUSES_US}
     found = medians(blocks)
-    less = {us: found[both, 0.0] + found[alone, us] - found[alone, 0.0] if us else 0 for us in _PAUSES_US}
-    return {us: found[both, us] - less[us] for us in _PAUSES_US}
+    less = {us: found[BOTH, 0.0] + found[PAUSE, us] - found[PAUSE, 0.0] if us else 0 for us in _PAUSES_US}
+    return {us: found[BOTH, us] - less[us] for us in _PAUSES_US}
 
 
 def profile_of(collective_us: float) -> Profile:
@@ -158,7 +161,7 @@ def measure() -> None:
     for num_calls in _CALLS:
         found = by_the_library(exchange, num_calls, injector) if injector else by_cycles(exchange, num_calls)
         if rank == 0:
-            pauses = {f"{us:g}": both.round(3).tolist() for us, both in found.items()}
+            pauses = {f"{us:g}": times.round(3).tolist() for us, times in found.items()}
             print(json.dumps({"in_a_graph": num_calls, "own_us": pauses.pop("0"), "over_us": pauses}), flush=True)
     torch.cuda.synchronize()
     os._exit(0)  # NCCL would wait a minute for the graphs that hold its collectives
@@ -167,13 +170,14 @@ def measure() -> None:
 def main() -> None:
     """Start one process a GPU, with the library and then without, and print."""
     if why := can_run():
-        sys.exit(why)
+        sys.exit(f"this benchmark {why}")
     num_gpus = torch.cuda.device_count()
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}"] if num_gpus > 1 else []
     command = [sys.executable, *start, str(Path(__file__).resolve()), "rank"]
     found: dict[str, object] = {"gpus": num_gpus, "ticks_ns": ticks_ns()}
-    for name, environment in (("toll", process_environment(None)), ("cycles", {})):
-        done = subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True)
+    for name, library in (("toll", process_environment(None)), ("cycles", {})):
+        environment = os.environ | NO_MULTICAST | library
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         found[f"pause_by_{name}"] = made = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
         for of in made:
             print(f"{num_gpus} GPUs, {of['in_a_graph']} in a graph, the pause is a {name}: own {of['own_us']} us")

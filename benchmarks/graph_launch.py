@@ -97,7 +97,7 @@ def main() -> int:
         measure(Path(sys.argv[1]))
         return 0
     if why := can_run():
-        sys.exit(why)
+        sys.exit(f"this benchmark {why}")
     with tempfile.TemporaryDirectory() as folder:
         library = str(build(Path(folder)))
         command = [sys.executable, __file__, library]

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=195.0)
     flags = parser.parse_args()
     if why := can_run():
-        sys.exit(why)
+        sys.exit(f"this benchmark {why}")
     if not attached():
         sys.exit("start it by python -m cctrain emulate -- python benchmarks/injector.py, which loads the library")
     meet = ctypes.CDLL(os.environ[INJECTION]).cctrain_meet

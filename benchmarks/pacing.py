@@ -41,7 +41,7 @@ def timed(call: Callable[[], object], pause_us: float) -> float:
 def main() -> None:
     """Measure and print."""
     if why := can_run():
-        sys.exit(why)
+        sys.exit(f"this benchmark {why}")
     x, small = torch.zeros(1, device="cuda"), torch.zeros(1 << 20, dtype=torch.uint8, device="cuda")
     pinned = torch.zeros(1 << 20, dtype=torch.uint8).pin_memory()
     stream, graphs = torch.cuda.Stream(), {}

@@ -196,8 +196,9 @@ def _timed(
     printed, error = _finished(argv, deadline)
     if not error and is_emulated and not any(one.get("processes") for one in printed):
         error = "the emulation met no process of it: is there a GPU?"
-    timed = next((one["timed"] for one in printed if one.get("timed")), None)
-    error = error or (None if timed else "it printed no step times")
+    timed = next((one["timed"] for one in printed if one.get("timed")), {})
+    if not error and len(timed) < (len(peers_table.MODES) if is_emulated else 1):
+        error = f"it printed no step times{' of both modes' * is_emulated}"
     return (None if error else timed), error
 
 

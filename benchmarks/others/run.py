@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from cctrain.emulation.blocks import ALL, OFF, schedule
+from cctrain.emulation.blocks import ALL, OFF, fewest_steps, schedule
 from cctrain.emulation.injector import attached
 from cctrain.emulation.profile import load_profile
 from cctrain.emulation.switch import TollSwitch
@@ -340,7 +340,10 @@ def main() -> None:
         tolls = attached()
         if tolls is None:
             parser.error(f"--tolls {options.tolls}: only in a process that python -m cctrain emulate has started")
-        slots = schedule(options.steps, (OFF, ALL), options.blocks)
+        fewest = fewest_steps(len(MODES), options.blocks)
+        if options.steps < fewest:
+            parser.error(f"--steps {options.steps}: allowed is {fewest} or more with --blocks {options.blocks}")
+        slots = schedule(options.steps, tuple(MODES), options.blocks)
         switch = TollSwitch(tolls, load_profile(options.tolls), slots, options.warmup)
     if not options.rows.is_file():
         parser.error(f"--rows {options.rows}: no such file; peers_rows.py writes one")
@@ -351,9 +354,8 @@ def main() -> None:
     try:
         {"torchtitan": torchtitan, "torchtune": torchtune, "axolotl": axolotl}[options.name](options, steps)
     except Exception as error:
-        print(
-            json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True
-        )  # a progress bar may follow on stderr
+        # Said on stdout as well, as a progress bar may have the last word on stderr.
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
         raise
     tokens = options.micro_batch * options.seq_len
     modes = {mode: {"step_times_s": seconds, "tokens_per_step": tokens} for mode, seconds in steps.times_s().items()}

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 
@@ -193,7 +194,9 @@ def drawing_none_on_the_host() -> Iterator[None]:
 
 
 def _random_state_of_the_host() -> tuple[Any, ...]:
-    return (random.getstate(), torch.get_rng_state().numpy().tobytes())
+    """Python's, numpy's and torch's."""
+    numpys: Any = np.random.get_state()
+    return (random.getstate(), numpys[1].tobytes(), numpys[2:], torch.get_rng_state().numpy().tobytes())
 
 
 def recomputes(model: torch.nn.Module) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -112,12 +112,7 @@ class GraphedStep:
         device = parameters[0].device
         self._is_random = draws_random_numbers(model)
         self._trained = [parameter for parameter in parameters if parameter.requires_grad]
-        self._guarded = [
-            (module, name)
-            for module in model.modules()
-            for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        ]
-        self._sharded = [*parameters, *model.buffers()] if is_sharded else []
+        self._places = list(_places(model, is_sharded=is_sharded))
         self._readback = Readback(4, device, deliver)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._counts = torch.zeros(2, dtype=torch.float64, device=device)
@@ -276,9 +271,7 @@ class GraphedStep:
         settings = [
             [(name, repr(value)) for name, value in group.items() if name not in _CHANGING] for group in self._groups
         ]
-        # FSDP2 has whole parameters in the names of sharded ones, at times: of these only what they hold may move.
-        read = self._sharded or [getattr(module, name, None) for module, name in self._guarded]
-        addresses = list(map(_address, read))
+        addresses = self._read_places()
         is_other = self._is_update_capturable and settings != self._settings  # else no graph has them in it
         if self._recorder and (self._recorded or self._updates) and (is_other or addresses != self._addresses):
             self._is_update_capturable &= not is_other  # a schedule of more than the learning rate
@@ -286,6 +279,10 @@ class GraphedStep:
             self._recorder.begin_anew()
             self.facts["recaptures"] += 1
         self._settings, self._addresses = settings, addresses
+
+    def _read_places(self) -> list[int]:
+        """The addresses of the model's tensors."""
+        return [_address(owner.get(key)) for _, owner, key in self._places]
 
     def _set_gradients(self, gradients: Sequence[torch.Tensor | None]) -> None:
         for parameter, gradient in zip(self._trained, gradients, strict=True):
@@ -339,7 +336,7 @@ class GraphedStep:
 
     def _capture(self, work: Callable[[], None]) -> Graph:
         assert self._recorder
-        begin = time.perf_counter()
+        begin, addresses = time.perf_counter(), self._read_places()
         try:
             with drawing_none_on_the_host():
                 graph = self._recorder.record(work)
@@ -348,6 +345,13 @@ class GraphedStep:
         except Exception as error:  # noqa: BLE001 - told as what it means
             cause = original_error(error)
             raise not_capturable(cause) from cause
+        places = zip(self._places, addresses, self._read_places(), strict=True)
+        replaced = [name for (name, *_), before, after in places if before != after]
+        if replaced:
+            raise NotCapturableError(
+                f"the step itself puts another tensor in the place of the model's {replaced[0]}: a graph would go on "
+                "with the one that it was recorded with"
+            )
         self.facts["num_graphs"] += 1
         self.facts["capture_s"] += time.perf_counter() - begin
         return graph
@@ -366,6 +370,23 @@ class GraphedStep:
 
 _CHANGING = ("params", "lr", "initial_lr")
 """Of an optimizer's group, what is no fixed setting."""
+
+
+def _places(model: torch.nn.Module, *, is_sharded: bool) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Of each tensor of `model` its whole name, and where it is looked up anew, as another may have taken its place.
+
+    Where ranks hold parts of the model the tensors themselves are kept: FSDP2 has whole parameters in the names of the
+    sharded ones at times, and of these only what they hold may move.
+    """
+    if is_sharded:
+        held = dict([*model.named_parameters(), *model.named_buffers()])
+        yield from ((name, held, name) for name in held)
+        return
+    for path, module in model.named_modules():
+        for owner in (module._parameters, module._buffers):  # noqa: SLF001 - getattr would take five times as long
+            yield from (
+                (f"{path}.{name}".lstrip("."), owner, name) for name, tensor in owner.items() if tensor is not None
+            )
 
 
 def _address(tensor: torch.Tensor | None) -> int:

@@ -1,7 +1,7 @@
 """Collectives between the GPUs of this machine, through NCCL: launched one by one, and captured in a CUDA graph.
 
 Every rank runs the same calls; the readings are rank 0's. `bytes` is the larger side of the operation, and a rate is
-these bytes over the time. NVLink multicast stays off (`child.py` sees to it).
+these bytes over the time. NVLink multicast stays off (`launcher.py` sees to it).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ class Machine:
 
     def set_tolls(self, profile):
         self.profile = profile
-        self.now += 100  # no step's
+        self.now += 100  # of no step
 
     def counted(self, words):
         return {}
@@ -141,7 +142,7 @@ def run(monkeypatch):
 
 def test_steps_of_another_library_are_plain_and_tolled_in_turns(run):
     machine, seen = Machine(), ""
-    slots = schedule(16, (OFF, ALL), 2)
+    slots = [replace(slot, is_settling=False) for slot in schedule(16, (OFF, ALL), 2)]
     steps = run.Steps(StepTimer(machine), 16, 2, TollSwitch(machine, load_profile("b300"), slots, 2))
     steps.begin()
     for _ in range(19):  # one more than asked for: an epoch may end with a call of its own
@@ -149,7 +150,18 @@ def test_steps_of_another_library_are_plain_and_tolled_in_turns(run):
         machine.step()
         steps.end()
     assert seen[:18] == ".." + "....TTTT" + "TTTT...."
-    assert steps.times_s() == {"off": [1.0] * 4, "tolled": [3.0] * 4}  # two of each block are not measured
+    assert steps.times_s() == {"off": [1.0] * 8, "tolled": [3.0] * 8}
+
+
+def test_steps_that_settle_are_not_among_the_measured(run):
+    machine = Machine()
+    slots = schedule(16, (OFF, ALL), 2)
+    steps = run.Steps(StepTimer(machine), 16, 0, TollSwitch(machine, load_profile("b300"), slots, 0))
+    steps.begin()
+    for _ in range(16):
+        machine.step()
+        steps.end()
+    assert {mode: len(times) for mode, times in steps.times_s().items()} == {"off": 4, "tolled": 4}
 
 
 def test_without_tolls_all_its_steps_after_the_warm_up_are_measured(run):

@@ -4,6 +4,7 @@ import random
 import re
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from regression import (
@@ -25,8 +26,12 @@ from cctrain.steps.graphed import GraphedStep
 class Training:
     """A GraphedStep of `num_ranks`, and what it delivered."""
 
-    def __init__(self, *, accumulates=False, num_ranks=1, is_sharded=False, engine=Regression, **recorder):
+    def __init__(
+        self, *, accumulates=False, num_ranks=1, is_sharded=False, engine=Regression, buffers=None, **recorder
+    ):
         self.model, self.optimizer = make_model()
+        for name, tensor in (buffers or {}).items():
+            self.model.register_buffer(name, tensor)
         self.engine, self.delivered = engine(self.model, self.optimizer), {}
         self.recorder = FakeRecorder(self.model, **recorder)
         self.step = GraphedStep(
@@ -113,6 +118,15 @@ def test_another_tensor_in_the_place_of_one_that_is_not_trained_is_noticed(train
     graphed.run(steps, first=10)
     assert graphed.step.facts["recaptures"] == 1
     assert graphed.model.weight.isfinite().all()
+
+
+def test_in_the_name_of_a_sharded_parameter_the_whole_one_may_stand_at_times(training):
+    """As FSDP2 has it after a forward pass without a backward one."""
+    graphed = training(is_sharded=True)
+    graphed.run(steps_of(*5 * [[2]]))
+    graphed.model.weight = torch.nn.Parameter(graphed.model.weight.detach().clone())
+    graphed.step._forget_outdated()
+    assert graphed.step.facts["recaptures"] == 0
 
 
 def test_what_a_rank_holds_of_a_sharded_parameter_may_move_as_well(training):
@@ -230,10 +244,22 @@ def test_what_cannot_be_recorded_is_told_with_the_lines_that_wait_and_the_plain_
     graphed.assert_weights_of(plain_loop(steps)[1])
 
 
-@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(())], ids=["Python's", "torch's"])
+DRAWS = {"Python's": random.random, "numpy's": numpy.random.random, "torch's": lambda: torch.rand(())}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_random_numbers_of_the_host_are_no_part_of_a_graph(training, draw):
     graphed = training(work=draw)
     with pytest.raises(NotCapturableError, match=r"draws random numbers on the host, as LayerDrop"):
+        graphed.run(steps_of([2]))
+
+
+def test_a_step_that_replaces_a_tensor_of_the_model_is_refused_and_not_recorded_anew_each_time(training):
+    def replace():
+        graphed.model.average = graphed.model.average.clone()
+
+    graphed = training(work=replace, buffers={"average": torch.zeros(2)})
+    with pytest.raises(NotCapturableError, match=r"puts another tensor in the place of the model's average"):
         graphed.run(steps_of([2]))
 
 

@@ -25,7 +25,8 @@ def peers(monkeypatch):
 def program(path, *, tolled="times", off="times", processes=1):
     """Stands for both Pythons: cctrain's, which makes rows and emulates, and the other library's."""
     times = {mode: {"step_times_s": seconds, "tokens_per_step": 64} for mode, seconds in TIMES.items()}
-    kinds = {"times": {"tolled": times, "off": {"off": times["off"]}}, "nothing": {"tolled": {}, "off": {}}}
+    plain = {"off": times["off"]}
+    kinds = {"times": {"tolled": times, "off": plain}, "plain": {"tolled": plain}, "nothing": {"tolled": {}, "off": {}}}
     dies = "echo 'out of memory' >&2; exit 1"
     say = {
         mode: f"echo 'loading'; echo '{json.dumps({'timed': kinds[how][mode]})}'" if how in kinds else dies
@@ -89,7 +90,8 @@ def test_it_trains_on_the_recipes_rows_which_are_made_once(trained, tmp_path):
     trained()
     calls = (tmp_path / "python.calls").read_text().splitlines()
     (made,) = [call for call in calls if "peers_rows.py" in call]
-    assert len(calls) == 3  # plain and tolled steps are of one process
+    assert len(calls) == 3
+    assert all("emulate --" in call and "--tolls b300 --blocks 2" in call for call in calls if call != made)
     rows = str(tmp_path / "rows" / "lora-2x32.pt")
     for words in (rows, "--steps 41", "recipe=tiny_llama_peft", "data.seq_len=32", "local_batch_size=2"):
         assert words in made
@@ -105,7 +107,8 @@ def test_a_level_that_shifts_is_named_unsteady(peers):
     ("behaviour", "error"),
     [
         ({"tolled": "dies"}, "emulated: out of memory"),
-        ({"tolled": "nothing"}, "emulated: it printed no step times"),
+        ({"tolled": "nothing"}, "emulated: it printed no step times of both modes"),
+        ({"tolled": "plain"}, "emulated: it printed no step times of both modes"),
         ({"processes": 0}, "emulated: the emulation met no process of it: is there a GPU?"),
     ],
 )
@@ -116,6 +119,19 @@ def test_where_it_cannot_be_emulated_it_runs_once_more_without_tolls(peers, trai
     assert found["rows"][0]["off"]["tokens_per_s_per_gpu"] == pytest.approx(640)
     assert found["rows"][0]["tolled"] is None
     assert [one["error"] for one in found["failed"]] == [error]
+
+
+def test_one_that_is_late_is_not_begun_once_more(peers, tmp_path, monkeypatch):
+    fake = tmp_path / "python"
+    fake.write_text(
+        f'#!/bin/sh\necho "$*" >> {fake}.calls\ncase "$*" in *peers_rows.py*) : > "$2" ;; *) exec sleep 9 ;; esac\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    flags = settings(peers, tmp_path, {"torchtune": {"python": str(fake)}}, cell_s=1.0)
+    cell = peers.run(peers.Cell("lora", "2x32", "torchtune", 0), flags)
+    assert cell["error"] == "not done by its deadline"
+    assert len((tmp_path / "python.calls").read_text().splitlines()) == 2  # its rows, and the emulated one
 
 
 def test_one_that_does_not_train_has_an_error_and_no_row(peers, trained, tmp_path):
