@@ -189,17 +189,15 @@ def _run_other(cell: Cell, flags: argparse.Namespace, deadline: float) -> dict[s
     return {"timed": timed, "error": f"emulated: {error}" + (f"; off: {plain_error}" if plain_error else "")}
 
 
-def _timed(
-    argv: Sequence[str], deadline: float, *, is_emulated: bool = False
-) -> tuple[dict[str, Any] | None, str | None]:
-    """The step times that `others/run.py` printed, by mode, or what went wrong with it."""
+def _timed(argv: Sequence[str], deadline: float, *, is_emulated: bool = False) -> tuple[dict[str, Any], str | None]:
+    """The step times that `others/run.py` printed, by mode, and what went wrong with it."""
     printed, error = _finished(argv, deadline)
     if not error and is_emulated and not any(one.get("processes") for one in printed):
         error = "the emulation met no process of it: is there a GPU?"
     timed = next((one["timed"] for one in printed if one.get("timed")), {})
     if not error and len(timed) < (len(peers_table.MODES) if is_emulated else 1):
         error = f"it printed no step times{' of both modes' * is_emulated}"
-    return (None if error else timed), error
+    return timed, error
 
 
 def _rows_file(cell: Cell, flags: argparse.Namespace) -> Path:

@@ -24,6 +24,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections import defaultdict
@@ -351,16 +352,24 @@ def main() -> None:
     options.micro_batch, options.seq_len = options.rows[0][0].shape
     os.environ |= RANK_OF_ONE | OFFLINE
     steps = Steps(StepTimer(_clock()), options.steps, options.warmup, switch)
+
+    def end(code: int) -> None:
+        """With what there is."""
+        tokens = options.micro_batch * options.seq_len
+        modes = {
+            mode: {"step_times_s": seconds, "tokens_per_step": tokens} for mode, seconds in steps.times_s().items()
+        }
+        print(json.dumps({"timed": modes}), flush=True)
+        os._exit(code)
+
+    signal.signal(signal.SIGTERM, lambda *_: end(1))  # its deadline
     try:
         {"torchtitan": torchtitan, "torchtune": torchtune, "axolotl": axolotl}[options.name](options, steps)
     except Exception as error:
         # Said on stdout as well, as a progress bar may have the last word on stderr.
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
         raise
-    tokens = options.micro_batch * options.seq_len
-    modes = {mode: {"step_times_s": seconds, "tokens_per_step": tokens} for mode, seconds in steps.times_s().items()}
-    print(json.dumps({"timed": modes}), flush=True)
-    os._exit(0)
+    end(0)
 
 
 if __name__ == "__main__":

@@ -121,16 +121,22 @@ def test_where_it_cannot_be_emulated_it_runs_once_more_without_tolls(peers, trai
     assert [one["error"] for one in found["failed"]] == [error]
 
 
-def test_one_that_is_late_is_not_begun_once_more(peers, tmp_path, monkeypatch):
+def test_one_that_is_late_is_not_begun_once_more_and_keeps_what_it_has(peers, tmp_path, monkeypatch):
     fake = tmp_path / "python"
+    timed = {mode: {"step_times_s": seconds[:9], "tokens_per_step": 64} for mode, seconds in TIMES.items()}
     fake.write_text(
-        f'#!/bin/sh\necho "$*" >> {fake}.calls\ncase "$*" in *peers_rows.py*) : > "$2" ;; *) exec sleep 9 ;; esac\n'
+        "#!/bin/sh\n"
+        f'echo "$*" >> {fake}.calls\n'
+        'case "$*" in *peers_rows.py*) : > "$2"; exit ;; esac\n'
+        f"trap \"echo '{json.dumps({'timed': timed}).replace(chr(34), chr(92) + chr(34))}'; exit 1\" TERM\n"
+        "sleep 4 > /dev/null 2>&1 & wait\n"
     )
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
     flags = settings(peers, tmp_path, {"torchtune": {"python": str(fake)}}, cell_s=1.0)
     cell = peers.run(peers.Cell("lora", "2x32", "torchtune", 0), flags)
-    assert cell["error"] == "not done by its deadline"
+    assert (cell["error"], cell["timed"]) == ("not done by its deadline", timed)
+    assert results(peers, cell, tmp_path)["rows"][0]["tolled"]["num_runs"] == 1
     assert len((tmp_path / "python.calls").read_text().splitlines()) == 2  # its rows, and the emulated one
 
 
