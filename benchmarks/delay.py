@@ -9,7 +9,8 @@ library, a kernel that counts the GPU's cycles, in a graph of its own for each p
 Each has two times: the GPU's, whose graph begins as an exchange ends, on all GPUs at once; and the host's, as the verb
 tolls takes it, where a rank that begins later than the others is in the time of the graph. What both kinds of pause
 say is the machine's; what the first says of a single GPU is the delay's own. `ticks_ns` are the steps in which the
-GPU's timer moves, by which the delay is measured. The last line of stdout is one JSON object.
+GPU's timer moves, by which the delay is measured. The last line of stdout is one JSON object, in which each time is
+the GPU's and the host's.
 """
 
 from __future__ import annotations
@@ -45,8 +46,6 @@ _AHEAD_US = 1000
 
 Times = np.typing.NDArray[np.float64]
 """Microseconds an exchange, by the GPU's clock and by the host's."""
-
-
 PAUSE, BOTH = "the pause alone", "the pause and an exchange"
 
 
@@ -62,7 +61,8 @@ def _read_timer(pointer, count: tl.constexpr):
 
 
 def captured(work: Callable[[], object], exchange: Callable[[], object], num_calls: int) -> Callable[[], Times]:
-    """One of many `work` in a graph; an `exchange` lets the GPUs begin together."""
+    """A block: the time of one `work` of the `num_calls` in a graph, before which an `exchange` lets the GPUs begin
+    together."""
     work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

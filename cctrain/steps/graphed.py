@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from cctrain.steps.capture import (
     original_error,
     without_random_state,
 )
+from cctrain.steps.model_tensors import ModelTensors
 from cctrain.steps.number import OnDevice
 from cctrain.steps.readback import Readback
 from cctrain.steps.staging import shape_of
@@ -112,7 +113,7 @@ class GraphedStep:
         device = parameters[0].device
         self._is_random = draws_random_numbers(model)
         self._trained = [parameter for parameter in parameters if parameter.requires_grad]
-        self._places = list(_places(model, is_sharded=is_sharded))
+        self._tensors = ModelTensors(model, is_sharded=is_sharded)
         self._readback = Readback(4, device, deliver)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._counts = torch.zeros(2, dtype=torch.float64, device=device)
@@ -271,7 +272,7 @@ class GraphedStep:
         settings = [
             [(name, repr(value)) for name, value in group.items() if name not in _CHANGING] for group in self._groups
         ]
-        addresses = self._read_places()
+        addresses = self._tensors.addresses()
         is_other = self._is_update_capturable and settings != self._settings  # else no graph has them in it
         if self._recorder and (self._recorded or self._updates) and (is_other or addresses != self._addresses):
             self._is_update_capturable &= not is_other  # a schedule of more than the learning rate
@@ -279,10 +280,6 @@ class GraphedStep:
             self._recorder.begin_anew()
             self.facts["recaptures"] += 1
         self._settings, self._addresses = settings, addresses
-
-    def _read_places(self) -> list[int]:
-        """The addresses of the model's tensors."""
-        return [_address(owner.get(key)) for _, owner, key in self._places]
 
     def _set_gradients(self, gradients: Sequence[torch.Tensor | None]) -> None:
         for parameter, gradient in zip(self._trained, gradients, strict=True):
@@ -336,7 +333,7 @@ class GraphedStep:
 
     def _capture(self, work: Callable[[], None]) -> Graph:
         assert self._recorder
-        begin, addresses = time.perf_counter(), self._read_places()
+        begin, addresses = time.perf_counter(), self._tensors.addresses()
         try:
             with drawing_none_on_the_host():
                 graph = self._recorder.record(work)
@@ -345,8 +342,7 @@ class GraphedStep:
         except Exception as error:  # noqa: BLE001 - told as what it means
             cause = original_error(error)
             raise not_capturable(cause) from cause
-        places = zip(self._places, addresses, self._read_places(), strict=True)
-        replaced = [name for (name, *_), before, after in places if before != after]
+        replaced = self._tensors.elsewhere(addresses)
         if replaced:
             raise NotCapturableError(
                 f"the step itself puts another tensor in the place of the model's {replaced[0]}: a graph would go on "
@@ -370,28 +366,6 @@ class GraphedStep:
 
 _CHANGING = ("params", "lr", "initial_lr")
 """Of an optimizer's group, what is no fixed setting."""
-
-
-def _places(model: torch.nn.Module, *, is_sharded: bool) -> Iterator[tuple[str, Mapping[str, Any], str]]:
-    """Of each tensor of `model` its whole name, and where it is looked up anew, as another may have taken its place.
-
-    Where ranks hold parts of the model the tensors themselves are kept: FSDP2 has whole parameters in the names of the
-    sharded ones at times, and of these only what they hold may move.
-    """
-    if is_sharded:
-        held = dict([*model.named_parameters(), *model.named_buffers()])
-        yield from ((name, held, name) for name in held)
-        return
-    for path, module in model.named_modules():
-        for owner in (module._parameters, module._buffers):  # noqa: SLF001 - getattr would take five times as long
-            yield from (
-                (f"{path}.{name}".lstrip("."), owner, name) for name, tensor in owner.items() if tensor is not None
-            )
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    """Of a sharded tensor that of what this rank holds, without a view made of it in each step."""
-    return 0 if tensor is None else getattr(tensor, "_local_tensor", tensor).data_ptr()
 
 
 def _on(batch: Any, device: torch.device) -> Any:

@@ -76,7 +76,7 @@ def test_a_rank_of_another_job_that_a_full_disk_ends_waits_in_no_exit_handler(tr
     assert not (tmp_path / "waited").exists()
 
 
-def test_a_rank_of_another_job_has_no_multicast_whatever_that_has_set(train_in_another_job, tmp_path):
+def test_a_rank_of_another_job_has_no_multicast_whatever_that_job_has_set(train_in_another_job, tmp_path):
     said = "return {'value': os.environ['NCCL_NVLS_ENABLE']}"
     assert train_in_another_job(said, NCCL_NVLS_ENABLE="1") == 0
     (end,) = (tmp_path / "run" / "samples" / "rank1.jsonl").read_text().splitlines()[1:]
