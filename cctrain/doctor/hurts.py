@@ -74,8 +74,9 @@ def _tensor_width(recipe: Mapping[str, Any], layout: Layout, holds: Holds) -> Hu
         narrower = layout_of(changed(recipe, changes), layout.world)
         if narrower and holds(changed(recipe, changes), narrower):
             why = (
-                f"each all-reduce costs 9 to 15 us more, and {layout.tensor}-way tensor parallelism makes four a "
-                "layer; of graphed steps measure both, as a narrower one gathers more weights"
+                "each exchange costs 9 to 15 us more, and AutoModel's tensor parallelism makes seven a layer, 23 with "
+                "LoRA (Llama's four under step=graphed); of graphed steps measure both, as a narrower one gathers more "
+                "weights"
             )
             return Hurt("TP width", why, overrides(recipe, changes | batch_change(recipe, narrower)))
     return None

@@ -20,6 +20,7 @@ from cctrain.emulation.switch import TollSwitch
 from cctrain.engines import images
 from cctrain.engines.automodel_graphed import GraphedTraining
 from cctrain.engines.observer import Observer
+from cctrain.engines.tensor_parallel import few_exchanges
 from cctrain.metrics import count_tokens
 from cctrain.request.strategy import is_ddp
 from cctrain.samples import SampleFile
@@ -181,7 +182,8 @@ class GraphedRecipe(TimedRecipe):
 
     def setup(self: Any) -> None:
         """Set up; the step itself when training begins."""
-        super().setup()
+        with few_exchanges():
+            super().setup()
         # Of the class, as the observer: AutoModel would take it for something to checkpoint.
         type(self).graphed = GraphedTraining(
             self,

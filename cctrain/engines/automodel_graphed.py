@@ -26,6 +26,7 @@ from cctrain.engines.masks import masked_as_in_a_graph
 from cctrain.engines.observer import check_loss
 from cctrain.engines.replicas import average_gradients, is_replicated, rebuild_reducer, unwrapped, without_reducer
 from cctrain.engines.sampled_lengths import lengths_for
+from cctrain.engines.tensor_parallel import has_few_exchanges, sum_replicas
 from cctrain.engines.unfinished import forget_unfinished
 from cctrain.steps.batches import by_documents, padded, unmasked
 from cctrain.steps.capture import NotCapturableError, Recorder, draws_random_numbers, recomputes
@@ -113,6 +114,7 @@ class GraphedTraining:
             is_fused = bool(getattr(getattr(self._recipe, "loss_fn", None), "is_fused", False))
             facts |= {"lengths": list(self._lengths), "compiled": self._num_compiled > 0, "loss_compiled": is_fused}
             facts |= {"attends_by_documents": self._is_by_documents, **self._step.facts}
+            facts["few_exchanges"] = has_few_exchanges(self._recipe.model_parts[0])
             if self._num_compiled or is_fused:
                 facts |= compiler_facts()
         return facts
@@ -274,7 +276,6 @@ class _Engine:
     def __init__(self, recipe: Any) -> None:
         self._recipe = recipe
         self._utils: Any = importlib.import_module("nemo_automodel.components.training.utils")
-        self._replicas: Any = importlib.import_module("nemo_automodel.components.distributed.tp_replicas")
         self.max_grad_norm: float | None = None
         self._group = recipe._get_dp_group(include_cp=True)  # None: all ranks, or one alone
         self._are_samples_shared = recipe._get_dp_group_size(include_cp=True) > 1
@@ -314,7 +315,7 @@ class _Engine:
         """AutoModel's clipping, and its optimizers."""
         recipe = self._recipe
         average_gradients(recipe.model_parts[0])
-        self._replicas.synchronize_tp_replica_gradients(recipe.model_parts, recipe.device_mesh)
+        sum_replicas(recipe.model_parts, recipe.device_mesh)
         with sum_squares_on_the_device(), clipping_by(recipe.optimizer):
             norm: torch.Tensor | float = self._utils.scale_grads_and_clip_grad_norm(
                 self.max_grad_norm, recipe.model_parts, device_mesh=recipe.device_mesh, foreach=True

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cctrain.packaged import RECIPES
 from cctrain.reduce import Reduction, reduce_samples
@@ -68,7 +69,14 @@ CASES = {
             *("train.step_scheduler.local_batch_size=1", "train.step_scheduler.global_batch_size=4"),
         ),
     ),
-    "tensor_parallel": Case(2, 2, ("recipe=tiny_llama_sft", "data=pydoc", "train.distributed.tp_size=2")),
+    # With AutoModel's own exchanges; of one length, as rows are split.
+    "sequence_parallel": Case(
+        *(2, 2),
+        (
+            *("recipe=tiny_llama_peft", "data=synthetic", "data.seq_len=64"),
+            *("train.distributed.tp_size=2", "train.distributed.sequence_parallel=true"),
+        ),
+    ),
     # Of one length: with others, rounding alone differs by 1e-5 of a gradient (test_image_places.py: 1e-6 in float64).
     "gemma_with_images_on_two_ranks": Case(2, 2, ("recipe=tiny_gemma_peft", "data=synthetic", "data.seq_len=160")),
 }
@@ -205,8 +213,8 @@ def checkpointing(tmp_path_factory):
     return write_recipe(tmp_path_factory.mktemp("checkpointing"))
 
 
-def keeping(recipe):
-    return (f"recipe={recipe}", ONE_RANK, *SHORT, "measure.validation=true", "measure.checkpoint=true")
+def keeping(recipe, ranks=ONE_RANK):
+    return (f"recipe={recipe}", ranks, *SHORT, "measure.validation=true", "measure.checkpoint=true")
 
 
 @pytest.fixture(scope="module")
@@ -218,11 +226,23 @@ def saved(start_cctrain, checkpointing):
     return runs
 
 
+def after_three_steps_of(run):
+    """The same, graphed."""
+    return (f"+train.checkpoint.restore_from={run.run_dir}/checkpoints/epoch_0_step_2", "step=graphed")
+
+
 @pytest.fixture(scope="module")
 def resumed(run_cctrain, checkpointing, saved):
-    """The graphed training from its third step on."""
-    restore = f"+train.checkpoint.restore_from={saved[1].run_dir}/checkpoints/epoch_0_step_2"
-    return run_cctrain(*keeping(checkpointing), restore, "step=graphed")
+    return run_cctrain(*keeping(checkpointing), *after_three_steps_of(saved[1]))
+
+
+@pytest.fixture(scope="module")
+def tensor_parallel(run_cctrain, checkpointing):
+    """AutoModel's own training on two ranks, and graphed, with few exchanges, from its third step on."""
+    ranks = (*keeping(checkpointing, TWO_RANKS), "train.distributed.tp_size=2")
+    stock = run_cctrain(*ranks)
+    assert_complete(stock)
+    return stock, run_cctrain(*ranks, *after_three_steps_of(stock))
 
 
 class TestBetweenGraphedSteps:
@@ -248,6 +268,32 @@ class TestBetweenGraphedSteps:
         assert resumed.record["step_kind"] == "graphed", resumed.stderr
         assert [step["step"] for step in resumed.record["steps"]] == [4, 5, 6]
         assert losses(resumed) == pytest.approx(losses(graphed)[3:], rel=1e-6)
+
+    def test_tensor_parallel_ranks_with_few_exchanges_go_on_as_automodels_do(self, tensor_parallel):
+        stock, resumed = tensor_parallel
+        assert resumed.record["graphs"]["few_exchanges"], resumed.stderr
+        assert losses(resumed) == pytest.approx(losses(stock)[3:], rel=1e-6)
+        expected, found = adapters(stock), adapters(resumed)
+        assert len(found) == 28
+        assert found.keys() == expected.keys()
+        for name, adapter in found.items():
+            torch.testing.assert_close(adapter, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_tensor_parallel_ranks_train_all_of_a_model_as_one_rank_does(start_cctrain, checkpointing):
+    """AutoModel's own do not: test_tensor_parallel.py."""
+    recipe = (f"recipe={checkpointing}", "~train.peft", *SHORT)
+    ranks = (TWO_RANKS, "train.distributed.tp_size=2", "step=graphed")
+    started = [start_cctrain(*recipe, *more) for more in ((ONE_RANK, "step=stock"), ranks)]
+    alone, parallel = (run.finish() for run in started)
+    assert_complete(alone, parallel)
+    assert losses(alone)[0] > 1.5 * losses(alone)[-1]
+    assert losses(parallel) == pytest.approx(losses(alone), rel=1e-5)
+
+
+def adapters(run):
+    """As the last checkpoint has them."""
+    return load_file(run.run_dir / "checkpoints" / "epoch_0_step_5" / "model" / "adapter_model.safetensors")
 
 
 AUTOMODELS_LOGITS = """
