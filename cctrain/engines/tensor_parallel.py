@@ -34,13 +34,15 @@ _BY_ROWS = ("self_attn.o_proj", "mlp.down_proj")
 
 @contextmanager
 def few_exchanges() -> Iterator[None]:
-    """Within, AutoModel splits a model among tensor-parallel ranks so, where it can be; others as ever."""
+    """Within, AutoModel splits a model among tensor-parallel ranks so, where it can be; others, and with a plan of the
+    recipe's own, as ever."""
     planned = parallelizer._get_parallel_plan
 
-    @functools.wraps(planned)
-    def plan(model: torch.nn.Module, is_sequence_parallel: bool = False, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        styles: dict[str, Any] = planned(model, is_sequence_parallel, *args, **kwargs)
-        if is_sequence_parallel or not _is_splittable(model):
+    def plan(
+        model: torch.nn.Module, sequence_parallel: bool = False, tp_shard_plan: Any = None, tp_size: int = 1
+    ) -> dict[str, Any]:
+        styles: dict[str, Any] = planned(model, sequence_parallel, tp_shard_plan, tp_size)
+        if sequence_parallel or tp_shard_plan or not _is_splittable(model):
             return styles
         return {**styles, **_styles(), _EMBEDDING: _Waited(styles[_EMBEDDING])}
 
@@ -53,7 +55,7 @@ def few_exchanges() -> Iterator[None]:
 
 def has_few_exchanges(model: torch.nn.Module) -> bool:
     """Whether it was split so."""
-    return any(isinstance(module, _Own) for module in model.modules())
+    return any(isinstance(module, _PartLinear) for module in model.modules())
 
 
 def sum_replicas(model_parts: Sequence[torch.nn.Module], device_mesh: Any) -> None:
@@ -69,7 +71,7 @@ def sum_replicas(model_parts: Sequence[torch.nn.Module], device_mesh: Any) -> No
         if parameter.grad is not None and all(
             tp_replicas._is_tp_replicated(one, ranks, rank, "tp") for one in (parameter, parameter.grad)
         ):
-            gradients[reduction].append(_own(parameter.grad))
+            gradients[reduction].append(_local(parameter.grad))
     for reduction, of_all in gradients.items():
         for bucket in buckets(of_all):
             flat = torch.cat([gradient.flatten() for gradient in bucket]).float()
@@ -141,7 +143,7 @@ class _ByColumns(ParallelStyle):
             _split(module.lora_A, device_mesh, weight=Replicate())
             _split(module.lora_B, device_mesh, weight=Shard(0))
             tp_replicas.mark_tp_replica_gradient_reduction(module.lora_A, "sum")
-        module.__class__ = _class_of(_Own, _bases(module))
+        module.__class__ = _class_of(_PartLinear, _bases(module))
         return module
 
 
@@ -154,34 +156,34 @@ class _ByRows(ParallelStyle):
             _split(module.lora_A, device_mesh, weight=Shard(1))
             _split(module.lora_B, device_mesh, weight=Replicate())
             tp_replicas.mark_tp_replica_gradient_reduction(module.lora_B, "sum")
-        module.__class__ = _class_of(_Summed, _bases(module))
+        module.__class__ = _class_of(_SummedLinear, _bases(module))
         module.tensor_mesh = device_mesh
         return module
 
 
-class _Own:
+class _PartLinear:
     """Mixed into a linear layer before it, with LoRA or without: computed on this rank's part of it."""
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         """`x` (..., inputs) and the result (..., outputs) are this rank's as well."""
-        return self._part(x, None if self.bias is None else _own(self.bias))
+        return self._part(x, None if self.bias is None else _local(self.bias))
 
     def _part(self: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        part = functional.linear(x, _own(self.weight), bias)
+        part = functional.linear(x, _local(self.weight), bias)
         if not _has_adapter(self):
             return part
-        low = functional.linear(x, _own(self.lora_A.weight)) * self.scale
-        return part + functional.linear(low, _own(self.lora_B.weight))
+        low = functional.linear(x, _local(self.lora_A.weight)) * self.scale
+        return part + functional.linear(low, _local(self.lora_B.weight))
 
 
-class _Summed(_Own):
+class _SummedLinear(_PartLinear):
     """The same, of which the ranks' results are summed."""
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         """`x` (..., inputs) is this rank's, the result (..., outputs) every rank's."""
         parts = DTensor.from_local(self._part(x, None), self.tensor_mesh, [Partial()], run_check=False)
         whole: torch.Tensor = parts.redistribute(placements=[Replicate()]).to_local()
-        return whole if self.bias is None else whole + _own(self.bias)
+        return whole if self.bias is None else whole + _local(self.bias)
 
 
 @functools.cache
@@ -201,7 +203,7 @@ def _split(module: Any, mesh: Any, **placements: Any) -> None:
             _distribute_param(module, name, mesh, 0, [placement])
 
 
-def _own(tensor: torch.Tensor) -> torch.Tensor:
+def _local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of it; a gradient has the same part."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 

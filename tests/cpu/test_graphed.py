@@ -29,6 +29,7 @@ from tests.questions import write_recipe
 
 SHORT = ("track=none", "measure.warmup=1", "measure.steps=5")
 TWO_RANKS = "launch.nproc_per_node=2"
+TWO_PAIRS = ("launch.nproc_per_node=4", "train.distributed.tp_size=2")
 ONE_RANK = "launch.nproc_per_node=1"
 ENDLESS = ("track=none", "measure.warmup=5", "measure.steps=5000")
 REPLICAS = ("train.distributed.strategy=ddp", "~train.distributed.sequence_parallel", "~train.distributed.mp_policy")
@@ -213,8 +214,8 @@ def checkpointing(tmp_path_factory):
     return write_recipe(tmp_path_factory.mktemp("checkpointing"))
 
 
-def keeping(recipe, ranks=ONE_RANK):
-    return (f"recipe={recipe}", ranks, *SHORT, "measure.validation=true", "measure.checkpoint=true")
+def keeping(recipe, *ranks):
+    return (f"recipe={recipe}", *(ranks or (ONE_RANK,)), *SHORT, "measure.validation=true", "measure.checkpoint=true")
 
 
 @pytest.fixture(scope="module")
@@ -238,11 +239,10 @@ def resumed(run_cctrain, checkpointing, saved):
 
 @pytest.fixture(scope="module")
 def tensor_parallel(run_cctrain, checkpointing):
-    """AutoModel's own training on two ranks, and graphed, with few exchanges, from its third step on."""
-    ranks = (*keeping(checkpointing, TWO_RANKS), "train.distributed.tp_size=2")
-    stock = run_cctrain(*ranks)
+    """AutoModel's own training on two pairs of ranks, and graphed, with few exchanges, from its third step on."""
+    stock = run_cctrain(*keeping(checkpointing, *TWO_PAIRS))
     assert_complete(stock)
-    return stock, run_cctrain(*ranks, *after_three_steps_of(stock))
+    return stock, run_cctrain(*keeping(checkpointing, *TWO_PAIRS), *after_three_steps_of(stock))
 
 
 class TestBetweenGraphedSteps:
@@ -280,14 +280,14 @@ class TestBetweenGraphedSteps:
             torch.testing.assert_close(adapter, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_tensor_parallel_ranks_train_all_of_a_model_as_one_rank_does(start_cctrain, checkpointing):
+def test_two_pairs_of_tensor_parallel_ranks_train_all_of_a_model_as_one_rank_does(start_cctrain, checkpointing):
     """AutoModel's own do not: test_tensor_parallel.py."""
     recipe = (f"recipe={checkpointing}", "~train.peft", *SHORT)
-    ranks = (TWO_RANKS, "train.distributed.tp_size=2", "step=graphed")
-    started = [start_cctrain(*recipe, *more) for more in ((ONE_RANK, "step=stock"), ranks)]
+    started = [start_cctrain(*recipe, *more) for more in ((ONE_RANK,), (*TWO_PAIRS, "step=graphed"))]
     alone, parallel = (run.finish() for run in started)
     assert_complete(alone, parallel)
     assert losses(alone)[0] > 1.5 * losses(alone)[-1]
+    assert parallel.record["graphs"]["few_exchanges"]
     assert losses(parallel) == pytest.approx(losses(alone), rel=1e-5)
 
 

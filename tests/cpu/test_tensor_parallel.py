@@ -7,7 +7,7 @@ from test_replicas import one_of_two
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.distributed.tensor.parallel import parallelize_module
+from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 from torch.multiprocessing import spawn
 
 from cctrain.packaged import RECIPES
@@ -19,14 +19,17 @@ LAYERS = 2
 TOKENS = torch.arange(3, 83).reshape(2, 40)
 
 
-def llama(targets=("*_proj",), **peft):
-    """The same on all ranks, with adapters that do something; all of it is trained where there are none."""
+def llama(targets=("*_proj",), *, is_hf=False, **peft):
+    """The same on all ranks, with adapters that do something; all of it is trained where there are none. `is_hf`:
+    Hugging Face's own."""
     from nemo_automodel.components._peft.lora import PeftConfig, apply_lora_to_linear_modules
-    from nemo_automodel.components.models.llama.model import LlamaForCausalLM
-    from transformers import LlamaConfig
+    from nemo_automodel.components.models.llama.model import LlamaForCausalLM as Automodels
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig.from_pretrained(RECIPES / "models" / "tiny-llama")).float()
+    model = (LlamaForCausalLM if is_hf else Automodels)(
+        LlamaConfig.from_pretrained(RECIPES / "models" / "tiny-llama")
+    ).float()
     assert len(model.model.layers) == LAYERS
     if targets:
         apply_lora_to_linear_modules(model, PeftConfig(target_modules=list(targets), **peft))
@@ -36,11 +39,11 @@ def llama(targets=("*_proj",), **peft):
     return model
 
 
-def split(model, mesh, *, is_sequence_parallel=False):
+def split(model, mesh, *, is_sequence_parallel=False, own_plan=None):
     """As AutoModel does it."""
     from nemo_automodel.components.distributed import parallelizer
 
-    planned = parallelizer._get_parallel_plan(model, is_sequence_parallel, tp_size=2)
+    planned = parallelizer._get_parallel_plan(model, is_sequence_parallel, own_plan, tp_size=2)
     plan = {name: parallelizer.translate_to_lora(style) for name, style in planned.items()}
     return parallelize_module(model, mesh["tp"], plan)
 
@@ -71,35 +74,36 @@ def gradients(model):
 
 
 TRAINED = {
-    "adapters": (("*_proj",), 14 * LAYERS),
-    "adapters of some": (("*q_proj", "*o_proj"), 4 * LAYERS),
-    "all": ((), 9 * LAYERS + 3),
+    "adapters": ({"targets": ("*_proj",)}, 14 * LAYERS),
+    "adapters of some": ({"targets": ("*q_proj", "*o_proj")}, 4 * LAYERS),
+    "adapters of Hugging Face's": ({"targets": ("*_proj",), "is_hf": True}, 14 * LAYERS),
+    "all": ({"targets": ()}, 9 * LAYERS + 3),
 }
-"""The targets of LoRA, and how many parameters are trained."""
+"""What of which model, and how many parameters these are."""
 
 
 def as_one(rank, folder):
     with one_of_two(rank, folder):
         mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
-        for targets, num_trained in TRAINED.values():
-            check_gradients(targets, num_trained, mesh)
+        for model, num_trained in TRAINED.values():
+            check_gradients(model, num_trained, mesh)
 
 
-def check_gradients(targets, num_trained, mesh):
+def check_gradients(model, num_trained, mesh):
     from cctrain.engines.compiled import compile_layers, compiler_facts
     from cctrain.engines.tensor_parallel import few_exchanges, has_few_exchanges, sum_replicas
 
     with few_exchanges():
-        own, compiled = (split(llama(targets), mesh) for _ in range(2))
+        own, compiled = (split(llama(**model), mesh) for _ in range(2))
     assert has_few_exchanges(own)
     assert compile_layers(compiled) == LAYERS
     compiled_before = compiler_facts()["compilations"]
-    alone = llama(targets)
+    alone = llama(**model)
     expected = trained(alone)
-    for model in (own, compiled):
-        assert trained(model) == pytest.approx(expected, rel=1e-6)
-        sum_replicas([model], mesh)
-        found = gradients(model)
+    for parallel in (own, compiled):
+        assert trained(parallel) == pytest.approx(expected, rel=1e-6)
+        sum_replicas([parallel], mesh)
+        found = gradients(parallel)
         assert len(found) == num_trained
         for name, gradient in gradients(alone).items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
@@ -149,7 +153,9 @@ def as_before(rank, folder):
                 split(model, mesh)
                 assert not has_few_exchanges(model), name
             sequence_parallel = split(llama(), mesh, is_sequence_parallel=True)
+            planned = split(llama(), mesh, own_plan={"model.layers.*.mlp.down_proj": RowwiseParallel()})
         assert not has_few_exchanges(sequence_parallel)
+        assert not has_few_exchanges(planned)
         after = split(llama(), mesh)
         assert not has_few_exchanges(after)
 
