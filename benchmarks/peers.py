@@ -299,10 +299,11 @@ def parse() -> argparse.Namespace:
     for shape in flags.shapes:
         shape_overrides(shape)  # says what is wrong with one
     further = dict(_further(line, parser) for line in flags.line)
+    known = LINES | further
     for name in flags.lines:
-        if name not in LINES:
-            parser.error(f"--lines {name}: allowed is {'; '.join(LINES)}; a new one is --line 'NAME: OVERRIDES'")
-    flags.lines = {name: LINES[name] for name in flags.lines} | further
+        if name not in known:
+            parser.error(f"--lines {name}: allowed is {'; '.join(known)}; a new one is --line 'NAME: OVERRIDES'")
+    flags.lines = {name: known[name] for name in flags.lines} | further
     for name, least in (("repeats", 1), ("steps", 1), ("blocks", 1), ("warmup", 0)):
         if getattr(flags, name) < least:
             parser.error(f"--{name} {getattr(flags, name)}: allowed is {least} or more")

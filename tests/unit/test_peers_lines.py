@@ -216,6 +216,16 @@ def test_a_typing_error_is_told_before_anything_runs(tmp_path, typed, told):
     assert not (tmp_path / "folder").exists()
 
 
+def test_a_further_line_comes_where_lines_have_it_or_last(peers, tmp_path, monkeypatch):
+    def order(*lines):
+        monkeypatch.setattr(sys, "argv", ["peers.py", str(tmp_path), "--line", "mine: step=auto", "--lines", *lines])
+        return peers.parse().lines
+
+    assert list(order("ours", "mine", "torchtune")) == ["ours", "mine", "torchtune"]
+    assert list(order("ours", "torchtune")) == ["ours", "torchtune", "mine"]
+    assert order("ours")["mine"] == ("step=auto",)
+
+
 @pytest.mark.parametrize(("budget_s", "is_measured"), [(0.0, False), (9.0, True), (None, True)])
 def test_the_table_of_what_is_there_measures_nothing(peers, tmp_path, monkeypatch, budget_s, is_measured):
     monkeypatch.setattr(sys, "executable", program(tmp_path / "python"))
