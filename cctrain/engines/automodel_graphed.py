@@ -26,7 +26,7 @@ from cctrain.engines.masks import masked_as_in_a_graph
 from cctrain.engines.observer import check_loss
 from cctrain.engines.replicas import average_gradients, is_replicated, rebuild_reducer, unwrapped, without_reducer
 from cctrain.engines.sampled_lengths import lengths_for
-from cctrain.engines.tensor_parallel import has_few_exchanges, sum_replicas
+from cctrain.engines.tensor_parallel import has_few_exchanges, sum_replicas, wait_for_embedding
 from cctrain.engines.unfinished import forget_unfinished
 from cctrain.steps.batches import by_documents, padded, unmasked
 from cctrain.steps.capture import NotCapturableError, Recorder, draws_random_numbers, recomputes
@@ -71,6 +71,8 @@ class GraphedTraining:
         if self._is_uniform:
             self._lengths = self._lengths[-1:]
         free_rotary_of_waits(model)
+        if _is_tensor_parallel(recipe):
+            wait_for_embedding(model)
         self._is_by_documents = attend_by_documents(recipe)
         if not self._recorder:
             self._why += "; on a CPU, which has no CUDA graphs, the steps ran unrecorded"
@@ -110,11 +112,11 @@ class GraphedTraining:
     def facts(self) -> dict[str, Any]:
         """For the record: which step it was, why, and what was recorded into graphs."""
         facts: dict[str, Any] = {"kind": "graphed" if self._step else "stock", "why": self._why}
+        facts["few_exchanges"] = has_few_exchanges(self._recipe.model_parts[0])
         if self._step:
             is_fused = bool(getattr(getattr(self._recipe, "loss_fn", None), "is_fused", False))
             facts |= {"lengths": list(self._lengths), "compiled": self._num_compiled > 0, "loss_compiled": is_fused}
             facts |= {"attends_by_documents": self._is_by_documents, **self._step.facts}
-            facts["few_exchanges"] = has_few_exchanges(self._recipe.model_parts[0])
             if self._num_compiled or is_fused:
                 facts |= compiler_facts()
         return facts

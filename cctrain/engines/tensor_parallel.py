@@ -24,27 +24,29 @@ from torch.nn import functional
 
 from cctrain.engines.replicas import buckets
 
-_EMBEDDING = "model.embed_tokens"
-_MODELS = ("LlamaForCausalLM",)
+_MODELS = (
+    "nemo_automodel.components.models.llama.model.LlamaForCausalLM",
+    "transformers.models.llama.modeling_llama.LlamaForCausalLM",
+)
 """Whose layers have these modules and projections, and no others."""
 _SHARED = ("self_attn", "mlp")
 _BY_COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 _BY_ROWS = ("self_attn.o_proj", "mlp.down_proj")
+_FLOAT32_BYTES = 4
 
 
 @contextmanager
 def few_exchanges() -> Iterator[None]:
-    """Within, AutoModel splits a model among tensor-parallel ranks so, where it can be; others, and with a plan of the
-    recipe's own, as ever."""
+    """Within, AutoModel splits a Llama among tensor-parallel ranks so: with plain LoRA or none, but not with dropout or
+    DoRA, under sequence parallelism, or with a plan of the recipe's own. Whatever else it splits, it splits as ever."""
     planned = parallelizer._get_parallel_plan
 
     def plan(
         model: torch.nn.Module, sequence_parallel: bool = False, tp_shard_plan: Any = None, tp_size: int = 1
     ) -> dict[str, Any]:
         styles: dict[str, Any] = planned(model, sequence_parallel, tp_shard_plan, tp_size)
-        if sequence_parallel or tp_shard_plan or not _is_splittable(model):
-            return styles
-        return {**styles, **_styles(), _EMBEDDING: _Waited(styles[_EMBEDDING])}
+        is_usual = not sequence_parallel and tp_shard_plan is None
+        return {**styles, **_styles()} if is_usual and _is_splittable(model) else styles
 
     parallelizer._get_parallel_plan = plan
     try:
@@ -56,6 +58,15 @@ def few_exchanges() -> Iterator[None]:
 def has_few_exchanges(model: torch.nn.Module) -> bool:
     """Whether it was split so."""
     return any(isinstance(module, _PartLinear) for module in model.modules())
+
+
+def wait_for_embedding(model: torch.nn.Module) -> None:
+    """Have what is looked up in a table be there before it is used. Tensor-parallel ranks sum it, and it is a tensor
+    that waits for that when it is read: of such a one torch 2.13 loses the gradient in what it compiles, AutoModel's
+    norm as well."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.register_forward_hook(lambda _module, _args, output: output.clone())
 
 
 def sum_replicas(model_parts: Sequence[torch.nn.Module], device_mesh: Any) -> None:
@@ -74,7 +85,8 @@ def sum_replicas(model_parts: Sequence[torch.nn.Module], device_mesh: Any) -> No
             gradients[reduction].append(_local(parameter.grad))
     for reduction, of_all in gradients.items():
         for bucket in buckets(of_all):
-            flat = torch.cat([gradient.flatten() for gradient in bucket]).float()
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            flat = flat.float() if flat.itemsize < _FLOAT32_BYTES else flat
             torch.distributed.all_reduce(flat, group=group)
             if reduction == "mean":
                 flat.div_(mesh.size())
@@ -89,7 +101,7 @@ def _styles() -> dict[str, ParallelStyle]:
 
 def _is_splittable(model: Any) -> bool:
     """Whether it is a Llama whose projections are as usual, or have plain LoRA."""
-    if type(model).__name__ not in _MODELS:
+    if f"{type(model).__module__}.{type(model).__qualname__}" not in _MODELS:
         return False
     return all(_is_plain(layer.get_submodule(name)) for layer in model.model.layers for name in _BY_COLUMNS + _BY_ROWS)
 
@@ -97,7 +109,7 @@ def _is_splittable(model: Any) -> bool:
 def _is_plain(linear: Any) -> bool:
     if type(linear) is torch.nn.Linear:
         return True
-    if not _has_adapter(linear) or getattr(linear, "super_fwd", None) is not None:  # of another library's linear
+    if not _has_adapter(linear) or _bases(linear)[-1] is not torch.nn.Linear:  # one of quantized weights, say
         return False
     # Ranks would have to draw the same numbers for dropout.
     is_usual = all(type(part) is torch.nn.Linear for part in (linear.lora_A, linear.lora_B))
@@ -106,19 +118,6 @@ def _is_plain(linear: Any) -> bool:
 
 def _has_adapter(linear: Any) -> bool:
     return hasattr(linear, "lora_A")
-
-
-class _Waited(ParallelStyle):
-    """Another style, whose output is there before it is used: the tensor that AutoModel's embedding leaves, which waits
-    for an exchange when it is read, has no gradient from AutoModel's norm, which is an operator of its own."""
-
-    def __init__(self, style: ParallelStyle) -> None:
-        self._style = style
-
-    def _apply(self, module: torch.nn.Module, device_mesh: Any) -> torch.nn.Module:
-        module = self._style._apply(module, device_mesh)
-        module.register_forward_hook(lambda _module, _args, output: output.clone())
-        return module
 
 
 class _Shared(ParallelStyle):
@@ -189,7 +188,7 @@ class _SummedLinear(_PartLinear):
 @functools.cache
 def _class_of(mixin: type, bases: tuple[type, ...]) -> type:
     """One for all alike: the compiler compiles a layer anew for each class in it."""
-    return type(f"TensorParallel{mixin.__name__}", (mixin, *bases), {})
+    return type(mixin.__name__.lstrip("_"), (mixin, *bases), {})
 
 
 def _bases(linear: Any) -> tuple[type, ...]:

@@ -12,6 +12,8 @@ CHECKPOINTING = "+train.distributed.activation_checkpointing=true"
 IN_SINGLE_OPERATIONS = "train.model.attn_implementation=eager"
 GEMMA = ("recipe=tiny_gemma_peft", CHECKPOINTING, "train.dataset.responses=['An old stone bridge.']")
 REPLICAS = ("train.distributed.strategy=ddp", "~train.distributed.mp_policy", "~train.distributed.sequence_parallel")
+TENSOR_PARALLEL = ("train.distributed.tp_size=2", "train.step_scheduler.global_batch_size=2")
+OWN_PLAN = "+train.distributed.tp_plan=llama_nemotron_super_tp_plan"
 CASES = {
     # Under LoRA the input of the first layer needs no gradient, and that of the others does.
     "llama_lora": (1, 2, ["recipe=tiny_llama_peft", SIX_LAYERS]),
@@ -24,6 +26,10 @@ CASES = {
     # As many places as the processor allows: the vision tower has no padding to mask.
     "gemma_lora, images of full size": (1, 4, [*GEMMA, "train.dataset.image_size=[480,336]"]),
     "llama_lora, FSDP2": (2, 2, ["recipe=tiny_llama_peft", SIX_LAYERS]),
+    # One less: the loss of tensor-parallel ranks is AutoModel's.
+    "llama_lora, tensor parallel": (2, 1, ["recipe=tiny_llama_peft", SIX_LAYERS, *TENSOR_PARALLEL]),
+    "llama_sft, tensor parallel": (2, 0, ["recipe=tiny_llama_sft", SIX_LAYERS, *TENSOR_PARALLEL]),
+    "llama_sft, as AutoModel splits it": (2, 0, ["recipe=tiny_llama_sft", SIX_LAYERS, *TENSOR_PARALLEL, OWN_PLAN]),
     "gemma_lora, FSDP2": (2, 5, [*GEMMA, "train.step_scheduler.global_batch_size=2"]),
     "gemma_lora, replicas": (2, 5, [*GEMMA, *REPLICAS, "train.step_scheduler.global_batch_size=2"]),
 }

@@ -19,7 +19,7 @@ LAYERS = 2
 TOKENS = torch.arange(3, 83).reshape(2, 40)
 
 
-def llama(targets=("*_proj",), *, is_hf=False, **peft):
+def llama(targets=("*_proj",), *, is_hf=False, has_biases=False, **peft):
     """The same on all ranks, with adapters that do something; all of it is trained where there are none. `is_hf`:
     Hugging Face's own."""
     from nemo_automodel.components._peft.lora import PeftConfig, apply_lora_to_linear_modules
@@ -27,14 +27,14 @@ def llama(targets=("*_proj",), *, is_hf=False, **peft):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = (LlamaForCausalLM if is_hf else Automodels)(
-        LlamaConfig.from_pretrained(RECIPES / "models" / "tiny-llama")
-    ).float()
+    config = LlamaConfig.from_pretrained(RECIPES / "models" / "tiny-llama")
+    config.attention_bias = config.mlp_bias = has_biases
+    model = (LlamaForCausalLM if is_hf else Automodels)(config).float()
     assert len(model.model.layers) == LAYERS
     if targets:
         apply_lora_to_linear_modules(model, PeftConfig(target_modules=list(targets), **peft))
     for name, parameter in model.named_parameters():
-        if "lora_" in name:
+        if "lora_" in name or name.endswith("bias"):
             torch.nn.init.normal_(parameter.data, std=0.1)
     return model
 
@@ -77,7 +77,7 @@ TRAINED = {
     "adapters": ({"targets": ("*_proj",)}, 14 * LAYERS),
     "adapters of some": ({"targets": ("*q_proj", "*o_proj")}, 4 * LAYERS),
     "adapters of Hugging Face's": ({"targets": ("*_proj",), "is_hf": True}, 14 * LAYERS),
-    "all": ({"targets": ()}, 9 * LAYERS + 3),
+    "all, with biases": ({"targets": (), "has_biases": True}, 16 * LAYERS + 3),
 }
 """What of which model, and how many parameters these are."""
 
@@ -91,7 +91,7 @@ def as_one(rank, folder):
 
 def check_gradients(model, num_trained, mesh):
     from cctrain.engines.compiled import compile_layers, compiler_facts
-    from cctrain.engines.tensor_parallel import few_exchanges, has_few_exchanges, sum_replicas
+    from cctrain.engines.tensor_parallel import few_exchanges, has_few_exchanges, sum_replicas, wait_for_embedding
 
     with few_exchanges():
         own, compiled = (split(llama(**model), mesh) for _ in range(2))
@@ -101,6 +101,7 @@ def check_gradients(model, num_trained, mesh):
     alone = llama(**model)
     expected = trained(alone)
     for parallel in (own, compiled):
+        wait_for_embedding(parallel)
         assert trained(parallel) == pytest.approx(expected, rel=1e-6)
         sum_replicas([parallel], mesh)
         found = gradients(parallel)
@@ -128,23 +129,37 @@ def seldom(rank, folder):
 
 
 def lost(rank, folder):
-    """AutoModel 0.7.0's first norm, an operator with its own backward pass, takes the tensor that waits for the
-    embedding's exchange for one that needs no gradient. If it does so no more, _Waited is not needed."""
+    """In AutoModel's norm, which is compiled. If it is not any more, there is nothing to wait for."""
+    from cctrain.engines.tensor_parallel import wait_for_embedding
+
     with one_of_two(rank, folder):
         mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
-        alone, automodels = llama(()), split(llama(()), mesh)
-        for model in (alone, automodels):
+        alone, automodels, waiting = llama(()), split(llama(()), mesh), split(llama(()), mesh)
+        wait_for_embedding(waiting)
+        for model in (alone, automodels, waiting):
             trained(model)
-        of_one, of_ranks = (gradients(model)["model.embed_tokens.weight"] for model in (alone, automodels))
-        assert (of_one - of_ranks).norm() > 0.5 * of_one.norm()
+        expected, lossy, found = (
+            gradients(model)["model.embed_tokens.weight"] for model in (alone, automodels, waiting)
+        )
+        assert (lossy - expected).norm() > 0.5 * expected.norm()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class Quantized(torch.nn.Linear):
+    """As other libraries have them."""
 
 
 def as_before(rank, folder):
     from cctrain.engines.tensor_parallel import few_exchanges, has_few_exchanges
 
+    quantized, other = llama(()), llama()
+    quantized.model.layers[1].mlp.up_proj.__class__ = Quantized
+    other.__class__ = type("LlamaForCausalLM", (type(other),), {})
     cases = {
         "dropout": llama(dropout=0.1),
-        "norms that are adapted": llama(use_dora=True),
+        "DoRA": llama(use_dora=True),
+        "quantized": quantized,
+        "another model of that name": other,
     }
     with one_of_two(rank, folder):
         mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
@@ -186,7 +201,7 @@ def replicated(rank, folder):
     [
         pytest.param(as_one, id="gradients are those of one process, also of compiled layers"),
         pytest.param(seldom, id="a layer exchanges four times, where AutoModel's does more than twenty times"),
-        pytest.param(lost, id="AutoModel's own lose the embedding's gradient"),
+        pytest.param(lost, id="AutoModel's own lose the embedding's gradient unless it is waited for"),
         pytest.param(as_before, id="what it is not made for is split as AutoModel does it"),
         pytest.param(replicated, id="gradients of what is whole on all ranks become alike"),
     ],
