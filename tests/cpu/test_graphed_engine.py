@@ -246,6 +246,12 @@ class TestLogging:
         assert graphed.loggable(stock) == [stock]
 
 
+def model_with(config):
+    model = torch.nn.Module()
+    model.config = config
+    return model
+
+
 RECOMPUTED_WITH_DROPOUT = checkpoint_wrapper(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.1)))
 RECOMPUTED_BY_TRANSFORMERS = torch.nn.Dropout(0.1)
 RECOMPUTED_BY_TRANSFORMERS.gradient_checkpointing = True
@@ -253,11 +259,11 @@ REFUSALS = [
     ({"te_fp8": object()}, "Transformer Engine's FP8"),
     ({"partial_cuda_graph_manager": object()}, "a model with graphs of its own (train.model.backend)"),
     *(
-        ({"model_parts": [SimpleNamespace(config=SimpleNamespace(**{name: 8}))]}, "a model with 8 experts")
+        ({"model_parts": [model_with(SimpleNamespace(**{name: 8}))]}, "a model with 8 experts")
         for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     ),
     *(
-        ({"model_parts": [SimpleNamespace(config=config)]}, f"a model with {num_experts} experts")
+        ({"model_parts": [model_with(config)]}, f"a model with {num_experts} experts")
         for config, num_experts in (
             (SimpleNamespace(text_config=SimpleNamespace(num_experts=8)), 8),
             (DbrxConfig(), 4),  # its feed-forward layers'
