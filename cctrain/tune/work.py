@@ -22,8 +22,9 @@ _GRAPHED = 60.0
 _UNKNOWN_FLOPS = 6e9
 """A token, of a model that is not known: 6P of 1e9 weights."""
 _BF16_BYTES = 2
-_ALL_REDUCES_A_LAYER = 4
-"""Of tensor parallelism: after attention and after the MLP, forward and backward."""
+_ALL_REDUCES_A_LAYER, _GRAPHED_ALL_REDUCES = 7, 4
+"""Of tensor parallelism: the outputs of attention and of the MLP, and the gradients of what these are given, which
+AutoModel's own layers sum for each projection (docs/evidence/, of Llama)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ def _link_bytes(point: Point, recipe: Mapping[str, Any], model: Model, layout: L
     gathered = _BF16_BYTES * weights * passes * (ranks - 1) / ranks / (layout.tensor * layout.pipeline)
     text = model.config.get("text_config", model.config)
     activations = _BF16_BYTES * point.micro_batch * row_tokens * text["hidden_size"] * text["num_hidden_layers"]
-    added_up = _ALL_REDUCES_A_LAYER * activations * 2 * (layout.tensor - 1) / layout.tensor / layout.pipeline
+    all_reduces = _ALL_REDUCES_A_LAYER if point.step == "stock" else _GRAPHED_ALL_REDUCES
+    added_up = all_reduces * activations * 2 * (layout.tensor - 1) / layout.tensor / layout.pipeline
     return float(gathered + added_up)
 
 

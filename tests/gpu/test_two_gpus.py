@@ -51,6 +51,7 @@ def records(request, tmp_path_factory):
 
 
 def test_each_step_has_the_same_loss(records):
+    """Adapters of tensor-parallel ranks begin elsewhere, but add nothing at first, and learn little at these rates."""
     stock, graphed = ([step["loss"] for step in record["steps"]] for record in records)
     assert graphed == pytest.approx(stock, abs=0.01)  # of 12: bfloat16 rounds in another order
 
@@ -61,6 +62,11 @@ def test_all_but_the_first_step_is_replayed_and_the_collectives_with_it(records)
     assert graphs["eager_updates"] == 1
     assert graphs["replayed_micro_batches"] == (STEPS + WARMUP - 1) * graphs["eager_micro_batches"]
     assert stock["status"] == graphed["status"] == "complete"
+
+
+def test_tensor_parallel_ranks_exchange_seldom(records):
+    stock, graphed = records
+    assert graphed["graphs"]["few_exchanges"] == any("tp_size=2" in one for one in stock["command"])
 
 
 def test_both_ranks_pay_the_same_tolls_for_the_same_launches(tmp_path):
