@@ -20,7 +20,7 @@ from cctrain.emulation.switch import TollSwitch
 from cctrain.engines import images
 from cctrain.engines.automodel_graphed import GraphedTraining
 from cctrain.engines.observer import Observer
-from cctrain.engines.tensor_parallel import few_exchanges
+from cctrain.engines.tensor_parallel import few_collectives
 from cctrain.metrics import count_tokens
 from cctrain.request.strategy import is_ddp
 from cctrain.samples import SampleFile
@@ -182,7 +182,7 @@ class GraphedRecipe(TimedRecipe):
 
     def setup(self: Any) -> None:
         """Set up; the step itself when training begins."""
-        with few_exchanges():
+        with few_collectives():
             super().setup()
         # Of the class, as the observer: AutoModel would take it for something to checkpoint.
         type(self).graphed = GraphedTraining(

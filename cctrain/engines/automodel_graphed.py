@@ -26,7 +26,7 @@ from cctrain.engines.masks import masked_as_in_a_graph
 from cctrain.engines.observer import check_loss
 from cctrain.engines.replicas import average_gradients, is_replicated, rebuild_reducer, unwrapped, without_reducer
 from cctrain.engines.sampled_lengths import lengths_for
-from cctrain.engines.tensor_parallel import has_few_exchanges, sum_replicas, wait_for_embedding
+from cctrain.engines.tensor_parallel import has_few_collectives, reduce_replicas, wait_for_embedding
 from cctrain.engines.unfinished import forget_unfinished
 from cctrain.steps.batches import by_documents, padded, unmasked
 from cctrain.steps.capture import NotCapturableError, Recorder, draws_random_numbers, recomputes
@@ -112,7 +112,7 @@ class GraphedTraining:
     def facts(self) -> dict[str, Any]:
         """For the record: which step it was, why, and what was recorded into graphs."""
         facts: dict[str, Any] = {"kind": "graphed" if self._step else "stock", "why": self._why}
-        facts["few_exchanges"] = has_few_exchanges(self._recipe.model_parts[0])
+        facts["few_collectives"] = has_few_collectives(self._recipe.model_parts[0])
         if self._step:
             is_fused = bool(getattr(getattr(self._recipe, "loss_fn", None), "is_fused", False))
             facts |= {"lengths": list(self._lengths), "compiled": self._num_compiled > 0, "loss_compiled": is_fused}
@@ -317,7 +317,7 @@ class _Engine:
         """AutoModel's clipping, and its optimizers."""
         recipe = self._recipe
         average_gradients(recipe.model_parts[0])
-        sum_replicas(recipe.model_parts, recipe.device_mesh)
+        reduce_replicas(recipe.model_parts, recipe.device_mesh)
         with sum_squares_on_the_device(), clipping_by(recipe.optimizer):
             norm: torch.Tensor | float = self._utils.scale_grads_and_clip_grad_norm(
                 self.max_grad_norm, recipe.model_parts, device_mesh=recipe.device_mesh, foreach=True

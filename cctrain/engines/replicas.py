@@ -59,9 +59,16 @@ def average_gradients(model: torch.nn.Module) -> None:
                 "every step; freeze it (train.freeze_config)"
             )
     size = torch.distributed.get_world_size(model.process_group)
-    for bucket in buckets([parameter.grad for parameter in trained.values()]):
-        flat = torch.cat([gradient.flatten() for gradient in bucket]).div_(size)
-        torch.distributed.all_reduce(flat, group=model.process_group)
+    all_reduce([parameter.grad for parameter in trained.values()], model.process_group, divisor=size)
+
+
+def all_reduce(gradients: Sequence[Any], group: Any, *, divisor: int = 1, dtype: torch.dtype | None = None) -> None:
+    """Sum `gradients`, each over `divisor`, over the ranks of `group`, in place, bucket by bucket; added up in `dtype`
+    where that is wider than their own."""
+    for bucket in buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        flat = flat.to(torch.promote_types(flat.dtype, dtype or flat.dtype)).div_(divisor)
+        torch.distributed.all_reduce(flat, group=group)
         parts = flat.split([gradient.numel() for gradient in bucket])
         torch._foreach_copy_(bucket, [part.view_as(one) for part, one in zip(parts, bucket, strict=True)])
 

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.nn import functional
 
-from cctrain.engines.replicas import buckets
+from cctrain.engines.replicas import all_reduce
 
 _MODELS = (
     "nemo_automodel.components.models.llama.model.LlamaForCausalLM",
@@ -32,11 +32,10 @@ _MODELS = (
 _SHARED = ("self_attn", "mlp")
 _BY_COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 _BY_ROWS = ("self_attn.o_proj", "mlp.down_proj")
-_FLOAT32_BYTES = 4
 
 
 @contextmanager
-def few_exchanges() -> Iterator[None]:
+def few_collectives() -> Iterator[None]:
     """Within, AutoModel splits a Llama among tensor-parallel ranks so: with plain LoRA or none, but not with dropout or
     DoRA, under sequence parallelism, or with a plan of the recipe's own. Whatever else it splits, it splits as ever."""
     planned = parallelizer._get_parallel_plan
@@ -55,7 +54,7 @@ def few_exchanges() -> Iterator[None]:
         parallelizer._get_parallel_plan = planned
 
 
-def has_few_exchanges(model: torch.nn.Module) -> bool:
+def has_few_collectives(model: torch.nn.Module) -> bool:
     """Whether it was split so."""
     return any(isinstance(module, _PartLinear) for module in model.modules())
 
@@ -69,7 +68,7 @@ def wait_for_embedding(model: torch.nn.Module) -> None:
             module.register_forward_hook(lambda _module, _args, output: output.clone())
 
 
-def sum_replicas(model_parts: Sequence[torch.nn.Module], device_mesh: Any) -> None:
+def reduce_replicas(model_parts: Sequence[torch.nn.Module], device_mesh: Any) -> None:
     """Make the gradients of what tensor-parallel ranks hold whole alike on all of them, in place: AutoModel's
     `synchronize_tp_replica_gradients` less its check that all have the same, for which the host waits."""
     mesh = tp_replicas._get_tp_mesh(device_mesh, "tp")
@@ -84,18 +83,11 @@ def sum_replicas(model_parts: Sequence[torch.nn.Module], device_mesh: Any) -> No
         ):
             gradients[reduction].append(_local(parameter.grad))
     for reduction, of_all in gradients.items():
-        for bucket in buckets(of_all):
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            flat = flat.float() if flat.itemsize < _FLOAT32_BYTES else flat
-            torch.distributed.all_reduce(flat, group=group)
-            if reduction == "mean":
-                flat.div_(mesh.size())
-            parts = flat.split([gradient.numel() for gradient in bucket])
-            torch._foreach_copy_(bucket, [part.view_as(one) for part, one in zip(parts, bucket, strict=True)])
+        all_reduce(of_all, group, divisor=mesh.size() if reduction == "mean" else 1, dtype=torch.float32)
 
 
 def _styles() -> dict[str, ParallelStyle]:
-    styles = {_Shared(): _SHARED, _ByColumns(): _BY_COLUMNS, _ByRows(): _BY_ROWS}
+    styles = {_Shared(): _SHARED, _ColumnParallel(): _BY_COLUMNS, _RowParallel(): _BY_ROWS}
     return {f"model.layers.*.{name}": style for style, names in styles.items() for name in names}
 
 
@@ -133,7 +125,7 @@ class _Shared(ParallelStyle):
         return module
 
 
-class _ByColumns(ParallelStyle):
+class _ColumnParallel(ParallelStyle):
     """Each rank has some of the outputs."""
 
     def _apply(self, module: Any, device_mesh: Any) -> torch.nn.Module:
@@ -146,7 +138,7 @@ class _ByColumns(ParallelStyle):
         return module
 
 
-class _ByRows(ParallelStyle):
+class _RowParallel(ParallelStyle):
     """Each rank has a part of every output, of some of the inputs."""
 
     def _apply(self, module: Any, device_mesh: Any) -> torch.nn.Module:

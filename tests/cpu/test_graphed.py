@@ -269,9 +269,9 @@ class TestBetweenGraphedSteps:
         assert [step["step"] for step in resumed.record["steps"]] == [4, 5, 6]
         assert losses(resumed) == pytest.approx(losses(graphed)[3:], rel=1e-6)
 
-    def test_tensor_parallel_ranks_with_few_exchanges_go_on_as_automodels_do(self, tensor_parallel):
+    def test_tensor_parallel_ranks_with_few_collectives_go_on_as_automodels_do(self, tensor_parallel):
         stock, resumed = tensor_parallel
-        assert resumed.record["graphs"]["few_exchanges"], resumed.stderr
+        assert resumed.record["graphs"]["few_collectives"], resumed.stderr
         assert losses(resumed) == pytest.approx(losses(stock)[3:], rel=1e-6)
         expected, found = adapters(stock), adapters(resumed)
         assert len(found) == 28
@@ -288,7 +288,7 @@ def test_two_pairs_of_tensor_parallel_ranks_train_all_of_a_model_as_one_rank_doe
     alone, parallel = (run.finish() for run in started)
     assert_complete(alone, parallel)
     assert losses(alone)[0] > 1.5 * losses(alone)[-1]
-    assert parallel.record["graphs"]["few_exchanges"]
+    assert parallel.record["graphs"]["few_collectives"]
     assert losses(parallel) == pytest.approx(losses(alone), rel=1e-5)
 
 

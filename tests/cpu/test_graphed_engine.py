@@ -140,7 +140,7 @@ class TestStopping:
         assert recipe.step_scheduler.sig_handler is not of_this_rank
         graphed._fall_back(NotCapturableError("a later shape"))
         assert recipe.step_scheduler.sig_handler is of_this_rank
-        assert graphed.facts() == {"kind": "stock", "why": "step=auto: a later shape", "few_exchanges": False}
+        assert graphed.facts() == {"kind": "stock", "why": "step=auto: a later shape", "few_collectives": False}
 
 
 def test_a_loss_that_is_no_number_ends_training_within_ten_steps(training):

@@ -91,11 +91,16 @@ def as_one(rank, folder):
 
 def check_gradients(model, num_trained, mesh):
     from cctrain.engines.compiled import compile_layers, compiler_facts
-    from cctrain.engines.tensor_parallel import few_exchanges, has_few_exchanges, sum_replicas, wait_for_embedding
+    from cctrain.engines.tensor_parallel import (
+        few_collectives,
+        has_few_collectives,
+        reduce_replicas,
+        wait_for_embedding,
+    )
 
-    with few_exchanges():
+    with few_collectives():
         own, compiled = (split(llama(**model), mesh) for _ in range(2))
-    assert has_few_exchanges(own)
+    assert has_few_collectives(own)
     assert compile_layers(compiled) == LAYERS
     compiled_before = compiler_facts()["compilations"]
     alone = llama(**model)
@@ -103,7 +108,7 @@ def check_gradients(model, num_trained, mesh):
     for parallel in (own, compiled):
         wait_for_embedding(parallel)
         assert trained(parallel) == pytest.approx(expected, rel=1e-6)
-        sum_replicas([parallel], mesh)
+        reduce_replicas([parallel], mesh)
         found = gradients(parallel)
         assert len(found) == num_trained
         for name, gradient in gradients(alone).items():
@@ -113,17 +118,17 @@ def check_gradients(model, num_trained, mesh):
 
 
 def seldom(rank, folder):
-    from cctrain.engines.tensor_parallel import few_exchanges, has_few_exchanges
+    from cctrain.engines.tensor_parallel import few_collectives, has_few_collectives
 
     with one_of_two(rank, folder):
         mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
         # So often does a layer of AutoModel's, or ours is of no use any more. Beside the layers', the embedding and the
         # loss exchange something; and under LoRA the first layer's input needs no gradient.
         for targets, num_of_automodels in ((("*_proj",), 20), ((), 7)):
-            with few_exchanges():
+            with few_collectives():
                 own = split(llama(targets), mesh)
             automodels = split(llama(targets), mesh)
-            assert not has_few_exchanges(automodels)
+            assert not has_few_collectives(automodels)
             assert num_exchanges(own) <= 4 * LAYERS + 3
             assert num_exchanges(automodels) >= num_of_automodels * LAYERS
 
@@ -150,7 +155,7 @@ class Quantized(torch.nn.Linear):
 
 
 def as_before(rank, folder):
-    from cctrain.engines.tensor_parallel import few_exchanges, has_few_exchanges
+    from cctrain.engines.tensor_parallel import few_collectives, has_few_collectives
 
     quantized, other = llama(()), llama()
     quantized.model.layers[1].mlp.up_proj.__class__ = Quantized
@@ -163,27 +168,27 @@ def as_before(rank, folder):
     }
     with one_of_two(rank, folder):
         mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
-        with few_exchanges():
+        with few_collectives():
             for name, model in cases.items():
                 split(model, mesh)
-                assert not has_few_exchanges(model), name
+                assert not has_few_collectives(model), name
             sequence_parallel = split(llama(), mesh, is_sequence_parallel=True)
             planned = split(llama(), mesh, own_plan={"model.layers.*.mlp.down_proj": RowwiseParallel()})
-        assert not has_few_exchanges(sequence_parallel)
-        assert not has_few_exchanges(planned)
+        assert not has_few_collectives(sequence_parallel)
+        assert not has_few_collectives(planned)
         after = split(llama(), mesh)
-        assert not has_few_exchanges(after)
+        assert not has_few_collectives(after)
 
 
 def replicated(rank, folder):
     """Of a module that computes the same on each rank, and one that computes a part: as AutoModel does it, waiting."""
     from nemo_automodel.components.distributed import tp_replicas
 
-    from cctrain.engines.tensor_parallel import sum_replicas
+    from cctrain.engines.tensor_parallel import reduce_replicas
 
     with one_of_two(rank, folder):
         mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
-        for reduce in (sum_replicas, tp_replicas.synchronize_tp_replica_gradients):
+        for reduce in (reduce_replicas, tp_replicas.synchronize_tp_replica_gradients):
             same, part = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).bfloat16()
             tp_replicas.mark_tp_replica_gradient_reduction(part, "sum")
             for module in (same, part):
@@ -192,7 +197,7 @@ def replicated(rank, folder):
             assert same.weight.grad.unique().tolist() == [1.5]
             assert part.weight.grad.unique().tolist() == [3.0]
             assert same.bias.grad is None
-        sum_replicas([same], init_device_mesh("cpu", (2,), mesh_dim_names=("dp",)))
+        reduce_replicas([same], init_device_mesh("cpu", (2,), mesh_dim_names=("dp",)))
         assert same.weight.grad.unique().tolist() == [1.5]
 
 
