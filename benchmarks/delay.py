@@ -5,30 +5,26 @@
 Graphs of 10, 50 and 150 all-reduces of 1 KiB between the GPUs of this machine (on a single one, of kernels with the
 name of one of NCCL's), each behind a pause of 0 to 50 us, in turns: microseconds an exchange over the time without
 pauses and the pause. First the pause is the delay kernel of the injection library; then, in processes without the
-library, a kernel that counts the GPU's cycles, in a graph of its own for each pause, and the pauses alone in another;
-and that again in processes that only subscribe to CUPTI, as the library does. Each has two times: the GPU's, whose
-graph begins as an exchange ends, on all GPUs at once; and the host's, as the verb tolls takes it, where a rank that
-begins later than the others is in the time of the graph. What all kinds of pause say is the machine's; what the first
-says of a single GPU is the delay's own. `edges` are those of the graph without pauses, `ticks_ns` the steps in which
-the GPU's timer moves, by which the delay is measured. The last line of stdout is one JSON object, in which each time
-is the GPU's and the host's.
+library, a kernel that counts the GPU's cycles, in a graph of its own for each pause, and the pauses alone in another.
+Each has two times: the GPU's, whose graph begins as an exchange ends, on all GPUs at once; and the host's, as the verb
+tolls takes it, where a rank that begins later than the others is in the time of the graph. What both kinds of pause
+say is the machine's; what the first says of a single GPU is the delay's own. `ticks_ns` are the steps in which the
+GPU's timer moves, by which the delay is measured. The last line of stdout is one JSON object, in which each time is
+the GPU's and the host's.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import graph_launch
 import numpy as np
 import numpy.typing
 import torch
@@ -36,7 +32,7 @@ import torch.distributed as dist
 import triton
 import triton.language as tl
 
-from cctrain.emulation.injector import INJECTION, Injector, attached, process_environment
+from cctrain.emulation.injector import Injector, attached, process_environment
 from cctrain.emulation.profile import Profile, load_profile
 from cctrain.launcher import NO_MULTICAST
 from cctrain.tolls.device import can_run, time_us, warm_up
@@ -64,31 +60,15 @@ def _read_timer(pointer, count: tl.constexpr):
         tl.store(pointer + i, tl.extra.cuda.globaltimer())
 
 
-def graph_of(work: Callable[[], object], num_calls: int) -> torch.cuda.CUDAGraph:
-    """With `num_calls` of `work` in it."""
-    work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph(keep_graph=True)
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for _ in range(num_calls):
-            work()
-    graph.instantiate()
-    return graph
-
-
-def num_edges(graph: torch.cuda.CUDAGraph) -> int:
-    """How many of its nodes wait for another, counted once for each other."""
-    driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_size_t()
-    none, handle = ctypes.c_void_p(), ctypes.c_void_p(graph.raw_cuda_graph())
-    if code := driver.cuGraphGetEdges_v2(handle, none, none, none, ctypes.byref(count)):
-        raise RuntimeError(f"cuGraphGetEdges: CUDA error {code}")
-    return count.value
-
-
 def captured(work: Callable[[], object], exchange: Callable[[], object], num_calls: int) -> Callable[[], Times]:
     """A block: the time of one `work` of the `num_calls` in a graph, before which an `exchange` lets the GPUs begin
     together."""
-    graph = graph_of(work, num_calls)
+    work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(num_calls):
+            work()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     by_host = time_us(graph.replay)
 
@@ -168,8 +148,8 @@ def ticks_ns() -> dict[str, float]:
     return {"least": min(steps), "median": statistics.median(steps), "most": max(steps)}
 
 
-def measure(subscriber: str | None) -> None:
-    """In a rank, with the library, one that subscribes, or neither; the first rank prints."""
+def measure() -> None:
+    """In a rank, with the library or without; the first one prints."""
     rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     torch.cuda.set_device(rank)
     number = torch.zeros(512, dtype=torch.bfloat16, device="cuda")
@@ -177,16 +157,12 @@ def measure(subscriber: str | None) -> None:
         dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
     warm_up()
     exchange = (lambda: dist.all_reduce(number)) if num_ranks > 1 else (lambda: ncclDevKernel_Test[(1,)](number))
-    injector = None if subscriber else attached()
-    if subscriber and ctypes.CDLL(subscriber).subscribe():
-        sys.exit("CUPTI refused the subscription")
+    injector = attached()
     for num_calls in _CALLS:
         found = by_the_library(exchange, num_calls, injector) if injector else by_cycles(exchange, num_calls)
-        edges = num_edges(graph_of(exchange, num_calls))  # which all ranks run once
         if rank == 0:
             pauses = {f"{us:g}": times.round(3).tolist() for us, times in found.items()}
-            facts = {"in_a_graph": num_calls, "edges": edges, "own_us": pauses.pop("0"), "over_us": pauses}
-            print(json.dumps(facts), flush=True)
+            print(json.dumps({"in_a_graph": num_calls, "own_us": pauses.pop("0"), "over_us": pauses}), flush=True)
     torch.cuda.synchronize()
     os._exit(0)  # NCCL would wait a minute for the graphs that hold its collectives
 
@@ -199,24 +175,15 @@ def main() -> None:
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}"] if num_gpus > 1 else []
     command = [sys.executable, *start, str(Path(__file__).resolve()), "rank"]
     found: dict[str, object] = {"gpus": num_gpus, "ticks_ns": ticks_ns()}
-    with tempfile.TemporaryDirectory() as folder:
-        subscriber = str(graph_launch.build(Path(folder)))
-        for name, library, arguments in (
-            ("a toll", process_environment(None), []),
-            ("cycles", {}, []),
-            ("cycles, beside a subscriber", {INJECTION: subscriber}, [subscriber]),
-        ):
-            environment = os.environ | NO_MULTICAST | library
-            done = subprocess.run(
-                [*command, *arguments], env=environment, check=True, stdout=subprocess.PIPE, text=True
-            )
-            found[name] = made = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
-            for of in made:
-                held = f"{of['in_a_graph']} in a graph of {of['edges']} edges"
-                print(f"{num_gpus} GPUs, {held}, the pause is {name}: own {of['own_us']} us")
-                print(f"    over the pause: {of['over_us']}", flush=True)
+    for name, library in (("toll", process_environment(None)), ("cycles", {})):
+        environment = os.environ | NO_MULTICAST | library
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        found[f"pause_by_{name}"] = made = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
+        for of in made:
+            print(f"{num_gpus} GPUs, {of['in_a_graph']} in a graph, the pause is a {name}: own {of['own_us']} us")
+            print(f"    over the pause: {of['over_us']}", flush=True)
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    measure(sys.argv[2] if len(sys.argv) > 2 else None) if sys.argv[1:2] == ["rank"] else main()
+    measure() if sys.argv[1:] == ["rank"] else main()

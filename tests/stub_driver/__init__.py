@@ -60,6 +60,8 @@ class Work(NamedTuple):
     """By all classes, before it was done."""
     duration_ns: int
     """What a delay kernel read, -1 for others."""
+    after: str
+    """In a capture, the symbols of what it waits for."""
 
 
 class Gpu:
@@ -122,8 +124,8 @@ class Gpu:
     def log(self) -> list[Work]:
         lines = [line.split("\t") for line in self.driver.stub_log().decode().splitlines()]
         return [
-            Work(call, symbol, int(stream), what, int(paid), int(waits))
-            for call, symbol, stream, what, paid, waits in lines
+            Work(call, symbol, int(stream), what, int(paid), int(waits), after)
+            for call, symbol, stream, what, paid, waits, after in lines
         ]
 
     def done_by(self, work: Callable[[], object]) -> list[Work]:

@@ -7,7 +7,8 @@
 
    STUB_DRIVER_TAKEN   1: CUPTI has a subscriber already
    STUB_DRIVER_DEAF    1: CUPTI enables no callback
-   STUB_DRIVER_NO_PTX  1: no module loads */
+   STUB_DRIVER_NO_PTX  1: no module loads
+   STUB_DRIVER_LOSSY   1: the old query cannot tell what a stream waits for */
 
 #define _GNU_SOURCE
 #include "cuda_headers.h"
@@ -21,6 +22,7 @@
 /* The driver's own names: cuda.h renames the older of them. */
 #undef cuMemcpyHtoD
 #undef cuMemAlloc
+#undef cuStreamUpdateCaptureDependencies
 
 enum { NUM_STREAMS = 128, NUM_NODES = 64, OWN = 100 };
 enum { PINNED = 0x50000000, DEVICE = 0x60000000, PAGEABLE = 0x70000000, SIZE_OF_EACH = 0x10000000 };
@@ -28,6 +30,8 @@ enum { PINNED = 0x50000000, DEVICE = 0x60000000, PAGEABLE = 0x70000000, SIZE_OF_
 typedef struct {
     char symbol[64];
     const uint64_t *duration_ns; /* that a delay kernel reads when it runs */
+    CUgraphNodeType type;
+    char after[256]; /* the symbols of those that it waits for */
 } Node;
 typedef struct {
     Node nodes[NUM_NODES];
@@ -38,6 +42,8 @@ typedef struct {
     CUstreamCaptureMode mode;
     pthread_t thread;
     Graph graph;
+    CUgraphNode before[NUM_NODES]; /* for which its next call waits */
+    size_t num_before;
 } Stream;
 typedef struct {
     const char *name;
@@ -107,9 +113,9 @@ static void note(const Call *call, const char *what, const Node *node) {
     pthread_mutex_lock(&lock);
     if (!log_file)
         log_file = open_memstream(&logged, &logged_size);
-    fprintf(log_file, "%s\t%s\t%lu\t%s\t%lu\t%ld\n", call->name, node && node->symbol[0] ? node->symbol : "-",
+    fprintf(log_file, "%s\t%s\t%lu\t%s\t%lu\t%ld\t%s\n", call->name, node && node->symbol[0] ? node->symbol : "-",
             (unsigned long)call->stream, what, injected_ns ? (unsigned long)injected_ns() : 0,
-            node && node->duration_ns ? (long)*node->duration_ns : -1);
+            node && node->duration_ns ? (long)*node->duration_ns : -1, node ? node->after : "");
     fflush(log_file);
     pthread_mutex_unlock(&lock);
 }
@@ -159,9 +165,19 @@ static CUresult on_capturing(const Call *call, Stream *stream, const Node *node)
         stream->is_broken = 1;
         return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
-    if (stream->graph.num_nodes < NUM_NODES)
-        stream->graph.nodes[stream->graph.num_nodes++] = *node;
-    note(call, "captured", node);
+    if (stream->graph.num_nodes == NUM_NODES)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    Node *added = &stream->graph.nodes[stream->graph.num_nodes++];
+    *added = *node;
+    for (size_t i = 0; i < stream->num_before; i++)
+        strncat(strncat(added->after, i ? "; " : "", 3), ((Node *)stream->before[i])->symbol,
+                sizeof added->after - strlen(added->after) - 1);
+    /* NCCL records its event on a stream of its own, for which this one then waits as well. */
+    int is_event = begins(call->name, "cuEventRecord");
+    added->type = is_event ? CU_GRAPH_NODE_TYPE_EVENT_RECORD : CU_GRAPH_NODE_TYPE_KERNEL;
+    stream->num_before = is_event ? stream->num_before : 0;
+    stream->before[stream->num_before++] = (CUgraphNode)added;
+    note(call, "captured", added);
     return CUDA_SUCCESS;
 }
 
@@ -237,6 +253,31 @@ CUresult cuStreamSynchronize(CUstream stream) {
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
     *status = streams[(uintptr_t)stream % NUM_STREAMS].is_capturing ? CU_STREAM_CAPTURE_STATUS_ACTIVE
                                                                     : CU_STREAM_CAPTURE_STATUS_NONE;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus *status, cuuint64_t *id, CUgraph *graph,
+                                   const CUgraphNode **before, size_t *num_before) {
+    (void)id, (void)graph;
+    Stream *stream = &streams[(uintptr_t)handle % NUM_STREAMS];
+    *before = stream->before;
+    *num_before = stream->num_before;
+    return is_set("STUB_DRIVER_LOSSY") ? CUDA_ERROR_LOSSY_QUERY : cuStreamIsCapturing(handle, status);
+}
+
+CUresult cuStreamUpdateCaptureDependencies(CUstream handle, CUgraphNode *nodes, size_t num_nodes, unsigned flags) {
+    Stream *stream = &streams[(uintptr_t)handle % NUM_STREAMS];
+    if (!stream->is_capturing)
+        return CUDA_ERROR_ILLEGAL_STATE;
+    if (flags == CU_STREAM_SET_CAPTURE_DEPENDENCIES)
+        stream->num_before = 0;
+    for (size_t i = 0; i < num_nodes; i++)
+        stream->before[stream->num_before++] = nodes[i];
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGraphNodeGetType(CUgraphNode node, CUgraphNodeType *type) {
+    *type = ((Node *)node)->type;
     return CUDA_SUCCESS;
 }
 

@@ -198,6 +198,44 @@ def test_a_captured_collective_follows_the_tolls_of_the_day(start):
     assert waited == [0, 12500, 40000, 0]
 
 
+def waits(gpu, *symbols):
+    """What each node of a graph of these waits for. An event is recorded beside the stream, which waits for it then, as
+    NCCL has it after each collective."""
+
+    def capture():
+        gpu.call("cuStreamBeginCapture_v2")
+        for symbol in symbols:
+            gpu.call("cuEventRecordWithFlags" if symbol.startswith("event") else "cuLaunchKernel", symbol=symbol)
+        assert gpu.call("cuStreamEndCapture") == 0
+
+    return [(work.symbol, work.after) for work in gpu.done_by(capture) if work.what == "captured"]
+
+
+@in_own_process
+def test_a_captured_delay_waits_for_the_work_before_it_and_its_collective_for_nccls_events_too(start):
+    assert waits(start(), "first", NCCL, "event 1", NCCL, "event 2", "last") == [
+        ("first", ""),
+        ("cctrain_delay", "first"),
+        (NCCL, "cctrain_delay"),
+        ("event 1", NCCL),
+        ("cctrain_delay", NCCL),
+        (NCCL, "cctrain_delay; event 1"),
+        ("event 2", NCCL),
+        ("last", f"{NCCL}; event 2"),
+    ]
+
+
+@in_own_process
+def test_a_captured_delay_waits_for_an_event_where_that_is_all_there_is_before_it(start):
+    assert waits(start(), "event", NCCL) == [("event", ""), ("cctrain_delay", "event"), (NCCL, "cctrain_delay")]
+
+
+@in_own_process
+def test_where_the_driver_cannot_tell_what_a_stream_waits_for_the_delay_waits_for_all_of_it(start):
+    made = waits(start(lossy=1), NCCL, "event", NCCL)
+    assert made[-2:] == [("cctrain_delay", f"{NCCL}; event"), (NCCL, "cctrain_delay")]
+
+
 @in_own_process
 def test_collectives_in_a_graph_are_counted_and_charged_at_each_of_its_launches(start):
     gpu = start()

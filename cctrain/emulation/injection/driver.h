@@ -12,7 +12,12 @@ DRIVER(cuMemcpyHtoDAsync_v2);
 DRIVER(cuLaunchKernel);
 DRIVER(cuCtxPushCurrent_v2);
 DRIVER(cuCtxPopCurrent_v2);
+DRIVER(cuGraphNodeGetType);
 #undef DRIVER
+// CUDA 13's headers have these in later versions only, which earlier drivers lack.
+static CUresult (*p_cuStreamGetCaptureInfo_v2)(CUstream, CUstreamCaptureStatus *, cuuint64_t *, CUgraph *,
+                                               const CUgraphNode **, size_t *);
+static CUresult (*p_cuStreamUpdateCaptureDependencies)(CUstream, CUgraphNode *, size_t, unsigned);
 
 static int find_driver(void) {
   void *driver = dlopen("libcuda.so.1", RTLD_NOW);
@@ -30,6 +35,9 @@ static int find_driver(void) {
   FIND(cuLaunchKernel);
   FIND(cuCtxPushCurrent_v2);
   FIND(cuCtxPopCurrent_v2);
+  FIND(cuGraphNodeGetType);
+  FIND(cuStreamGetCaptureInfo_v2);
+  FIND(cuStreamUpdateCaptureDependencies);
 #undef FIND
   return 1;
 }
