@@ -2,8 +2,9 @@
 
     python benchmarks/peers_rows.py ROWS.pt --steps 111 recipe=llama8b_peft data=synthetic data.seq_len=256
 
-The file is a dictionary of two tensors of int32 of the shape (steps, micro-batch, tokens), which `torch.load` reads:
-`input_ids`, and `labels`, shifted by one already, -100 where no loss is taken.
+The file is a dictionary of tensors of int32, which `torch.load` reads: `input_ids`, and `labels`, shifted by one
+already, -100 where no loss is taken, of the shape (steps, micro-batch, tokens); and `seq_lens`, the lengths of each
+row's documents, several where rows are packed, of the shape (steps, micro-batch, most of them), 0 behind the last.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from cctrain.engines.hf_model import build_loader
+from cctrain.metrics import count_tokens
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import prepare_data
 from cctrain.request.recipe import build_recipe, located
@@ -41,7 +43,10 @@ def rows(overrides: list[str], num_steps: int) -> dict[str, torch.Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         prepare_data(config.data, Path(folder), is_vlm=False)
         taken = list(islice(batches(located(config.train, Path(folder))), num_steps))
-    return {key: torch.stack([batch[key] for batch in taken]).to(torch.int32) for key in KEYS}
+    found = {key: torch.stack([batch[key] for batch in taken]).to(torch.int32) for key in KEYS}
+    lengths = [torch.tensor(documents) for batch in taken for _, documents in count_tokens([batch])["rows"]]
+    padded = torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True).to(torch.int32)
+    return {**found, "seq_lens": padded.reshape(*found["labels"].shape[:2], -1)}
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ Runs in that library's environment (`install.py`). Its loop is left as it is; wh
 that the recipe's own loader gives the other lines, token ids and labels, which `peers_rows.py` has written to ROWS.pt
 for as many steps), the weights (random), and a time stamp of cctrain's at each step's end. torchtune and Axolotl
 shift labels by themselves, so that the last token of a row, whose label is the token after the row, has none there.
+Packed rows, whose documents do not see each other, torchtune attends to as to its own.
 LoRA of rank 8 on all linear layers of attention and MLP, Adam, gradients clipped to 1, bf16, no activation
 checkpointing. Attention is torch's sdpa, and flex attention in torchtitan, which no longer takes another. torchtitan
 reads its loss each tenth step, its default, the others each step. Axolotl computes under autocast with float32
@@ -31,7 +32,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -45,6 +46,8 @@ from cctrain.timing.timer import StepTimer
 OFFLINE = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
 RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519"}
 NO_LABEL = -100
+PACKED = ("torchtune",)
+"""Libraries that are given packed rows."""
 MODES = {OFF: "off", ALL: "tolled"}
 """What `peers.py` calls the arms."""
 TOKENIZER = Path(__file__).resolve().parents[2] / "recipes" / "models" / "tokenizer-llama"
@@ -90,10 +93,19 @@ def _clock() -> StepClock:
     return DeviceClock()
 
 
-def read_rows(path: Path, num_steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and labels, shifted by one already, of each step: two tensors of shape (micro-batch, tokens)."""
+class Rows(NamedTuple):
+    """Of a step: token ids and labels, shifted by one already, of shape (micro-batch, tokens); and the lengths of the
+    documents in each row, 0 behind the last."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    seq_lens: torch.Tensor
+
+
+def read_rows(path: Path, num_steps: int) -> list[Rows]:
+    """Of each step."""
     found = torch.load(path, weights_only=True)
-    steps = list(zip(found["input_ids"].long(), found["labels"].long(), strict=True))
+    steps = list(map(Rows, *(found[key].long() for key in ("input_ids", "labels", "seq_lens"))))
     if len(steps) < num_steps:
         raise SystemExit(f"--rows {path} has {len(steps)} steps, fewer than --warmup and --steps together: {num_steps}")
     return steps[:num_steps]
@@ -102,6 +114,17 @@ def read_rows(path: Path, num_steps: int) -> list[tuple[torch.Tensor, torch.Tens
 def unshifted(labels: torch.Tensor) -> torch.Tensor:
     """For a library that shifts labels itself."""
     return torch.cat([torch.full_like(labels[:, :1], NO_LABEL), labels[:, :-1]], dim=1)
+
+
+def packs(rows: Rows) -> list[dict[str, torch.Tensor]]:
+    """A micro-batch of packed rows as torchtune packs them: padding is a document of its own."""
+    found = []
+    for ids, labels, seq_lens in zip(rows.ids, unshifted(rows.labels), rows.seq_lens, strict=True):
+        lengths = [*seq_lens[seq_lens > 0].tolist(), len(ids) - int(seq_lens.sum())]
+        lengths = [length for length in lengths if length]
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        found.append({"tokens": ids, "labels": labels, "input_pos": positions, "seq_lens": torch.tensor(lengths)})
+    return found
 
 
 def torchtitan(options: argparse.Namespace, steps: Steps) -> None:
@@ -136,13 +159,13 @@ def torchtitan(options: argparse.Namespace, steps: Steps) -> None:
     config.dump_folder, config.hf_assets_path = tempfile.mkdtemp(), options.tokenizer
     config.dataloader.dataset, config.dataloader.infinite = "", True
 
-    class Rows:
+    class Batches:
         def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-            for ids, labels in options.rows:
+            for ids, labels, _ in options.rows:
                 positions = torch.arange(options.seq_len).expand(options.micro_batch, -1).contiguous()
                 yield {"input": ids, "positions": positions}, labels
 
-    config.dataloader = _Ready(Rows())
+    config.dataloader = _Ready(Batches())
     trainer = config.build()
     timed(trainer, "train_step", steps)
     steps.begin()
@@ -177,6 +200,7 @@ def torchtune(options: argparse.Namespace, steps: Steps) -> None:
     from torchtune import __file__ as place
     from torchtune import config as tune
     from torchtune import training
+    from torchtune.data import padded_collate_packed
     from torchtune.modules import peft
 
     is_lora, is_tiny = options.task == "lora", options.size == "tiny"
@@ -208,9 +232,12 @@ def torchtune(options: argparse.Namespace, steps: Steps) -> None:
             return built
 
         def _setup_data(self, **_: Any) -> Any:
-            data = [{"tokens": ids, "labels": unshifted(labels)} for ids, labels in options.rows]
+            if options.is_packed:  # which is masked as it is taken
+                data, collate = [packs(rows) for rows in options.rows], padded_collate_packed
+            else:
+                data, collate = [{"tokens": rows.ids, "labels": unshifted(rows.labels)} for rows in options.rows], None
             sampler = torch.utils.data.DistributedSampler(data, num_replicas=1, rank=0, shuffle=False)
-            return torch.utils.data.DataLoader(data, batch_size=None, sampler=sampler)
+            return torch.utils.data.DataLoader(data, batch_size=None, sampler=sampler, collate_fn=collate)
 
         def save_checkpoint(self, *_: Any, **__: Any) -> None:
             pass
@@ -259,7 +286,7 @@ def axolotl(options: argparse.Namespace, steps: Steps) -> None:
         shutil.copy(Path(options.tokenizer) / name, folder / "model")
     num_steps = options.warmup + options.steps
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-        for ids, labels in options.rows:
+        for ids, labels, _ in options.rows:
             for row, label in zip(ids.tolist(), unshifted(labels).tolist(), strict=True):
                 file.write(json.dumps({"input_ids": row, "labels": label, "attention_mask": [1] * len(row)}) + "\n")
 
@@ -348,8 +375,11 @@ def main() -> None:
         switch = TollSwitch(tolls, load_profile(options.tolls), slots, options.warmup)
     if not options.rows.is_file():
         parser.error(f"--rows {options.rows}: no such file; peers_rows.py writes one")
-    options.rows = read_rows(options.rows, options.warmup + options.steps)
-    options.micro_batch, options.seq_len = options.rows[0][0].shape
+    path, options.rows = options.rows, read_rows(options.rows, options.warmup + options.steps)
+    options.micro_batch, options.seq_len = options.rows[0].ids.shape
+    options.is_packed = any((rows.seq_lens > 0).sum(1).max() > 1 for rows in options.rows)
+    if options.is_packed and options.name not in PACKED:
+        parser.error(f"--rows {path}: its rows are packed; allowed with {', '.join(PACKED)}")
     os.environ |= RANK_OF_ONE | OFFLINE
     steps = Steps(StepTimer(_clock()), options.steps, options.warmup, switch)
 

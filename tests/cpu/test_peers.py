@@ -103,6 +103,29 @@ def test_the_rows_for_other_libraries_are_those_that_automodels_own_loader_gives
         assert torch.equal(found[key], expected.to(torch.int32))
         assert found[key].shape[-1] == 512
     assert -100 in found["labels"]
+    assert torch.equal(found["seq_lens"], torch.full((4, 2, 1), 512, dtype=torch.int32))
+
+
+def test_packed_rows_for_other_libraries_say_how_long_their_documents_are(monkeypatch):
+    import torch
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import peers
+    import peers_rows
+
+    overrides = ["recipe=tiny_llama_peft", "weights=random", *peers.shape_overrides("packed512")]
+    found = peers_rows.rows(overrides, 4)
+    assert found["input_ids"].shape == found["labels"].shape == (4, 1, 512)
+    for ids, labels, seq_lens in zip(*(found[key][:, 0] for key in ("input_ids", "labels", "seq_lens")), strict=True):
+        lengths = seq_lens[seq_lens > 0].tolist()
+        ends = torch.tensor(lengths).cumsum(0)
+        assert len(lengths) > 1
+        assert ends[-1] <= 512
+        begin = 0
+        for end in ends.tolist():
+            followed = labels[begin : end - 1] != -100
+            assert torch.equal(labels[begin : end - 1][followed], ids[begin + 1 : end][followed])
+            begin = end
 
 
 class Machine:
@@ -172,6 +195,35 @@ def test_without_tolls_all_its_steps_after_the_warm_up_are_measured(run):
         machine.step()
         steps.end()
     assert steps.times_s() == {"off": [1.0] * 5}
+
+
+def test_packed_rows_go_to_torchtune_as_it_packs_them_with_padding_as_a_document(run):
+    import torch
+
+    rows = run.Rows(
+        ids=torch.tensor([[5, 6, 7, 8, 9, 0, 0], [5, 6, 7, 8, 9, 10, 11]]),
+        labels=torch.tensor([[6, 7, -100, 9, -100, -100, -100], [-100, 7, 8, 9, 10, 11, -100]]),
+        seq_lens=torch.tensor([[3, 2], [7, 0]]),
+    )
+    padded, whole = run.packs(rows)
+    assert padded["tokens"].tolist() == [5, 6, 7, 8, 9, 0, 0]
+    assert padded["labels"].tolist() == [-100, 6, 7, -100, 9, -100, -100]  # torchtune shifts them itself
+    assert padded["input_pos"].tolist() == [0, 1, 2, 0, 1, 0, 1]
+    assert padded["seq_lens"].tolist() == [3, 2, 2]
+    assert whole["input_pos"].tolist() == list(range(7))
+    assert whole["seq_lens"].tolist() == [7]
+
+
+def test_packed_rows_are_refused_for_libraries_that_would_let_their_documents_see_each_other(tmp_path):
+    import torch
+
+    ids = torch.zeros(2, 1, 4, dtype=torch.int32)
+    torch.save({"input_ids": ids, "labels": ids, "seq_lens": torch.tensor([[[2, 2]]] * 2)}, tmp_path / "rows.pt")
+    script = ROOT / "benchmarks" / "others" / "run.py"
+    flags = ["--rows", tmp_path / "rows.pt", "--steps", "1", "--warmup", "1"]
+    done = subprocess.run([sys.executable, script, "axolotl", *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "its rows are packed; allowed with torchtune" in done.stderr
 
 
 def test_a_cell_past_its_deadline_is_ended_and_named(tmp_path, clean_environment):

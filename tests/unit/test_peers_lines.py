@@ -161,6 +161,21 @@ def test_the_most_telling_lines_come_first_and_the_next_repeat_turns_the_order_r
     assert [cell.line for cell in order if cell.repeat == 1] == first[::-1]
 
 
+def test_a_tasks_line_has_its_own_further_overrides(peers, tmp_path):
+    flags = settings(peers, tmp_path, None, tasks={"lora": "llama8b_peft", "sft": "llama8b_sft"}, lines=peers.LINES)
+    lora, full, plain = (
+        peers.command(peers.Cell(task, "2x32", line, 0), flags)
+        for task, line in (
+            ("lora", "AutoModel, layers compiled"),
+            ("sft", "AutoModel, layers compiled"),
+            ("lora", "AutoModel"),
+        )
+    )
+    assert "train.peft.use_triton=false" in lora
+    assert "+train.distributed.enable_compile=true" in full
+    assert not any("use_triton" in one for one in full + plain)
+
+
 def test_one_repeat_alone_is_the_same_as_among_all(peers, tmp_path):
     whole = list(peers.plan(settings(peers, tmp_path, None)))
     alone = [list(peers.plan(settings(peers, tmp_path, None, only_repeat=number))) for number in (1, 2)]
@@ -176,7 +191,7 @@ def test_one_repeat_alone_is_the_same_as_among_all(peers, tmp_path):
         ({"torchtune": {"version": "0.6.1"}}, "torchtune", "2x32", "names no python for it"),
         ({"unsloth": {"failed_at": "import", "error": "ImportError: nms"}}, "Unsloth", "2x32", "ImportError: nms"),
         ({"unsloth": {"python": "python"}}, "Unsloth", "2x32", "no script"),
-        ({"torchtune": {"python": "python"}}, "torchtune", "packed64", "rows of one document"),
+        ({"axolotl": {"python": "python"}}, "Axolotl", "packed64", "rows of one document"),
     ],
 )
 def test_a_line_that_is_not_run_says_why(peers, tmp_path, others, line, shape, why):
