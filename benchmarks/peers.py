@@ -66,10 +66,10 @@ LINES: dict[str, tuple[str, ...]] = {
 OTHERS = ("torchtune", "torchtune, compiled", "torchtitan", "torchtitan, compiled", "Axolotl", "Unsloth")
 _NO_SCRIPT = ("unsloth",)
 """Libraries that `others/run.py` does not train."""
-_PACKED = ("torchtune",)
+PACKED = ("torchtune",)
 """Libraries that it gives packed rows."""
-FURTHER = {("lora", "AutoModel, layers compiled"): ("train.peft.use_triton=false",)}
-"""Overrides of a task's line. AutoModel's layers are compiled one by one, as each adapter is a class of its own; with
+FURTHER = {("llama8b_peft", "AutoModel, layers compiled"): ("train.peft.use_triton=false",)}
+"""Overrides of a recipe's line. AutoModel's layers are compiled one by one, as each adapter is a class of its own; with
 its Triton kernels for adapters that takes 9 s a layer."""
 TASKS = {"lora": "llama8b_peft", "sft": "llama8b_sft"}
 SHAPES = ("4x256", "1x4096", "packed4096")
@@ -136,7 +136,7 @@ def why_not(line: str, shape: str, flags: argparse.Namespace) -> str | None:
         return failed if "failed_at" in tried else "the --others FILE names no python for it: it is not install.py's"
     if library in _NO_SCRIPT:
         return "others/run.py has no script for it"
-    is_given = library in _PACKED or not shape.startswith("packed")
+    is_given = library in PACKED or not shape.startswith("packed")
     return None if is_given else "others/run.py gives it rows of one document, not packed ones"
 
 
@@ -153,7 +153,7 @@ def command(cell: Cell, flags: argparse.Namespace) -> list[str]:
         *("cc=emulated", f"tolls={flags.tolls}", f"cc.blocks={flags.blocks}", "launch.nproc_per_node=1"),
         *(f"measure.warmup={flags.warmup}", f"measure.steps={flags.steps}", f"run_root={flags.folder / 'runs'}"),
         *flags.lines[cell.line],
-        *FURTHER.get((cell.task, cell.line), ()),
+        *FURTHER.get((flags.tasks[cell.task], cell.line), ()),
     ]
 
 

@@ -8,11 +8,11 @@ Runs in that library's environment (`install.py`). Its loop is left as it is; wh
 that the recipe's own loader gives the other lines, token ids and labels, which `peers_rows.py` has written to ROWS.pt
 for as many steps), the weights (random), and a time stamp of cctrain's at each step's end. torchtune and Axolotl
 shift labels by themselves, so that the last token of a row, whose label is the token after the row, has none there.
-Packed rows, whose documents do not see each other, torchtune attends to as to its own.
 LoRA of rank 8 on all linear layers of attention and MLP, Adam, gradients clipped to 1, bf16, no activation
-checkpointing. Attention is torch's sdpa, and flex attention in torchtitan, which no longer takes another. torchtitan
-reads its loss each tenth step, its default, the others each step. Axolotl computes under autocast with float32
-adapters, its default.
+checkpointing. Attention is torch's sdpa, and flex attention in torchtitan, which no longer takes another, and in
+torchtune where rows are packed (on a CPU sdpa with a mask), so that documents do not see each other, padding being one
+more; the others are not given packed rows. torchtitan reads its loss each tenth step, its default, the others each
+step. Axolotl computes under autocast with float32 adapters, its default.
 With --tolls, steps after the warm-up take turns in blocks, plain and tolled, as those of a run with cc=emulated do. The
 last line of stdout is one JSON object with the times of the steps after the warm-up, by mode.
 """
@@ -105,7 +105,10 @@ class Rows(NamedTuple):
 def read_rows(path: Path, num_steps: int) -> list[Rows]:
     """Of each step."""
     found = torch.load(path, weights_only=True)
-    steps = list(map(Rows, *(found[key].long() for key in ("input_ids", "labels", "seq_lens"))))
+    keys = ("input_ids", "labels", "seq_lens")
+    if missing := set(keys) - set(found):
+        raise SystemExit(f"--rows {path} has no {', '.join(missing)}: an earlier peers_rows.py wrote it; delete it")
+    steps = list(map(Rows, *(found[key].long() for key in keys)))
     if len(steps) < num_steps:
         raise SystemExit(f"--rows {path} has {len(steps)} steps, fewer than --warmup and --steps together: {num_steps}")
     return steps[:num_steps]
@@ -117,7 +120,7 @@ def unshifted(labels: torch.Tensor) -> torch.Tensor:
 
 
 def packs(rows: Rows) -> list[dict[str, torch.Tensor]]:
-    """A micro-batch of packed rows as torchtune packs them: padding is a document of its own."""
+    """A micro-batch of packed rows as torchtune's collater takes them: padding is a document of its own."""
     found = []
     for ids, labels, seq_lens in zip(rows.ids, unshifted(rows.labels), rows.seq_lens, strict=True):
         lengths = [*seq_lens[seq_lens > 0].tolist(), len(ids) - int(seq_lens.sum())]
@@ -353,12 +356,12 @@ def main() -> None:
     """Train, read the stamps, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=("torchtitan", "torchtune", "axolotl"))
-    parser.add_argument("--task", choices=("lora", "sft"), default="lora")
+    parser.add_argument("--task", choices=("lora", "sft"), default="lora", help="adapters, or all weights")
     parser.add_argument("--rows", type=Path, required=True, help="of peers_rows.py")
-    parser.add_argument("--size", choices=("8b", "tiny"), default="8b")
-    parser.add_argument("--steps", type=int, default=96)
-    parser.add_argument("--warmup", type=int, default=15)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--size", choices=("8b", "tiny"), default="8b", help="of the Llama")
+    parser.add_argument("--steps", type=int, default=96, help="to be measured")
+    parser.add_argument("--warmup", type=int, default=15, help="steps before these")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, as the library has it")
     parser.add_argument("--tolls", metavar="NAME|FILE", help="a profile; only under python -m cctrain emulate")
     parser.add_argument("--blocks", type=int, default=4, help="with --tolls: pairs of blocks")
     parser.add_argument("--tokenizer", default=str(TOKENIZER), help="torchtitan and Axolotl want one")

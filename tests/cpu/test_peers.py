@@ -197,7 +197,7 @@ def test_without_tolls_all_its_steps_after_the_warm_up_are_measured(run):
     assert steps.times_s() == {"off": [1.0] * 5}
 
 
-def test_packed_rows_go_to_torchtune_as_it_packs_them_with_padding_as_a_document(run):
+def test_packed_rows_go_to_torchtune_with_padding_as_a_document(run):
     import torch
 
     rows = run.Rows(
@@ -212,6 +212,13 @@ def test_packed_rows_go_to_torchtune_as_it_packs_them_with_padding_as_a_document
     assert padded["seq_lens"].tolist() == [3, 2, 2]
     assert whole["input_pos"].tolist() == list(range(7))
     assert whole["seq_lens"].tolist() == [7]
+
+
+def test_both_scripts_give_the_same_libraries_packed_rows(run, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import peers
+
+    assert run.PACKED == peers.PACKED
 
 
 def test_packed_rows_are_refused_for_libraries_that_would_let_their_documents_see_each_other(tmp_path):

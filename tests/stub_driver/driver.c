@@ -23,6 +23,7 @@
 #undef cuMemcpyHtoD
 #undef cuMemAlloc
 #undef cuStreamUpdateCaptureDependencies
+#undef cuGraphNodeGetDependencies
 
 enum { NUM_STREAMS = 128, NUM_NODES = 64, OWN = 100 };
 enum { PINNED = 0x50000000, DEVICE = 0x60000000, PAGEABLE = 0x70000000, SIZE_OF_EACH = 0x10000000 };
@@ -31,7 +32,8 @@ typedef struct {
     char symbol[64];
     const uint64_t *duration_ns; /* that a delay kernel reads when it runs */
     CUgraphNodeType type;
-    char after[256]; /* the symbols of those that it waits for */
+    CUgraphNode before[NUM_NODES]; /* for which it waits, while it is captured */
+    size_t num_before;
 } Node;
 typedef struct {
     Node nodes[NUM_NODES];
@@ -113,9 +115,12 @@ static void note(const Call *call, const char *what, const Node *node) {
     pthread_mutex_lock(&lock);
     if (!log_file)
         log_file = open_memstream(&logged, &logged_size);
-    fprintf(log_file, "%s\t%s\t%lu\t%s\t%lu\t%ld\t%s\n", call->name, node && node->symbol[0] ? node->symbol : "-",
+    fprintf(log_file, "%s\t%s\t%lu\t%s\t%lu\t%ld\t", call->name, node && node->symbol[0] ? node->symbol : "-",
             (unsigned long)call->stream, what, injected_ns ? (unsigned long)injected_ns() : 0,
-            node && node->duration_ns ? (long)*node->duration_ns : -1, node ? node->after : "");
+            node && node->duration_ns ? (long)*node->duration_ns : -1);
+    for (size_t i = 0; node && !strcmp(what, "captured") && i < node->num_before; i++)
+        fprintf(log_file, "%s%s", i ? "; " : "", ((Node *)node->before[i])->symbol);
+    fprintf(log_file, "\n");
     fflush(log_file);
     pthread_mutex_unlock(&lock);
 }
@@ -169,11 +174,11 @@ static CUresult on_capturing(const Call *call, Stream *stream, const Node *node)
         return CUDA_ERROR_OUT_OF_MEMORY;
     Node *added = &stream->graph.nodes[stream->graph.num_nodes++];
     *added = *node;
-    for (size_t i = 0; i < stream->num_before; i++)
-        strncat(strncat(added->after, i ? "; " : "", 3), ((Node *)stream->before[i])->symbol,
-                sizeof added->after - strlen(added->after) - 1);
     /* NCCL records its event on a stream of its own, for which this one then waits as well. */
-    int is_event = begins(call->name, "cuEventRecord");
+    int is_event = begins(call->name, "cuEventRecordWithFlags");
+    for (size_t i = 0; i < stream->num_before; i++)
+        if (!is_event || ((Node *)stream->before[i])->type != CU_GRAPH_NODE_TYPE_EVENT_RECORD)
+            added->before[added->num_before++] = stream->before[i];
     added->type = is_event ? CU_GRAPH_NODE_TYPE_EVENT_RECORD : CU_GRAPH_NODE_TYPE_KERNEL;
     stream->num_before = is_event ? stream->num_before : 0;
     stream->before[stream->num_before++] = (CUgraphNode)added;
@@ -260,9 +265,19 @@ CUresult cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus *statu
                                    const CUgraphNode **before, size_t *num_before) {
     (void)id, (void)graph;
     Stream *stream = &streams[(uintptr_t)handle % NUM_STREAMS];
-    *before = stream->before;
-    *num_before = stream->num_before;
-    return is_set("STUB_DRIVER_LOSSY") ? CUDA_ERROR_LOSSY_QUERY : cuStreamIsCapturing(handle, status);
+    if (is_set("STUB_DRIVER_LOSSY"))
+        return CUDA_ERROR_LOSSY_QUERY;
+    *status = stream->is_broken ? CU_STREAM_CAPTURE_STATUS_INVALIDATED : CU_STREAM_CAPTURE_STATUS_ACTIVE;
+    *before = stream->is_broken ? (CUgraphNode *)8 : stream->before; /* then it is anything */
+    *num_before = stream->is_broken ? 1 : stream->num_before;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGraphNodeGetDependencies(CUgraphNode node, CUgraphNode *before, size_t *num_before) {
+    size_t all = ((Node *)node)->num_before;
+    *num_before = all < *num_before ? all : *num_before;
+    memcpy(before, ((Node *)node)->before, *num_before * sizeof *before);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuStreamUpdateCaptureDependencies(CUstream handle, CUgraphNode *nodes, size_t num_nodes, unsigned flags) {
@@ -358,6 +373,11 @@ CUresult cuCtxPopCurrent_v2(CUcontext *popped) {
 
 void *stub_new_graph(void) { return calloc(1, sizeof(Graph)); }
 int stub_depth_of_contexts(void) { return context; }
+void stub_wait_for_last_alone(int number) {
+    Stream *stream = &streams[number];
+    stream->before[0] = stream->before[stream->num_before - 1];
+    stream->num_before = 1;
+}
 void stub_destroy_context(uintptr_t which) { destroyed_context = which; }
 void stub_watch(uint64_t (*read)(void)) { injected_ns = read; }
 const char *stub_log(void) { return logged ? logged : ""; }

@@ -200,12 +200,14 @@ def test_a_captured_collective_follows_the_tolls_of_the_day(start):
 
 def waits(gpu, *symbols):
     """What each node of a graph of these waits for. An event is recorded beside the stream, which waits for it then, as
-    NCCL has it after each collective."""
+    NCCL has it after each collective; of the event of another stream's collective the stream knows nothing else."""
 
     def capture():
         gpu.call("cuStreamBeginCapture_v2")
         for symbol in symbols:
             gpu.call("cuEventRecordWithFlags" if symbol.startswith("event") else "cuLaunchKernel", symbol=symbol)
+            if symbol == "event elsewhere":
+                gpu.driver.stub_wait_for_last_alone(7)
         assert gpu.call("cuStreamEndCapture") == 0
 
     return [(work.symbol, work.after) for work in gpu.done_by(capture) if work.what == "captured"]
@@ -228,6 +230,28 @@ def test_a_captured_delay_waits_for_the_work_before_it_and_its_collective_for_nc
 @in_own_process
 def test_a_captured_delay_waits_for_an_event_where_that_is_all_there_is_before_it(start):
     assert waits(start(), "event", NCCL) == [("event", ""), ("cctrain_delay", "event"), (NCCL, "cctrain_delay")]
+
+
+@in_own_process
+def test_a_captured_delay_waits_for_another_streams_collective_of_which_it_has_the_event_alone(start):
+    made = waits(start(), "elsewhere", "event elsewhere", NCCL)
+    assert made[-2:] == [("cctrain_delay", "elsewhere"), (NCCL, "cctrain_delay; event elsewhere")]
+
+
+@in_own_process
+def test_where_a_stream_waits_for_more_than_is_looked_through_the_delay_waits_for_all_of_it(start):
+    events = [f"event {number}" for number in range(20)]
+    made = waits(start(), "first", *events, NCCL)
+    assert made[-2:] == [("cctrain_delay", "; ".join(["first", *events])), (NCCL, "cctrain_delay")]
+
+
+@in_own_process
+def test_what_a_broken_capture_waits_for_is_not_looked_at(start):
+    gpu = start()
+    gpu.call("cuStreamBeginCapture_v2")
+    assert gpu.call("cuStreamSynchronize") == 900  # unsupported, and breaks it
+    gpu.call("cuLaunchKernel", symbol=NCCL)
+    assert gpu.call("cuStreamEndCapture") == 901
 
 
 @in_own_process

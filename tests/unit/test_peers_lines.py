@@ -161,7 +161,7 @@ def test_the_most_telling_lines_come_first_and_the_next_repeat_turns_the_order_r
     assert [cell.line for cell in order if cell.repeat == 1] == first[::-1]
 
 
-def test_a_tasks_line_has_its_own_further_overrides(peers, tmp_path):
+def test_a_recipes_line_has_its_own_further_overrides(peers, tmp_path):
     flags = settings(peers, tmp_path, None, tasks={"lora": "llama8b_peft", "sft": "llama8b_sft"}, lines=peers.LINES)
     lora, full, plain = (
         peers.command(peers.Cell(task, "2x32", line, 0), flags)

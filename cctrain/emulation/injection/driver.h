@@ -18,6 +18,7 @@ DRIVER(cuGraphNodeGetType);
 static CUresult (*p_cuStreamGetCaptureInfo_v2)(CUstream, CUstreamCaptureStatus *, cuuint64_t *, CUgraph *,
                                                const CUgraphNode **, size_t *);
 static CUresult (*p_cuStreamUpdateCaptureDependencies)(CUstream, CUgraphNode *, size_t, unsigned);
+static CUresult (*p_cuGraphNodeGetDependencies)(CUgraphNode, CUgraphNode *, size_t *);
 
 static int find_driver(void) {
   void *driver = dlopen("libcuda.so.1", RTLD_NOW);
@@ -38,6 +39,7 @@ static int find_driver(void) {
   FIND(cuGraphNodeGetType);
   FIND(cuStreamGetCaptureInfo_v2);
   FIND(cuStreamUpdateCaptureDependencies);
+  FIND(cuGraphNodeGetDependencies);
 #undef FIND
   return 1;
 }
