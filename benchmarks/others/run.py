@@ -159,7 +159,7 @@ def torchtitan(options: argparse.Namespace, steps: Steps) -> None:
     config.validator = Validator.Config(enable=False)
     config.profiler.enable_profiling = config.metrics.enable_tensorboard = False
     config.debug.enable_structured_logging = False
-    config.dump_folder, config.hf_assets_path = tempfile.mkdtemp(), options.tokenizer
+    config.dump_folder, config.hf_assets_path = str(options.folder), options.tokenizer
     config.dataloader.dataset, config.dataloader.infinite = "", True
 
     class Batches:
@@ -245,7 +245,7 @@ def torchtune(options: argparse.Namespace, steps: Steps) -> None:
         def save_checkpoint(self, *_: Any, **__: Any) -> None:
             pass
 
-    folder = tempfile.mkdtemp()
+    folder = str(options.folder)
     settings = {
         "model": model,
         "tokenizer": {"_component_": "builtins.dict"},
@@ -278,11 +278,12 @@ def axolotl(options: argparse.Namespace, steps: Steps) -> None:
     from axolotl.integrations.base import BasePlugin
     from axolotl.train import train
 
-    folder, models = Path(tempfile.mkdtemp()), Path(options.tokenizer).parent
+    folder, models = options.folder, Path(options.tokenizer).parent
     config = transformers.AutoConfig.from_pretrained(
         models / ("tiny-llama" if options.size == "tiny" else "llama-3.1-8b")
     )
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a CPU draws the large ones in minutes
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder / "model")
     del model
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -385,6 +386,7 @@ def main() -> None:
         parser.error(f"--rows {path}: its rows are packed; allowed with {', '.join(PACKED)}")
     os.environ |= RANK_OF_ONE | OFFLINE
     steps = Steps(StepTimer(_clock()), options.steps, options.warmup, switch)
+    options.folder = Path(tempfile.mkdtemp())
 
     def end(code: int) -> None:
         """With what there is."""
@@ -393,6 +395,7 @@ def main() -> None:
             mode: {"step_times_s": seconds, "tokens_per_step": tokens} for mode, seconds in steps.times_s().items()
         }
         print(json.dumps({"timed": modes}), flush=True)
+        shutil.rmtree(options.folder, ignore_errors=True)  # Axolotl's model is in it
         os._exit(code)
 
     signal.signal(signal.SIGTERM, lambda *_: end(1))  # its deadline
@@ -401,6 +404,7 @@ def main() -> None:
     except Exception as error:
         # Said on stdout as well, as a progress bar may have the last word on stderr.
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        shutil.rmtree(options.folder, ignore_errors=True)
         raise
     end(0)
 
