@@ -64,10 +64,8 @@ LINES: dict[str, tuple[str, ...]] = {
 }
 """Overrides; of those in OTHERS the arguments of `others/run.py`. What matters most comes first."""
 OTHERS = ("torchtune", "torchtune, compiled", "torchtitan", "torchtitan, compiled", "Axolotl", "Unsloth")
-_NO_SCRIPT = ("unsloth",)
-"""Libraries that `others/run.py` does not train."""
 PACKED = ("torchtune",)
-"""Libraries that it gives packed rows."""
+"""Libraries that `others/run.py` gives packed rows."""
 FURTHER = {("llama8b_peft", "AutoModel, layers compiled"): ("train.peft.use_triton=false",)}
 """Overrides of a recipe's line. AutoModel's layers are compiled one by one, as each adapter is a class of its own; with
 its Triton kernels for adapters that takes 9 s a layer."""
@@ -134,8 +132,6 @@ def why_not(line: str, shape: str, flags: argparse.Namespace) -> str | None:
     if "python" not in tried:
         failed = f"its {tried.get('failed_at')} failed: {tried.get('error')}"
         return failed if "failed_at" in tried else "the --others FILE names no python for it: it is not install.py's"
-    if library in _NO_SCRIPT:
-        return "others/run.py has no script for it"
     is_given = library in PACKED or not shape.startswith("packed")
     return None if is_given else "others/run.py gives it rows of one document, not packed ones"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -31,10 +32,11 @@ PACKAGES = {
         *("torchtune==0.6.1", "torchao==0.13.0", "kagglehub", "sentencepiece", "tiktoken", "blobfile", "hf_transfer"),
         *("pycryptodomex", "lxml"),
     ),
+    # It does without torchvision and xformers, which have to be built for the torch that is there.
     "unsloth": (
         *("unsloth", "unsloth_zoo", "transformers==5.17.0", "trl==1.15.0", "bitsandbytes", "cut_cross_entropy"),
-        *("tyro", "docstring_parser", "typeguard", "shtab", "sentencepiece", "hf_transfer", "torchvision==0.28.0"),
-        *("huggingface_hub<2", "diffusers", "nest_asyncio", "structlog", "json5", "xformers", "einops"),
+        *("tyro", "docstring_parser", "typeguard", "shtab", "sentencepiece", "hf_transfer"),
+        *("huggingface_hub<2", "diffusers", "nest_asyncio", "structlog", "json5", "einops"),
     ),
     "axolotl": (
         *("axolotl==0.19.0", "transformers==5.16.1", "accelerate==1.13.0", "peft==0.20.0", "trl==1.9.0"),
@@ -62,6 +64,8 @@ IMPORTS = {
     "unsloth": "unsloth",
     "axolotl": "axolotl.train",
 }
+_WITHOUT_GPU = {"UNSLOTH_ALLOW_CPU": "1"}
+"""For an import only: to train it needs one."""
 _LONGEST_S = 600
 
 
@@ -76,7 +80,15 @@ def attempt(name: str, folder: Path) -> dict[str, Any]:
     probe = f"import importlib.metadata as m, {IMPORTS[name]}; print(m.version({name!r}))"
     for stage, command in (("install", install), ("import", [python, "-c", probe])):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LONGEST_S)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_LONGEST_S,
+                cwd=home,  # Unsloth leaves a directory where it is imported
+                env=os.environ | _WITHOUT_GPU,
+            )
         except subprocess.TimeoutExpired:
             return {"failed_at": stage, "error": f"not done in {_LONGEST_S} s"}
         if done.returncode:

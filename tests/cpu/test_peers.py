@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -155,18 +156,20 @@ class Machine:
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """benchmarks/others/run.py."""
+def others(monkeypatch):
+    """What benchmarks/others/run.py is made of."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "others")
-    import run as module
+    import rows
+    import run
+    import steps
 
-    return module
+    return SimpleNamespace(rows=rows, run=run, steps=steps)
 
 
-def test_steps_of_another_library_are_plain_and_tolled_in_turns(run):
+def test_steps_of_another_library_are_plain_and_tolled_in_turns(others):
     machine, seen = Machine(), ""
     slots = [replace(slot, is_settling=False) for slot in schedule(16, (OFF, ALL), 2)]
-    steps = run.Steps(StepTimer(machine), 16, 2, TollSwitch(machine, load_profile("b300"), slots, 2))
+    steps = others.steps.Steps(StepTimer(machine), 16, 2, TollSwitch(machine, load_profile("b300"), slots, 2))
     steps.begin()
     for _ in range(19):  # one more than asked for: an epoch may end with a call of its own
         seen += "." if machine.profile is None else "T"
@@ -176,10 +179,10 @@ def test_steps_of_another_library_are_plain_and_tolled_in_turns(run):
     assert steps.times_s() == {"off": [1.0] * 8, "tolled": [3.0] * 8}
 
 
-def test_steps_that_settle_are_not_among_the_measured(run):
+def test_steps_that_settle_are_not_among_the_measured(others):
     machine = Machine()
     slots = schedule(16, (OFF, ALL), 2)
-    steps = run.Steps(StepTimer(machine), 16, 0, TollSwitch(machine, load_profile("b300"), slots, 0))
+    steps = others.steps.Steps(StepTimer(machine), 16, 0, TollSwitch(machine, load_profile("b300"), slots, 0))
     steps.begin()
     for _ in range(16):
         machine.step()
@@ -187,9 +190,9 @@ def test_steps_that_settle_are_not_among_the_measured(run):
     assert {mode: len(times) for mode, times in steps.times_s().items()} == {"off": 4, "tolled": 4}
 
 
-def test_without_tolls_all_its_steps_after_the_warm_up_are_measured(run):
+def test_without_tolls_all_its_steps_after_the_warm_up_are_measured(others):
     machine = Machine()
-    steps = run.Steps(StepTimer(machine), 5, 2)
+    steps = others.steps.Steps(StepTimer(machine), 5, 2)
     steps.begin()
     for _ in range(7):
         machine.step()
@@ -197,15 +200,15 @@ def test_without_tolls_all_its_steps_after_the_warm_up_are_measured(run):
     assert steps.times_s() == {"off": [1.0] * 5}
 
 
-def test_packed_rows_go_to_torchtune_with_padding_as_a_document(run):
+def test_packed_rows_go_to_torchtune_with_padding_as_a_document(others):
     import torch
 
-    rows = run.Rows(
+    rows = others.rows.Rows(
         ids=torch.tensor([[5, 6, 7, 8, 9, 0, 0], [5, 6, 7, 8, 9, 10, 11]]),
         labels=torch.tensor([[6, 7, -100, 9, -100, -100, -100], [-100, 7, 8, 9, 10, 11, -100]]),
         seq_lens=torch.tensor([[3, 2], [7, 0]]),
     )
-    padded, whole = run.packs(rows)
+    padded, whole = others.rows.packs(rows)
     assert padded["tokens"].tolist() == [5, 6, 7, 8, 9, 0, 0]
     assert padded["labels"].tolist() == [-100, 6, 7, -100, 9, -100, -100]  # torchtune shifts them itself
     assert padded["input_pos"].tolist() == [0, 1, 2, 0, 1, 0, 1]
@@ -214,11 +217,11 @@ def test_packed_rows_go_to_torchtune_with_padding_as_a_document(run):
     assert whole["seq_lens"].tolist() == [7]
 
 
-def test_both_scripts_give_the_same_libraries_packed_rows(run, monkeypatch):
+def test_both_scripts_give_the_same_libraries_packed_rows(others, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import peers
 
-    assert run.PACKED == peers.PACKED
+    assert others.run.PACKED == peers.PACKED
 
 
 def test_packed_rows_are_refused_for_libraries_that_would_let_their_documents_see_each_other(tmp_path):

@@ -190,7 +190,6 @@ def test_one_repeat_alone_is_the_same_as_among_all(peers, tmp_path):
         ({"torchtune": {"failed_at": "import", "error": "ImportError: no"}}, "torchtune", "2x32", "ImportError: no"),
         ({"torchtune": {"version": "0.6.1"}}, "torchtune", "2x32", "names no python for it"),
         ({"unsloth": {"failed_at": "import", "error": "ImportError: nms"}}, "Unsloth", "2x32", "ImportError: nms"),
-        ({"unsloth": {"python": "python"}}, "Unsloth", "2x32", "no script"),
         ({"axolotl": {"python": "python"}}, "Axolotl", "packed64", "rows of one document"),
     ],
 )

@@ -1,0 +1,67 @@
+"""The steps of another library's trainer, timed by cctrain's clock, in turns plain and tolled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cctrain.emulation.blocks import ALL, OFF
+from cctrain.emulation.switch import TollSwitch
+from cctrain.timing.clock import HostClock, StepClock
+from cctrain.timing.timer import StepTimer
+
+MODES = {OFF: "off", ALL: "tolled"}
+"""What `peers.py` calls the arms."""
+
+
+class Steps:
+    """The ends of `num` steps after `warmup` others; a `switch` puts each under its tolls."""
+
+    def __init__(self, timer: StepTimer, num: int, warmup: int, switch: TollSwitch | None = None) -> None:
+        self._timer, self._num, self._warmup, self._switch = timer, num, warmup, switch
+
+    def begin(self) -> None:
+        """The first step begins here."""
+        self._timer.resume()
+
+    def end(self) -> None:
+        """A step ends here, and the next begins."""
+        facts = self._switch.step_end() if self._switch else {}
+        self._timer.step_end("step", arm=facts.get("arm", OFF), is_settling=facts.get("is_settling", False))
+        if self._switch and self._switch.next(_drain):
+            self._timer.resume()
+
+    def times_s(self) -> dict[str, list[float]]:
+        """Of the measured steps so far, by mode."""
+        _drain()
+        rows = self._timer.finished()[self._warmup : self._warmup + self._num]
+        measured = [(MODES[row["arm"]], row["step_time_s"]) for row in rows if not row["is_settling"]]
+        modes = dict.fromkeys(mode for mode, _ in measured)
+        return {mode: [seconds for of, seconds in measured if of == mode] for mode in modes}
+
+
+def timed(owner: Any, method: str, steps: Steps) -> None:
+    """Have a step end whenever that method of `owner` has run."""
+    own = getattr(owner, method)
+
+    def then_stamp(*args: Any, **kwargs: Any) -> Any:
+        result = own(*args, **kwargs)
+        steps.end()
+        return result
+
+    setattr(owner, method, then_stamp)
+
+
+def clock() -> StepClock:
+    """The device's where there is one."""
+    if not torch.cuda.is_available():
+        return HostClock()
+    from cctrain.timing.deviceclock import DeviceClock
+
+    return DeviceClock()
+
+
+def _drain() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
