@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,13 @@ def random_model(options: argparse.Namespace) -> Path:
     return path
 
 
-def samples(rows: Sequence[Rows]) -> Iterator[dict[str, list[int]]]:
+def samples(steps: Sequence[Rows]) -> list[dict[str, list[int]]]:
     """One a row, in their order."""
-    for ids, labels, _ in rows:
-        for row, label in zip(ids.tolist(), unshifted(labels).tolist(), strict=True):
-            yield {"input_ids": row, "labels": label, "attention_mask": [1] * len(row)}
+    return [
+        {"input_ids": row, "labels": label, "attention_mask": [1] * len(row)}
+        for rows in steps
+        for row, label in zip(rows.ids.tolist(), unshifted(rows.labels).tolist(), strict=True)
+    ]
 
 
 def follow(trainer: Any, steps: Steps) -> None:

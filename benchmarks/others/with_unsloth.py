@@ -47,7 +47,7 @@ def train(options: argparse.Namespace, steps: Steps) -> None:
     trainer = transformers.Trainer(
         model,
         arguments,
-        train_dataset=Dataset.from_list(list(samples(options.rows))),
+        train_dataset=Dataset.from_list(samples(options.rows)),
         data_collator=transformers.default_data_collator,
     )
     follow(trainer, steps)

@@ -159,11 +159,12 @@ class Machine:
 def others(monkeypatch):
     """What benchmarks/others/run.py is made of."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "others")
+    import of_transformers
     import rows
     import run
     import steps
 
-    return SimpleNamespace(rows=rows, run=run, steps=steps)
+    return SimpleNamespace(of_transformers=of_transformers, rows=rows, run=run, steps=steps)
 
 
 def test_steps_of_another_library_are_plain_and_tolled_in_turns(others):
@@ -215,6 +216,20 @@ def test_packed_rows_go_to_torchtune_with_padding_as_a_document(others):
     assert padded["seq_lens"].tolist() == [3, 2, 2]
     assert whole["input_pos"].tolist() == list(range(7))
     assert whole["seq_lens"].tolist() == [7]
+
+
+def test_libraries_on_transformers_get_each_row_in_order_with_labels_that_they_shift_themselves(others):
+    import torch
+
+    rows = others.rows.Rows(
+        ids=torch.tensor([[5, 6, 7], [8, 9, 10]]),
+        labels=torch.tensor([[6, 7, -100], [-100, 10, 11]]),
+        seq_lens=torch.tensor([[3], [3]]),
+    )
+    first, second, third = others.of_transformers.samples([rows, rows._replace(ids=rows.ids + 10)])[:3]
+    assert first == {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "attention_mask": [1, 1, 1]}
+    assert (second["input_ids"], second["labels"]) == ([8, 9, 10], [-100, -100, 10])
+    assert third["input_ids"] == [15, 16, 17]
 
 
 def test_both_scripts_give_the_same_libraries_packed_rows(others, monkeypatch):
