@@ -12,7 +12,6 @@ import torch
 from rows import Rows, unshifted
 from steps import Steps, timed
 
-MODELS = Path(__file__).resolve().parents[2] / "recipes" / "models"
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -20,14 +19,14 @@ def random_model(options: argparse.Namespace) -> Path:
     """A directory with a Llama of random weights, and a tokenizer, in that of `options`."""
     import transformers
 
-    path = Path(options.folder) / "model"
+    path: Path = options.folder / "model"
     name = "tiny-llama" if options.size == "tiny" else "llama-3.1-8b"
-    config = transformers.AutoConfig.from_pretrained(MODELS / name)
+    config = transformers.AutoConfig.from_pretrained(options.models / name)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a CPU draws the large ones in minutes
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(path)
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(options.tokenizer) / file, path)
+        shutil.copy(options.models / "tokenizer-llama" / file, path)
     return path
 
 

@@ -30,12 +30,13 @@ import tempfile
 from pathlib import Path
 
 from rows import read_rows
-from steps import MODES, Steps, clock
+from steps import MODES, Steps
 
 from cctrain.emulation.blocks import fewest_steps, schedule
 from cctrain.emulation.injector import attached
 from cctrain.emulation.profile import load_profile
 from cctrain.emulation.switch import TollSwitch
+from cctrain.timing.device import clock
 from cctrain.timing.timer import StepTimer
 
 LIBRARIES = ("torchtitan", "torchtune", "axolotl", "unsloth")
@@ -44,7 +45,7 @@ PACKED = ("torchtune",)
 """Those that are given packed rows."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
 RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519"}
-TOKENIZER = Path(__file__).resolve().parents[2] / "recipes" / "models" / "tokenizer-llama"
+MODELS = Path(__file__).resolve().parents[2] / "recipes" / "models"
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile, as the library has it")
     parser.add_argument("--tolls", metavar="NAME|FILE", help="a profile; only under python -m cctrain emulate")
     parser.add_argument("--blocks", type=int, default=4, help="with --tolls: pairs of blocks")
-    parser.add_argument("--tokenizer", default=str(TOKENIZER), help="all but torchtune want one")
+    parser.set_defaults(models=MODELS)
     options = parser.parse_args()
     switch = None
     if options.tolls:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from cctrain.emulation.blocks import ALL, OFF
 from cctrain.emulation.switch import TollSwitch
-from cctrain.timing.clock import HostClock, StepClock
+from cctrain.timing.device import drain
 from cctrain.timing.timer import StepTimer
 
 MODES = {OFF: "off", ALL: "tolled"}
@@ -29,12 +27,12 @@ class Steps:
         """A step ends here, and the next begins."""
         facts = self._switch.step_end() if self._switch else {}
         self._timer.step_end("step", arm=facts.get("arm", OFF), is_settling=facts.get("is_settling", False))
-        if self._switch and self._switch.next(_drain):
+        if self._switch and self._switch.next(drain):
             self._timer.resume()
 
     def times_s(self) -> dict[str, list[float]]:
         """Of the measured steps so far, by mode."""
-        _drain()
+        drain()
         rows = self._timer.finished()[self._warmup : self._warmup + self._num]
         measured = [(MODES[row["arm"]], row["step_time_s"]) for row in rows if not row["is_settling"]]
         modes = dict.fromkeys(mode for mode, _ in measured)
@@ -51,17 +49,3 @@ def timed(owner: Any, method: str, steps: Steps) -> None:
         return result
 
     setattr(owner, method, then_stamp)
-
-
-def clock() -> StepClock:
-    """The device's where there is one."""
-    if not torch.cuda.is_available():
-        return HostClock()
-    from cctrain.timing.deviceclock import DeviceClock
-
-    return DeviceClock()
-
-
-def _drain() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -41,7 +41,7 @@ def train(options: argparse.Namespace, steps: Steps) -> None:
     config.validator = Validator.Config(enable=False)
     config.profiler.enable_profiling = config.metrics.enable_tensorboard = False
     config.debug.enable_structured_logging = False
-    config.dump_folder, config.hf_assets_path = str(options.folder), options.tokenizer
+    config.dump_folder, config.hf_assets_path = str(options.folder), str(options.models / "tokenizer-llama")
     config.dataloader.dataset, config.dataloader.infinite = "", True
 
     class Batches:

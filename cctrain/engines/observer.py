@@ -17,7 +17,7 @@ from cctrain import flops
 from cctrain.emulation.switch import TollSwitch
 from cctrain.engines.replicas import unwrapped
 from cctrain.samples import STOP_FILE, SampleFile, SampleThread
-from cctrain.timing.clock import HostClock, StepClock
+from cctrain.timing import device
 from cctrain.timing.timer import StepTimer
 
 
@@ -59,7 +59,7 @@ class Observer:
         `stop`, called beside the training thread, ends the training of all ranks with one and the same step. `hook`
         marks the end of each forward pass of `model`; without it the engine does.
         """
-        clock = _clock()
+        clock = device.clock()
         self.timer = StepTimer(clock)
         self.loader = TimedLoader(loader)
         if hook:
@@ -91,7 +91,7 @@ class Observer:
         """Training is over: write the steps that are not written yet. After a failure the device may never finish
         what was queued (a collective whose peer is gone), so only a complete run waits for it."""
         if is_complete:
-            _drain()
+            device.drain()
         self.thread.close()
         if is_complete:
             self.thread.check()
@@ -156,7 +156,7 @@ class Observer:
 
     def _next_block(self) -> bool:
         """Whether a block of steps under other tolls begins here, with an empty queue."""
-        return self._switch is not None and self._switch.next(_drain)
+        return self._switch is not None and self._switch.next(device.drain)
 
 
 class TimedLoader:
@@ -189,20 +189,6 @@ class TimedLoader:
         """Seconds waited since the last call."""
         waited, self._waited_s = self._waited_s, 0.0
         return waited
-
-
-def _clock() -> StepClock:
-    if not torch.cuda.is_available():
-        return HostClock()
-    from cctrain.timing.device_clock import DeviceClock
-
-    return DeviceClock()
-
-
-def _drain() -> None:
-    """Wait for the device."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _versions() -> dict[str, str | None]:

@@ -69,45 +69,7 @@ static __thread CUcontext contexts[8] = {(CUcontext)0x100};
 static __thread int context;
 static __thread CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
 
-/* ---- CUPTI */
-
-static CUpti_CallbackFunc subscriber;
-static char is_enabled[CUPTI_DRIVER_TRACE_CBID_SIZE];
-static const char *const NAMES[CUPTI_DRIVER_TRACE_CBID_SIZE] = {
-#include "callbacks.inc"
-};
-
-static int is_set(const char *name) { return getenv(name) && atoi(getenv(name)); }
-
-CUptiResult cuptiSubscribe(CUpti_SubscriberHandle *handle, CUpti_CallbackFunc callback, void *data) {
-    (void)data;
-    if (is_set("STUB_DRIVER_TAKEN"))
-        return CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED;
-    *handle = (CUpti_SubscriberHandle)&subscriber;
-    subscriber = callback;
-    return CUPTI_SUCCESS;
-}
-
-CUptiResult cuptiEnableCallback(uint32_t enable, CUpti_SubscriberHandle handle, CUpti_CallbackDomain domain,
-                                CUpti_CallbackId id) {
-    (void)handle;
-    if (is_set("STUB_DRIVER_DEAF") || domain != CUPTI_CB_DOMAIN_DRIVER_API)
-        return CUPTI_ERROR_INVALID_PARAMETER;
-    is_enabled[id] = (char)enable;
-    return CUPTI_SUCCESS;
-}
-
-CUptiResult cuptiGetCallbackName(CUpti_CallbackDomain domain, uint32_t id, const char **name) {
-    (void)domain;
-    *name = id < CUPTI_DRIVER_TRACE_CBID_SIZE ? NAMES[id] : NULL;
-    return *name ? CUPTI_SUCCESS : CUPTI_ERROR_INVALID_PARAMETER;
-}
-
-CUptiResult cuptiGetResultString(CUptiResult result, const char **text) {
-    *text = result == CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED ? "CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED"
-                                                                      : "CUPTI_ERROR_UNKNOWN";
-    return CUPTI_SUCCESS;
-}
+#include "cupti.h"
 
 /* ---- What the driver does */
 
@@ -261,40 +223,7 @@ CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
     return CUDA_SUCCESS;
 }
 
-CUresult cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus *status, cuuint64_t *id, CUgraph *graph,
-                                   const CUgraphNode **before, size_t *num_before) {
-    (void)id, (void)graph;
-    Stream *stream = &streams[(uintptr_t)handle % NUM_STREAMS];
-    if (is_set("STUB_DRIVER_LOSSY"))
-        return CUDA_ERROR_LOSSY_QUERY;
-    *status = stream->is_broken ? CU_STREAM_CAPTURE_STATUS_INVALIDATED : CU_STREAM_CAPTURE_STATUS_ACTIVE;
-    *before = stream->is_broken ? (CUgraphNode *)8 : stream->before; /* then it is anything */
-    *num_before = stream->is_broken ? 1 : stream->num_before;
-    return CUDA_SUCCESS;
-}
-
-CUresult cuGraphNodeGetDependencies(CUgraphNode node, CUgraphNode *before, size_t *num_before) {
-    size_t all = ((Node *)node)->num_before;
-    *num_before = all < *num_before ? all : *num_before;
-    memcpy(before, ((Node *)node)->before, *num_before * sizeof *before);
-    return CUDA_SUCCESS;
-}
-
-CUresult cuStreamUpdateCaptureDependencies(CUstream handle, CUgraphNode *nodes, size_t num_nodes, unsigned flags) {
-    Stream *stream = &streams[(uintptr_t)handle % NUM_STREAMS];
-    if (!stream->is_capturing)
-        return CUDA_ERROR_ILLEGAL_STATE;
-    if (flags == CU_STREAM_SET_CAPTURE_DEPENDENCIES)
-        stream->num_before = 0;
-    for (size_t i = 0; i < num_nodes; i++)
-        stream->before[stream->num_before++] = nodes[i];
-    return CUDA_SUCCESS;
-}
-
-CUresult cuGraphNodeGetType(CUgraphNode node, CUgraphNodeType *type) {
-    *type = ((Node *)node)->type;
-    return CUDA_SUCCESS;
-}
+#include "captures.h"
 
 CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
     CUstreamCaptureMode before = thread_mode;
@@ -373,11 +302,6 @@ CUresult cuCtxPopCurrent_v2(CUcontext *popped) {
 
 void *stub_new_graph(void) { return calloc(1, sizeof(Graph)); }
 int stub_depth_of_contexts(void) { return context; }
-void stub_wait_for_last_alone(int number) {
-    Stream *stream = &streams[number];
-    stream->before[0] = stream->before[stream->num_before - 1];
-    stream->num_before = 1;
-}
 void stub_destroy_context(uintptr_t which) { destroyed_context = which; }
 void stub_watch(uint64_t (*read)(void)) { injected_ns = read; }
 const char *stub_log(void) { return logged ? logged : ""; }
