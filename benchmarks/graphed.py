@@ -9,11 +9,14 @@ steps that are not measured; times are stamps of the GPU's clock.
     python benchmarks/graphed.py recipe=llama8b_peft --shape packed4096
     python benchmarks/graphed.py recipe=llama8b_peft --shape 4x256 --modes off --rounds 10 --block 10 --noise \\
         --line 'uncompiled: step=graphed step.compile=false'
+    python benchmarks/graphed.py recipe=gemma31b_peft --shape 1x512 --lines graphed uncompiled \\
+        --line 'uncompiled: step=graphed step.compile=false'
     python benchmarks/graphed.py recipe=tiny_llama_peft --shape 2x64 --rounds 3    on a CPU: plain, and unrecorded
 
 Lines are AutoModel's own step and the graphed one, and further ones by --line. --noise adds two that show how far
 AutoModel's own step comes from itself by rounding alone: with another of torch's attention kernels, and with its layers
-compiled as the graphed step's are (its loop left as it is). Memory must hold the weights of all.
+compiled as the graphed step's are (its loop left as it is). Memory must hold the weights of all: --lines takes some of
+them, the first of which the others are compared with.
 
 Of every line, off and tolled: the step time; over the first line's, as the mean of the rounds' ratios with a 95 % t
 interval (the replicate is the round); what is kept of throughput under the tolls, likewise; and how many times the
@@ -269,6 +272,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=8, help="steps of each line before the first round")
     parser.add_argument("--noise", action="store_true", help="AutoModel's step by other kernels as well")
     parser.add_argument("--line", action="append", default=[], metavar="NAME: OVERRIDE ...", help="a further line")
+    parser.add_argument("--lines", nargs="+", metavar="NAME", help="only these; others are compared with the first")
     parser.add_argument("--out", type=Path, help="file for everything, as JSON")
     parser.add_argument("override", nargs="+", help="of all lines, as of python -m cctrain: recipe=NAME first")
     options = parser.parse_intermixed_args()
@@ -288,6 +292,11 @@ def configs(options: argparse.Namespace) -> dict[str, Config]:
     kinds = {STOCK: ["step=stock"], GRAPHED: ["step=graphed"]}
     kinds |= {name: ["step=stock"] for name in (NOISE if options.noise else ())}
     kinds |= {name: overrides.split() for name, _, overrides in (line.partition(":") for line in options.line)}
+    unknown = [name for name in options.lines or () if name not in kinds]
+    if unknown:
+        raise RequestError(f"--lines {unknown[0]!r}: the lines are {', '.join(map(repr, kinds))}; --line adds one")
+    if options.lines:
+        kinds = {name: kinds[name] for name in options.lines}
     common = [
         "weights=random",
         *shape_overrides(options.shape),
@@ -306,7 +315,7 @@ def main() -> None:
     options = parse()
     os.environ.update(RANK_OF_ONE | NO_MULTICAST)
     composed = options.configs
-    is_gpu = not is_cpu_recipe(composed[STOCK].train)
+    is_gpu = not is_cpu_recipe(next(iter(composed.values())).train)
     modes = options.modes if is_gpu else [OFF]
     if is_gpu:
         in_rank.inject()
