@@ -43,6 +43,8 @@ class Staging:
         self._is_free = [torch.cuda.Event() for _ in self._landings]
         self._has_landed = torch.cuda.Event()
         self._stream = torch.cuda.Stream()
+        # Work queued before may still use the memory of the landings: the allocator minds the current stream only.
+        self._stream.wait_stream(torch.cuda.current_stream())
         self._host_views = self._views(self._host, leaves)
         self.batch = pytree.tree_unflatten(self._views(self._static, leaves), self._structure)
         self._turn = 0
