@@ -21,6 +21,7 @@ from cctrain.engines import images
 from cctrain.engines.automodel_graphed import GraphedTraining
 from cctrain.engines.observer import Observer
 from cctrain.engines.tensor_parallel import few_collectives
+from cctrain.engines.unfinished import reshard
 from cctrain.metrics import count_tokens
 from cctrain.request.strategy import is_ddp
 from cctrain.samples import SampleFile
@@ -217,6 +218,12 @@ class GraphedRecipe(TimedRecipe):
             step=log.step + 1, loss=None, counts=count_tokens(prepared), peak_bytes=self.graphed.peak_bytes
         )
         return log
+
+    def _run_validation_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = super()._run_validation_epoch(*args, **kwargs)
+        for part in self.model_parts:
+            reshard(part)
+        return result
 
     def log_train_metrics(self, log_data: Any) -> Any:
         """AutoModel's log, of each step once its loss is known."""

@@ -9,6 +9,7 @@ it is known); a poll for SIGTERM by a collective (part of the same all-reduce).
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import itertools
 import time
@@ -237,6 +238,8 @@ class GraphedTraining:
         if isinstance(handler, _AgreedStop):  # which learns of a wish from graphed steps alone
             self._recipe.step_scheduler.sig_handler = handler.of_this_rank
         self._step, self._why = None, f"step=auto: {error}"
+        gc.collect()  # a recording that broke off is part of cycles, and holds a micro-batch's memory
+        torch.cuda.empty_cache()
 
     def _refuse(self, recipe: Any) -> None:
         """Raise NotCapturableError for what the model says; what the recipe says is refused before the launch."""

@@ -1,9 +1,18 @@
-"""FSDP2 after a forward or backward pass that broke off while it was recorded."""
+"""FSDP2 after passes that its own hooks do not see the end of: one that broke off while it was recorded, and forward
+passes with replayed graphs after them."""
 
 from __future__ import annotations
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Give up the weights that FSDP2 has gathered and keeps until a backward pass: replayed graphs run none of its
+    hooks, and the next forward pass would compute with what the weights were before them."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def forget_unfinished(model: torch.nn.Module) -> None:

@@ -48,7 +48,7 @@ class Recorder(Protocol):
     def stage(self, example: Any) -> Way:
         """The way for micro-batches like `example`, which has gone it."""
 
-    def record(self, work: Callable[[], None]) -> Graph:
+    def record(self, work: Callable[[], object]) -> Graph:
         """Record `work`, which has run before. Nothing is executed. Raises whatever kept it from being recorded."""
 
     def begin_anew(self) -> None:
@@ -84,7 +84,7 @@ class CudaRecorder:
         torch.cuda.current_stream().synchronize()
         return staging
 
-    def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def record(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
         """A graph of `work`. Raises whatever kept it from being recorded."""
         graph = torch.cuda.CUDAGraph()
         with ExitStack() as on_failure:

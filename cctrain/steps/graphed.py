@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class _Recorded:
     way: Way
     graph: Graph
     marks: list[str]
+    given: frozenset[int]
+    """The trained parameters that get a gradient from it, by their places."""
     gradients: list[torch.Tensor | None] | None = None
     """Where it leaves them, if the step's gradients are its alone and no graph has the update that reads them."""
     update: Graph | None = None
@@ -166,14 +169,16 @@ class GraphedStep:
             graphs = graphs if None not in graphs else [None] * len(graphs)
             may_record = not self._recorded and len({shape for _, shape in keys}) == 1
         recorded, num_graphs = None, self.facts["num_graphs"]
+        given = []
         for index, recorded in enumerate(graphs):
-            self._micro_batch(recorded, staged[index], index, len(staged))
+            given.append(self._micro_batch(recorded, staged[index], index, len(staged)))
         new = {key: index for index, key in enumerate(keys) if may_record and graphs[index] is None}
-        new_update = self._update(recorded, may_use_graphs=is_agreed)
+        new_update = self._update(recorded, frozenset().union(*given), may_use_graphs=is_agreed)
         self._readback.stored(step)
         if self._recorder and is_agreed and None in graphs:  # on all ranks alike
             few = dict(list(new.items())[: _MOST_GRAPHS - len(self._recorded)])
-            self._record_all(new_update, {key: (staged[index], index) for key, index in few.items()}, len(staged))
+            ran = {key: (staged[index], index, given[index]) for key, index in few.items()}
+            self._record_all(new_update, ran, len(staged))
         self.is_new = recorded is None or self.facts["num_graphs"] > num_graphs
 
     def drain(self) -> None:
@@ -194,49 +199,65 @@ class GraphedStep:
         """Ranks that share parameters treat a step's first and last micro-batch apart."""
         return (index == 0, index == num_batches - 1) if self._is_sharded else None
 
-    def _micro_batch(self, recorded: _Recorded | None, staged: dict[str, Any], index: int, num_batches: int) -> None:
+    def _micro_batch(
+        self, recorded: _Recorded | None, staged: dict[str, Any], index: int, num_batches: int
+    ) -> frozenset[int]:
+        """Returns the places of the trained parameters that got a gradient from it."""
         if recorded is None:
             self.facts["eager_micro_batches"] += 1
-            self._forward_backward(_on(staged, self._loss.device), index, num_batches)
-            return
+            return self._forward_backward(_on(staged, self._loss.device), index, num_batches)
         self.facts["replayed_micro_batches"] += 1
         recorded.way.send(staged)
         recorded.graph.replay()
         self._marks.replayed(recorded.marks)
+        return recorded.given
 
-    def _forward_backward(self, staged: dict[str, Any], index: int, num_batches: int) -> None:
-        batch = dict(staged)
+    def _forward_backward(self, staged: dict[str, Any], index: int, num_batches: int) -> frozenset[int]:
+        batch, before = dict(staged), self._gradient_versions()
         counts = batch.pop(_SCALARS).clone()
         self._engine.sum_over_all_ranks(counts)
         label_tokens = OnDevice(counts[0].clamp(min=1))  # none at all: the sum of no losses is 0, whatever it is over
         with nullcontext() if self._is_random else without_random_state():  # before it is recorded as when it is
             self._loss += self._engine.forward_backward(batch, index, num_batches, label_tokens)
         self._counts.copy_(counts)
+        versions = zip(before, self._gradient_versions(), strict=True)
+        return frozenset(place for place, (old, new) in enumerate(versions) if new != old)
+
+    def _gradient_versions(self) -> list[tuple[int, int] | None]:
+        """Of each trained parameter's gradient which tensor it is, and how often it was written to."""
+        gradients = (getattr(one.grad, "_local_tensor", one.grad) for one in self._trained)  # FSDP2 adds to a shard's
+        return [None if one is None else (id(one), one._version) for one in gradients]  # noqa: SLF001
 
     def _digest(self, keys: Sequence[Any], graphs: Sequence[_Recorded | None]) -> bytes:
         """Of all that decides whether this step is replayed, and from which graphs."""
         known = [graph is not None for graph in graphs]
         return hashlib.blake2b(repr((keys, known, list(self._updates), self.facts["recaptures"])).encode()).digest()
 
-    def _update(self, last: _Recorded | None, *, may_use_graphs: bool) -> Any:
-        """Update the weights from the step's gradients; `last` is the graph of its last micro-batch, if it was one.
-        Returns the key of an update to record, if any."""
+    def _update(self, last: _Recorded | None, given: frozenset[int], *, may_use_graphs: bool) -> Any:
+        """Update the weights from the step's gradients, which the parameters in the places `given` have; `last` is the
+        graph of its last micro-batch, if it was one. Returns the key of an update to record, if any."""
         if self._accumulates:
-            pattern = tuple(parameter.grad is None for parameter in self._trained)
+            pattern = tuple(sorted(given))
             graph = self._updates.get(pattern) if may_use_graphs else None
             is_new = may_use_graphs and not graph and self._is_update_capturable and len(self._updates) < _MOST_GRAPHS
         else:
-            pattern, graph, is_new = None, last.update if last else None, False
+            pattern, graph, is_new = (), last.update if last else None, False
         if graph:
             graph.replay()
             return None
         if last and last.gradients:
             self._set_gradients(last.gradients)
         self.facts["eager_updates"] += 1
-        self._update_now()
+        self._update_now(pattern)
         return pattern if is_new else None
 
-    def _update_now(self) -> None:
+    def _update_now(self, given: Sequence[int] = ()) -> None:
+        """Where gradients are accumulated, of the parameters in the places `given`: the others' are zeros left by
+        earlier steps, by which an optimizer would go on moving them."""
+        left = [parameter.grad for parameter in self._trained]
+        if self._accumulates:
+            places = frozenset(given)
+            self._set_gradients([gradient if place in places else None for place, gradient in enumerate(left)])
         norm = self._step_optimizers()
         if not isinstance(norm, torch.Tensor):
             norm = torch.full_like(self._loss, norm)
@@ -245,6 +266,7 @@ class GraphedStep:
         self._loss.zero_()
         if self._accumulates:  # recorded with the gradients where they are
             torch._foreach_zero_([parameter.grad for parameter in self._trained if parameter.grad is not None])
+            self._set_gradients(left)
         else:
             self._set_gradients([None] * len(self._trained))
 
@@ -285,15 +307,18 @@ class GraphedStep:
         for parameter, gradient in zip(self._trained, gradients, strict=True):
             parameter.grad = gradient
 
-    def _record_all(self, new_update: Any, new: Mapping[Any, tuple[dict[str, Any], int]], num_batches: int) -> None:
+    def _record_all(
+        self, new_update: Any, new: Mapping[Any, tuple[dict[str, Any], int, frozenset[int]]], num_batches: int
+    ) -> None:
         """Record what this step ran for the first time: the update of the key `new_update`, if any, and the
-        micro-batches `new`, each with its place in the step. What one rank cannot record no rank replays."""
+        micro-batches `new`, each with its place in the step and what it gave gradients to. What one rank cannot record
+        no rank replays."""
         failure: NotCapturableError | None = None
         try:
             if new_update is not None:
-                self._updates[new_update] = self._capture(self._update_now)
-            for key, (staged, index) in new.items():
-                self._record(key, staged, index, num_batches)
+                self._updates[new_update] = self._capture(lambda: self._update_now(new_update))
+            for key, (staged, index, given) in new.items():
+                self._record(key, staged, index, num_batches, given)
         except NotCapturableError as error:
             failure = error
         why = str(failure or "")
@@ -304,7 +329,7 @@ class GraphedStep:
             self._set_gradients([None] * len(self._trained))  # nothing was computed into them
             raise NotCapturableError(why) from failure
 
-    def _record(self, key: Any, staged: dict[str, Any], index: int, num_batches: int) -> None:
+    def _record(self, key: Any, staged: dict[str, Any], index: int, num_batches: int, given: frozenset[int]) -> None:
         """Record the micro-batch `staged`, which has just run, and, if the gradients are its alone, its update."""
         assert self._recorder
         try:
@@ -320,7 +345,7 @@ class GraphedStep:
         except NotCapturableError as error:
             why = f"{error}{self._waits(error, way.batch, index, num_batches)}"
             raise NotCapturableError(why) from error.__cause__
-        recorded = self._recorded[key] = _Recorded(way, graph, names)
+        recorded = self._recorded[key] = _Recorded(way, graph, names, given)
         if self._accumulates:
             return
         try:
@@ -331,7 +356,7 @@ class GraphedStep:
         finally:  # nothing was computed into them yet, and the engine's own step may come next
             self._set_gradients([None] * len(self._trained))
 
-    def _capture(self, work: Callable[[], None]) -> Graph:
+    def _capture(self, work: Callable[[], object]) -> Graph:
         assert self._recorder
         begin, addresses = time.perf_counter(), self._tensors.addresses()
         try:
@@ -341,7 +366,9 @@ class GraphedStep:
             raise
         except Exception as error:  # noqa: BLE001 - told as what it means
             cause = original_error(error)
-            raise not_capturable(cause) from cause
+            why = not_capturable(cause)
+            traceback.clear_frames(cause.__traceback__)  # which hold the graph, and with it a micro-batch's memory
+            raise why from cause
         replaced = self._tensors.elsewhere(addresses)
         if replaced:
             raise NotCapturableError(
@@ -359,7 +386,10 @@ class GraphedStep:
             return ""
         assert self._recorder
         self._set_gradients([None] * len(self._trained))
-        lines = self._recorder.waits(lambda: self._forward_backward(batch, index, num_batches))
+        try:
+            lines = self._recorder.waits(lambda: self._forward_backward(batch, index, num_batches))
+        except Exception:  # noqa: BLE001 - memory is short now, for one; that it cannot be recorded is known
+            lines = []
         self._loss.zero_()
         return f"; the host waits for the GPU at {', '.join(lines)}" if lines else ""
 

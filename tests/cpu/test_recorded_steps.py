@@ -1,7 +1,9 @@
 """GraphedStep with a recorder: what is replayed, and what bad input comes to, held against a plain loop."""
 
+import gc
 import random
 import re
+import weakref
 from types import SimpleNamespace
 
 import numpy
@@ -189,6 +191,38 @@ def test_shapes_beyond_the_limit_run_as_the_engine_would_and_are_counted(trainin
     assert graphed.recorder.num_recorded == 8 * 2  # with an update each
 
 
+class SometimesBiased(Regression):
+    """Not every micro-batch has a use for the bias."""
+
+    def forward_backward(self, batch, index, num_batches, label_tokens):
+        y = torch.nn.functional.linear(batch["x"], self.model.weight, self.model.bias if batch["is_biased"] else None)
+        loss = (y - batch["y"]).square().sum() / label_tokens
+        loss.backward()
+        return loss.detach()
+
+
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_a_step_without_a_use_for_a_parameter_leaves_it_as_it_is(training, num_batches):
+    """Momentum and weight decay would move it, had it a gradient of zeros."""
+    uses = [[True, True], [False, False], [True, False], [False, False], [False, True], [True, True], [False, False]]
+    steps = steps_of(*2 * len(uses) * [num_batches * [2]])
+    for batches, used in zip(steps, 2 * uses, strict=True):
+        for batch, is_biased in zip(batches, used, strict=False):
+            batch["is_biased"] = is_biased
+    graphed = training(accumulates=num_batches > 1, engine=SometimesBiased)
+    graphed.run(steps)
+    model, optimizer = make_model()
+    plain = SometimesBiased(model, optimizer)
+    for number, batches in enumerate(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(number)
+        for index, batch in enumerate(batches):
+            plain.forward_backward(batch, index, num_batches, num_rows(batches))
+        plain.update()
+        optimizer.zero_grad()
+    graphed.assert_weights_of(model)
+    assert graphed.counts[1] > graphed.counts[0]
+
+
 class Strides(Regression):
     """Knows how its micro-batches lay in memory."""
 
@@ -243,6 +277,35 @@ def test_what_cannot_be_recorded_is_told_with_the_lines_that_wait_and_the_plain_
     for number, batches in list(enumerate(steps))[1:]:
         plain_step(graphed.model, graphed.optimizer, batches, number)
     graphed.assert_weights_of(plain_loop(steps)[1])
+
+
+def test_where_looking_for_what_waits_fails_too_it_is_told_that_it_cannot_be_recorded(training):
+    def waits(work):
+        raise OUT_OF_MEMORY
+
+    graphed = training(record=[RuntimeError("not permitted")])
+    graphed.recorder.waits = waits
+    with pytest.raises(NotCapturableError, match="not permitted"):
+        graphed.run(steps_of([2]))
+
+
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, RuntimeError("not permitted")])
+def test_a_recording_that_broke_off_leaves_no_memory_behind(training, error):
+    kept = []
+
+    def record():
+        activations = torch.ones(4)
+        kept.append(weakref.ref(activations))
+        raise error
+
+    graphed = training(work=record)
+    gc.disable()  # as AutoModel does, where it collects garbage by its own plan
+    try:
+        with pytest.raises(NotCapturableError):
+            graphed.run(steps_of([2]))
+        assert [one() for one in kept] == [None]
+    finally:
+        gc.enable()
 
 
 DRAWS = {"Python's": random.random, "numpy's": numpy.random.random, "torch's": lambda: torch.rand(())}
