@@ -68,6 +68,7 @@ settings
 
 output  a table, and as the last line one JSON object; run.json in the run directory holds the rest
 exit    0 done   2 the request is wrong   3 the machine is not as asked for   4 the run failed, its record is partial
+        1 compare --min-keep: less is kept   130 stopped before anything was started
 """
 
 VERBS = ("train", "compare", "explain", "predict", "emulate", "tolls", "tune", "campaign", "dashboard", "doctor")
@@ -121,7 +122,10 @@ def _run(arguments: list[str]) -> int:
         if (CONF / "recipe" / f"{verb}.yaml").is_file():
             meant = f" Did you mean recipe={verb}?"
         raise RequestError(f"unknown verb {verb}: allowed is {', '.join(VERBS)}.{meant} Settings: key=value, no spaces")
-    command = importlib.import_module(f"cctrain.commands.{verb or 'train'}")
+    from cctrain.processes import stops_held
+
+    with stops_held():
+        command = importlib.import_module(f"cctrain.commands.{verb or 'train'}")
     return int(command.run(arguments[1:] if verb else arguments))
 
 

@@ -217,19 +217,21 @@ def finish_abandoned(run_root: Path) -> list[Path]:
             owner = json.loads(marker.read_text(encoding="utf-8"))
             if not isinstance(owner, dict) or not is_here(owner) or is_alive(owner):
                 continue
-            _finish_killed(marker.parent, owner)
-            finished.append(marker.parent)
+            if _finish_killed(marker.parent, owner):
+                finished.append(marker.parent)
         except Exception:  # noqa: BLE001 - not ours to mend: no record, or one that cannot be read
             continue
     return finished
 
 
-def _finish_killed(run_dir: Path, owner: dict[str, Any]) -> None:
+def _finish_killed(run_dir: Path, owner: dict[str, Any]) -> bool:
+    """Returns whether there is a record."""
     if not (run_dir / "run.json").exists():  # killed before anything was started: there is nothing to record
         for name in ("running.json", ".reserve"):
             (run_dir / name).unlink(missing_ok=True)
-        return
+        return False
     lines = map(parse_line, chain.from_iterable(lines_of_ranks(run_dir).values()))
     is_over = sum((line or {}).get("event") == "end" for line in lines) == owner["ranks"]
     why = None if is_over else "the process that followed the run was killed"
     finish_record(run_dir, why)
+    return True

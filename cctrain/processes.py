@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,38 @@ def take_stops_as_ctrl_c() -> None:
     for stop in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(stop) is not signal.SIG_IGN:
             signal.signal(stop, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def stops_held() -> Iterator[Callable[[], None]]:
+    """Within, a stop waits: an import that it cut short could not be had again, and a file would be half there.
+
+    Yields what lets go of it before the end. That, or the end, raises KeyboardInterrupt if one has come, unless
+    something else has been told to take stops since.
+    """
+    came: list[int] = []
+
+    def take(number: int, _: object) -> None:
+        came.append(number)
+
+    before = {stop: handler for stop in STOPS if (handler := signal.getsignal(stop)) is not signal.SIG_IGN}
+    for stop in before:
+        signal.signal(stop, take)
+
+    def let_go() -> None:
+        held = [stop for stop in before if signal.getsignal(stop) is take]
+        for stop in held:
+            signal.signal(stop, before[stop])
+        if held and came:
+            raise KeyboardInterrupt
+
+    try:
+        yield let_go
+    except BaseException:
+        came.clear()  # it ends already
+        raise
+    finally:
+        let_go()
 
 
 def ignore_stops() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ def random_model(options: argparse.Namespace) -> Path:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a CPU draws the large ones in minutes
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(path)
+    del model  # the library reads it from the disk, and asks how much memory is free
+    gc.collect()
+    torch.cuda.empty_cache()
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(options.models / "tokenizer-llama" / file, path)
     return path

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -26,7 +26,7 @@ from cctrain.errors import RequestError, RunError
 from cctrain.follow import Follower, Rank
 from cctrain.platform import cc, gpu, machine, versions
 from cctrain.platform.telemetry import Telemetry
-from cctrain.processes import ignore_stops, take_stops_as_ctrl_c
+from cctrain.processes import ignore_stops, stops_held, take_stops_as_ctrl_c
 from cctrain.records import RunRecord, finite
 from cctrain.redaction import redacted
 from cctrain.request.checks import Layout, check_gpus, check_hub
@@ -85,7 +85,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    config = compose_config(arguments, build_recipe)
+    with stops_held():
+        config = compose_config(arguments, build_recipe)
     check_shape(config.train, "the recipe with its overrides")
     if not config.run_root:
         raise RequestError("run_root is empty: allowed is a directory, runs by default")
@@ -103,20 +104,21 @@ def _run(arguments: list[str]) -> int:
     if request.rendezvous and not request.rendezvous.is_host:
         return nodes.join(run_root, request.rendezvous, request.across_nodes, request.environment)
     expected = {"warmup": config.measure.warmup, "steps": config.measure.most_steps, "ranks": request.num_ranks}
-    run_dir = rundir.create(run_root, config.recipe.name, request.mode, expected)
-    follower = Follower(run_dir, config.measure.setup_timeout_s, config.measure.step_timeout_s)
-    tracking = Tracking(run_dir, lambda text: print(text, file=sys.stderr))
-    try:
-        _write_run_dir(request, run_dir, arguments)
-        failure = _train(request, follower, starter, tracking)
-    except KeyboardInterrupt:
-        failure = "stopped by Ctrl-C, SIGTERM or SIGHUP"
-    except OSError as error:
-        failure = f"the run directory cannot be written ({error})"
-    except Exception as error:  # noqa: BLE001 - whatever it is, the record must not stay "still running"
-        traceback.print_exc()
-        failure = f"{type(error).__name__}: {error}"
-    ignore_stops()
+    with stops_held() as let_go:
+        run_dir = rundir.create(run_root, config.recipe.name, request.mode, expected)
+        follower = Follower(run_dir, config.measure.setup_timeout_s, config.measure.step_timeout_s)
+        tracking = Tracking(run_dir, lambda text: print(text, file=sys.stderr))
+        try:
+            _write_run_dir(request, run_dir, arguments)
+            failure = _train(request, follower, starter, tracking, let_go)
+        except KeyboardInterrupt:
+            failure = "stopped by Ctrl-C, SIGTERM or SIGHUP"
+        except OSError as error:
+            failure = f"the run directory cannot be written ({error})"
+        except Exception as error:  # noqa: BLE001 - whatever it is, the record must not stay "still running"
+            traceback.print_exc()
+            failure = f"{type(error).__name__}: {error}"
+        ignore_stops()
     try:
         return _finish(run_dir, failure, follower.reduction)
     finally:
@@ -240,8 +242,15 @@ def _plain(node: Any) -> Any:
     return node.value if isinstance(node, Enum) else node
 
 
-def _train(request: _Request, follower: Follower, starter: in_job.FirstRank | None, tracking: Tracking) -> str | None:
-    """Start the ranks, follow them to the end, leave none behind. Returns why the run failed, or None."""
+def _train(
+    request: _Request,
+    follower: Follower,
+    starter: in_job.FirstRank | None,
+    tracking: Tracking,
+    let_go: Callable[[], None],
+) -> str | None:
+    """Start the ranks, follow them to the end, leave none behind; `let_go` of stops once there is what that takes.
+    Returns why the run failed, or None."""
     from cctrain.report.progress import Progress
 
     measure, run_dir = request.config.measure, follower.run_dir
@@ -256,6 +265,7 @@ def _train(request: _Request, follower: Follower, starter: in_job.FirstRank | No
         from cctrain import finish
 
         follower.reduction = finish.reduction_of(run_dir)
+        let_go()
         num_gpus = 0 if request.is_cpu else min(request.num_ranks, request.nproc_per_node, len(request.gpus.names))
         with (
             nodes.announcing(run_dir, request.rendezvous, request.across_nodes),

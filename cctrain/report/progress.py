@@ -1,8 +1,9 @@
-"""The progress bar of a run, on stderr; silent where stderr is no terminal."""
+"""The progress of a run, on stderr: a bar, or where stderr is no terminal a line now and then."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -10,13 +11,23 @@ from rich.progress import Progress as Bar
 
 from cctrain.follow import Rank
 
+_EVERY_S = 30.0
+"""From one line to the next, and to the first."""
+
 
 class Progress:
     """Step, tokens/s/GPU, loss, time left. Rates are of the last step and the ranks' own, for the eye only."""
 
-    def __init__(self, num_steps: int, world: int, console: Console | None = None) -> None:
-        console = console or Console(stderr=True)
-        self._world = world
+    def __init__(
+        self,
+        num_steps: int,
+        world: int,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console = console or Console(stderr=True)
+        self._num_steps, self._world = num_steps, world
+        self._clock, self._said_at = clock, clock()
         rate = TextColumn("{task.fields[rate]}")
         columns = (
             TextColumn("{task.description}"),
@@ -49,3 +60,6 @@ class Progress:
         loss = "not a number" if behind["loss"] is None else f"{behind['loss']:.3f}"
         rate = f"{tokens / seconds:,.0f} tokens/s/GPU  loss {loss}"
         self._bar.update(self._task, description="step", completed=int(behind["step"]), rate=rate)
+        if not self._console.is_terminal and self._clock() - self._said_at >= _EVERY_S:
+            self._said_at = self._clock()
+            self._console.print(f"step {behind['step']} of {self._num_steps}  {rate}", soft_wrap=True)

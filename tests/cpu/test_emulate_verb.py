@@ -189,6 +189,7 @@ def children_of(pid):
         (("--tolls", "b301", "--", "true"), "no toll profile b301"),
         (("--tolls", "/nowhere.yaml", "--", "true"), "cannot be read"),
         (("--toll", "b300", "--", "true"), "emulate: unrecognized arguments: --toll"),
+        (("--tolls", "b300", "python", "x.py"), "emulate: got python x.py without -- before it: python -m cctrain"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_code_2(emulate, arguments, words):

@@ -279,7 +279,7 @@ def test_a_run_killed_before_it_had_a_record_is_met_once(tmp_path, dead_process)
     half = make_run(tmp_path, dead_process)
     (half / "run.json").unlink()
     whole = make_run(tmp_path, dead_process)
-    assert whole in finish_abandoned(tmp_path)
+    assert finish_abandoned(tmp_path) == [whole]
     assert finish_abandoned(tmp_path) == []
     assert not (half / ".reserve").exists()
 

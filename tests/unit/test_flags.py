@@ -13,6 +13,7 @@ from cctrain.errors import RequestError
         ("recipe=tiny", " Did you mean --recipe?"),
         ("-recipe", " Did you mean --recipe?"),
         ("zzz", ""),
+        ("recipes", ""),  # a word, and no flag mistyped
     ],
 )
 def test_an_unknown_flag_is_refused_with_those_that_are_allowed_and_the_nearest(argument, meant):
