@@ -65,8 +65,21 @@ def compose_config(arguments: list[str], build_recipe: BuildRecipe, *, is_tuned:
     train_lines = [str(o.input_line) for o in overrides if _is_train(o)]
     if train_lines:
         composed = _compose(lines + train_lines, config.train, recipe_entry)
-        config.train = _resolved(composed.train, train_lines, config.train)
+        resolved = _resolved(composed.train, train_lines, config.train)
+        _check_numbers(config.train, resolved, "train")
+        config.train = resolved
     return config
+
+
+def _check_numbers(recipe: Any, changed: Any, key: str) -> None:
+    """Refuse words where the recipe has a number: AutoModel would fail on them in the ranks, and not say for which
+    key. It takes `none` for a number that it finds out by itself."""
+    if isinstance(recipe, dict) and isinstance(changed, dict):
+        for name in recipe.keys() & changed.keys():
+            _check_numbers(recipe[name], changed[name], f"{key}.{name}")
+    is_number = isinstance(recipe, int | float) and not isinstance(recipe, bool)
+    if is_number and isinstance(changed, str) and changed.lower() != "none":
+        raise RequestError(f"{key}={changed}: allowed is a number, as the recipe's {recipe}")
 
 
 def _parse(arguments: list[str]) -> list[Override]:

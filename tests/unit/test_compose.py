@@ -100,6 +100,14 @@ def test_recipe_keys_are_overridden_added_and_dropped():
     assert "lr_scheduler" not in train
 
 
+def test_a_word_where_the_recipe_has_a_number_is_refused_by_its_key():
+    said = "train.optimizer.lr=abc: allowed is a number, as the recipe's"
+    assert said in refusal("recipe=tiny_llama_peft", "train.optimizer.lr=abc")
+    config = composed("recipe=tiny_llama_peft", "train.optimizer.lr=1e-5", "train.distributed.tp_size=none")
+    assert config.train["optimizer"]["lr"] == 1e-5
+    assert config.train["distributed"]["tp_size"] == "none"
+
+
 def test_an_override_wins_over_what_data_put_in():
     train = composed("recipe=tiny_llama_peft", "data=pydoc", "train.dataset.seq_length=64").train
     assert train["dataset"]["seq_length"] == 64
