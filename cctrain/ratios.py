@@ -75,6 +75,13 @@ def ratio_of_runs(
     return _exp(*(paired(logs[1] - logs[0]) if is_paired else welch(*logs)))
 
 
+def widened(ratio: float, ci95: tuple[float, float], half_width: float) -> tuple[float, float]:
+    """`ci95` of `ratio` from run to run, where the logarithms of all runs' ratios have an error in common as well, of
+    that half-width: independent ones add up as squares."""
+    half = math.hypot(math.log(ci95[1] / ratio), half_width)
+    return ratio * math.exp(-half), ratio * math.exp(half)
+
+
 def _exp(middle: Floats, half: Floats) -> tuple[float, tuple[float, float]]:
     return math.exp(middle), (math.exp(middle - half), math.exp(middle + half))
 
@@ -99,9 +106,16 @@ def verdict(ci95: tuple[float, float] | None, margin: float) -> str:
 
 
 def more_runs(
-    ratio: float, pair_spread: float | None, num_now: int, margin: float, *, within_run: float = 0.0
+    ratio: float,
+    pair_spread: float | None,
+    num_now: int,
+    margin: float,
+    *,
+    within_run: float = 0.0,
+    in_common: float = 0.0,
 ) -> MoreRuns:
-    """What would make the interval, with a chance of 80 %, exclude 1 or lie within the margin, whichever is nearer.
+    """What would make the interval, with a chance of 80 %, exclude 1 or lie within the margin, whichever is nearer;
+    `in_common` is the half-width that no number of runs takes away (`widened`).
 
     `pair_spread` is the standard deviation of a pair's log ratio; None takes the larger of ASSUMED_SPREAD of each run
     and `within_run`, the standard error of the log ratio from the noise within the runs at hand.
@@ -111,7 +125,7 @@ def more_runs(
     size = abs(math.log(ratio))
     distance = max(size, math.log1p(margin) - size)
     nums = np.arange(2, num_now + _MOST_RUNS + 1)
-    reach = (stdtrit(nums - 1, 0.975) + stdtrit(nums - 1, CHANCE)) * spread / np.sqrt(nums)
+    reach = np.hypot((stdtrit(nums - 1, 0.975) + stdtrit(nums - 1, CHANCE)) * spread / np.sqrt(nums), in_common)
     enough = nums[reach <= distance]
     num = max(1, int(enough[0]) - num_now) if len(enough) else None
     return MoreRuns(num, spread / math.sqrt(2), is_assumed)

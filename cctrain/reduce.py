@@ -287,7 +287,7 @@ def summarize(steps: Sequence[StepRecord], world: int, gpu_name: str | None) -> 
         tokens_per_s_per_gpu=Estimate(
             median=statistics.median(step.padded_tokens / step.step_time_s / world for step in steady),
             mean=rate,
-            ci95=_around(rate, _rate_half_width([step.padded_tokens / world for step in steady], times, rate)),
+            ci95=_around(rate, stats.rate_half_width([step.padded_tokens / world for step in steady], times, rate)),
         ),
         real_tokens_per_s_per_gpu=sum(step.real_tokens for step in steady) / seconds / world,
         label_tokens_per_s_per_gpu=sum(step.label_tokens for step in steady) / seconds / world,
@@ -298,13 +298,6 @@ def summarize(steps: Sequence[StepRecord], world: int, gpu_name: str | None) -> 
         peak_flops_per_s=peak,
         steady_state=_steady_state(measured, found),
     )
-
-
-def _rate_half_width(tokens: Sequence[float], times: Sequence[float], rate: float) -> float | None:
-    """Of tokens over time as a ratio of two means, which steps of unequal length move together: the interval of what a
-    step's tokens are above the rate (the linearised, or delta, method)."""
-    above = stats.batch_means([count - rate * time for count, time in zip(tokens, times, strict=True)]).half_width
-    return None if above is None else above / statistics.fmean(times)
 
 
 def _longest(steps: Sequence[Sequence[float]]) -> Sequence[float]:

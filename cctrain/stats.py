@@ -173,6 +173,13 @@ def batch_means(values: Sequence[float]) -> Interval:
     return Interval(mean, float(stdtrit(effective - 1, 0.975)) * math.sqrt(variance / effective))
 
 
+def rate_half_width(amounts: Sequence[float], times: Sequence[float], rate: float) -> float | None:
+    """Of the 95 % interval of a `rate`, the sum of `amounts` over that of `times`, which steps of unequal length move
+    together: the interval of what a step's amount is above the rate (the linearised, or delta, method)."""
+    above = batch_means([amount - rate * time for amount, time in zip(amounts, times, strict=True)]).half_width
+    return None if above is None else above / (math.fsum(times) / len(times))
+
+
 def _spread(noise: Floats, num_fitted: int) -> float:
     """The standard deviation that independent noise would need for its means to vary as those of this noise."""
     return math.sqrt(float(noise @ noise) / len(noise) * _times_worse(noise, num_fitted))

@@ -41,7 +41,7 @@ class Arm:
     useful: float
     """Real tokens over padded ones, of all steady steps."""
     half_width: float | None
-    """Of the 95 % interval of the mean step time from the noise within this run, relative to it."""
+    """Of the 95 % interval of total tokens over total time from the noise within this run, relative to it."""
     tokens_per_step: float
     flops_per_token: float
     """Of the model, a padded token; NaN where the record does not say."""
@@ -75,8 +75,7 @@ def _arm(run: Run, mode: str, label: str, measured: Ints) -> Arm:
     steady = measured[found.cut :]
     tokens = steps.padded_tokens[steady] / run.num_gpus
     seconds = float(steps.rank_step_time_s[steady].sum(axis=0).max()) if is_sound else math.nan
-    interval = stats.batch_means(steps.step_time_s[steady].tolist())
-    half = None if interval.half_width is None or not is_sound else interval.half_width / interval.mean
+    half = _relative_half_width(tokens, steps.step_time_s[steady]) if is_sound else None
     return Arm(
         run=run,
         mode=mode,
@@ -96,6 +95,17 @@ def _arm(run: Run, mode: str, label: str, measured: Ints) -> Arm:
         else math.nan,
         phases_s=_phases(steps.phases_s, steady),
     )
+
+
+def _relative_half_width(tokens: Floats, times: Floats) -> float | None:
+    rate = float(tokens.sum() / times.sum())
+    half = stats.rate_half_width(tokens.tolist(), times.tolist(), rate)
+    return half / rate if half is not None and rate > 0 else None
+
+
+def has_unequal_steps(arm: Arm) -> bool:
+    """Whether its steps differ in their tokens."""
+    return bool(np.ptp(arm.run.steps.padded_tokens[arm.steady]) > 0)
 
 
 def _why_unsteady(run: Run, measured: Ints, steady: Ints, found: stats.Steady, *, is_sound: bool) -> str | None:

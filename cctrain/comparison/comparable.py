@@ -101,6 +101,21 @@ def alike(runs: Sequence[Run]) -> Iterator[Objection]:
             yield Objection(name, f"{name} differs: {listed}{_WAYS_OUT.get(name, '')}")
 
 
+def of_unlike_code(runs: Iterable[Run]) -> Iterator[str]:
+    """A note where the runs, that are compared, are of different commits of cctrain's code."""
+    found = dict.fromkeys(commit for run in runs if (commit := _commit(run)))
+    if len(found) > 1:
+        listed = [commit[:9] for commit in list(found)[:_MOST_NAMED]]
+        yield f"the runs are of different commits of cctrain: {', '.join(listed)}{', ...' * (len(found) > _MOST_NAMED)}"
+
+
+def _commit(run: Run) -> str | None:
+    node: Any = run.platform
+    for name in ("repository", "cctrain", "commit"):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node if isinstance(node, str) else None
+
+
 def flat(node: Any, path: str) -> dict[str, Any]:
     """The leaves of a tree by dotted path; lists are leaves, and so are those that hold nothing."""
     if not isinstance(node, dict) or not node:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from cctrain import ratios
 from cctrain.comparison import comparable
-from cctrain.comparison.arms import Arm, block_ratio_error
+from cctrain.comparison.arms import Arm, block_ratio_error, has_unequal_steps
 from cctrain.comparison.comparable import Objection
 from cctrain.comparison.groups import Options, Plan, planned
 from cctrain.errors import RequestError
@@ -44,6 +44,10 @@ class Comparison:
     """What the ratio is of, run by run."""
     ci95: tuple[float, float] | None
     """None below two runs of each."""
+    error_in_common: float | None
+    """Half-width of a 95 % interval of the log ratio for what runs do not differ in, which is in `ci95`: emulated runs
+    see the same samples at the same steps, and so have the same longer ones in the same arm. None where steps are
+    alike."""
     within_run_ci95: tuple[float, float] | None
     """From the noise within the runs, where there is no `ci95`: it does not know how runs differ from each other."""
     keep_ratio_of_means: float
@@ -62,6 +66,16 @@ class Comparison:
         """Whether either side holds tolled steps."""
         return any(arm.mode == "emulated" for arm in (*self.base_arms, *self.other_arms))
 
+    @property
+    def is_of_settings(self) -> bool:
+        """Whether both sides ran in the same mode, and the step or the engine differs."""
+        return self.base_arms[0].mode == self.other_arms[0].mode
+
+    @property
+    def is_of_cc(self) -> bool:
+        """Whether it says what CC costs, or is estimated to."""
+        return not self.is_of_settings and self.base != "on"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -77,8 +91,8 @@ class Answer:
 
     @property
     def worst(self) -> Comparison:
-        """The comparison that keeps least; of measured ones, where there are any, not of emulated ones."""
-        return min(self.comparisons, key=lambda each: (each.is_emulated, each.keep_ratio))
+        """The comparison that keeps least: of what CC costs, where there is any, and measured, where there is any."""
+        return min(self.comparisons, key=lambda each: (not each.is_of_cc, each.is_emulated, each.keep_ratio))
 
 
 def compare(runs: Sequence[Run], options: Options) -> Answer:
@@ -97,11 +111,16 @@ def compare(runs: Sequence[Run], options: Options) -> Answer:
         if plan.is_emulation_against_on:
             objections.append(Objection("mode", "emulated runs stand against runs with CC on"))
     allowed = comparable.judge(objections, options.allow)
-    unsound = [arm for plan in plans for arm in (*plan.base_arms, *plan.other_arms) if not arm.is_sound]
-    if unsound:
-        raise RequestError(f"{unsound[0].run.run_id}, {unsound[0].label}: {unsound[0].why_unsteady}: it has no rate")
+    for plan in plans:
+        for arm in (*plan.base_arms, *plan.other_arms):
+            why = None if arm.is_sound else arm.why_unsteady
+            if arm.is_sound and plan.differing and not arm.useful > 0:
+                why = "no token of its steps is real"
+            if why:
+                raise RequestError(f"{arm.run.run_id}, {arm.label}: {why}: it has no rate")
     said = dict.fromkeys(note for run in runs for note in run.notes)
-    notes = (*notes, *list(said)[:_MOST_NOTES])
+    compared = [arm.run for plan in plans for arm in (*plan.base_arms, *plan.other_arms)]
+    notes = (*notes, *comparable.of_unlike_code(compared), *list(said)[:_MOST_NOTES])
     found = tuple(_compared(plan, options.margin) for plan in plans)
     return Answer(comparisons=found, objections=allowed, notes=notes, options=options, runs=tuple(runs))
 
@@ -130,12 +149,22 @@ def _compared(plan: Plan, margin: float) -> Comparison:
     rates = _times([[arm.tokens_per_s_per_gpu for arm in arms] for arms in (base, other)], shares)
     means = _times([[arm.mean_tokens_per_s_per_gpu for arm in arms] for arms in (base, other)], shares)
     ratio, ci95 = ratios.ratio_of_runs(*rates, is_paired=is_paired)
+    in_common = _error_in_common(base, other) if plan.is_same_run else None
+    if ci95 and in_common:
+        ci95 = ratios.widened(ratio, ci95, in_common)
     verdict = ratios.verdict(ci95, margin)
     error = _within_run_error(base, other, is_same_run=plan.is_same_run)
     more = None
     if verdict == "unclear":
         spread = ratios.spread_of_runs(*rates, is_paired=is_paired)
-        more = ratios.more_runs(ratio, spread, min(map(len, rates)), margin, within_run=(error or 0.0) / 1.96)
+        more = ratios.more_runs(
+            ratio,
+            spread,
+            min(map(len, rates)),
+            margin,
+            within_run=(error or 0.0) / 1.96,
+            in_common=in_common or 0.0,
+        )
     return Comparison(
         recipe=plan.recipe,
         setting=plan.setting,
@@ -149,6 +178,7 @@ def _compared(plan: Plan, margin: float) -> Comparison:
         base_rates=tuple(rates[0]),
         other_rates=tuple(rates[1]),
         ci95=ci95,
+        error_in_common=in_common,
         within_run_ci95=None if ci95 or error is None else (ratio * math.exp(-error), ratio * math.exp(error)),
         keep_ratio_of_means=ratios.ratio_of_runs(*means, is_paired=is_paired)[0],
         verdict=verdict,
@@ -158,6 +188,14 @@ def _compared(plan: Plan, margin: float) -> Comparison:
 
 def _times(rates: Sequence[Sequence[float]], shares: Sequence[Sequence[float]]) -> list[list[float]]:
     return [[rate * share for rate, share in zip(*side, strict=True)] for side in zip(rates, shares, strict=True)]
+
+
+def _error_in_common(plain: Sequence[Arm], tolled: Sequence[Arm]) -> float | None:
+    """What each run's blocks say of it, on average over the runs."""
+    if not any(map(has_unequal_steps, (*plain, *tolled))):
+        return None
+    known = [error for error in map(block_ratio_error, plain, tolled) if error is not None]
+    return math.hypot(*known) / math.sqrt(len(known)) if known else None
 
 
 def _within_run_error(base: Sequence[Arm], other: Sequence[Arm], *, is_same_run: bool) -> float | None:

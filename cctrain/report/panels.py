@@ -45,11 +45,11 @@ def sides(group: list[Comparison]) -> list[Side]:
 def _base_name(one: Comparison) -> str:
     if one.pairing == "same run":
         return "plain steps"
-    return one.base if words.is_of_settings(one) else f"CC {one.base}"
+    return one.base if one.is_of_settings else f"CC {one.base}"
 
 
 def _other_name(one: Comparison) -> str:
-    return one.other if words.is_of_settings(one) or one.other.startswith("emulated") else f"CC {one.other}"
+    return one.other if one.is_of_settings or one.other.startswith("emulated") else f"CC {one.other}"
 
 
 def _colour(name: str) -> str | None:

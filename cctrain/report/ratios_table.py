@@ -103,7 +103,7 @@ def rows_by_title(answer: Answer) -> Iterator[tuple[str, list[list[str]]]]:
     for name, group in by_title(answer).items():
         rows = [_row(one) for one in group]
         seed = words.SEED_LOSSES.get(group[0].recipe)
-        if seed and not words.is_of_settings(group[0]):
+        if seed and group[0].is_of_cc:
             hardware, loss = seed
             rows.append([f"seed post, {hardware}", f"{1 - loss:.3f}", "none", words.percent(loss), "", "", "published"])
         yield name, rows

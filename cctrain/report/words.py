@@ -25,7 +25,7 @@ def beside_seed(one: Comparison) -> str:
     """How an emulated loss stands to the seed post's of this recipe, and what is different here: missed, unless the
     interval holds it. Profiles are never tuned towards it. Empty for other comparisons."""
     seed = SEED_LOSSES.get(one.recipe)
-    if not seed or not one.is_emulated:
+    if not seed or not one.is_emulated or not one.is_of_cc:
         return ""
     hardware, lost = seed
     if one.ci95 and one.ci95[0] <= 1 - lost <= one.ci95[1]:
@@ -43,11 +43,6 @@ def _setting(one: Comparison) -> str:
     return ", ".join([f"{run.num_gpus} x {gpus} under {run.profile}", *facts])
 
 
-def is_of_settings(one: Comparison) -> bool:
-    """Whether both sides ran in the same mode, and the step or the engine differs."""
-    return one.base_arms[0].mode == one.other_arms[0].mode
-
-
 def what(one: Comparison) -> str:
     """What is held against what."""
     base = {"off": "CC off", "on": "CC on"}.get(one.base, one.base)
@@ -63,7 +58,7 @@ def title(one: Comparison) -> str:
 def headline(one: Comparison) -> str:
     """The verdict in some words."""
     subject = _subject(one)
-    if is_of_settings(one) or one.base == "on":
+    if not one.is_of_cc:
         size = f"{one.keep_ratio:.2f} times the throughput"
         return {"unclear": f"Unclear, {size}", "free": "No difference"}.get(one.verdict, size.capitalize())
     size = percent(abs(1 - one.keep_ratio))
@@ -85,7 +80,7 @@ def figures(one: Comparison) -> tuple[str, str]:
     """The result as a number, and its interval: of the loss in percent, or of the ratio of two settings."""
     interval = one.ci95 or one.within_run_ci95
     basis = "" if one.ci95 else ", from the noise within the runs alone"
-    if is_of_settings(one) or one.base == "on":
+    if not one.is_of_cc:
         return (
             f"{one.keep_ratio:.2f} x",
             f"{interval[0]:.2f} to {interval[1]:.2f}{basis}" if interval else "no interval",
@@ -100,7 +95,7 @@ def figures(one: Comparison) -> tuple[str, str]:
 def sentence(one: Comparison, margin: float) -> str:
     """What was found, with its interval and what it rests on."""
     kept = f"{one.keep_ratio:.3f} of the throughput is kept"
-    if is_of_settings(one) or one.base == "on":
+    if not one.is_of_cc:
         kept = (
             f"{one.other} has {one.keep_ratio:.3f} times the throughput of {'CC on' if one.base == 'on' else one.base}"
         )
@@ -120,7 +115,9 @@ def replicates(one: Comparison, *, is_plain: bool = False) -> str:
     """The runs, and, unless `is_plain`, how they were paired."""
     num_base, num_other = len(one.base_arms), len(one.other_arms)
     if one.pairing == "same run":
-        return f"{num_other} emulated run{'s, each' * (num_other > 1)} against its own plain steps"
+        runs = f"{num_other} emulated run{'s, each' * (num_other > 1)} against its own plain steps"
+        is_wider = one.error_in_common and not is_plain
+        return f"{runs}, and from the scatter of their blocks, as samples differ in length" if is_wider else runs
     if one.pairing == "interleaved" and not is_plain:
         return f"{num_base} pair{'s' * (num_base > 1)} of interleaved runs"
     runs = f"{num_base} run{'s' * (num_base > 1)} against {num_other}"
@@ -169,10 +166,12 @@ def allowed(answer: Answer) -> list[str]:
 
 
 def gate(answer: Answer, min_keep: float) -> tuple[bool, list[str]]:
-    """Whether every ratio is at least `min_keep`, and what to say of those that are not, or whose interval holds it."""
-    below = [one for one in answer.comparisons if one.keep_ratio < min_keep]
+    """Whether every ratio is at least `min_keep`, and what to say of those that are not, or whose interval holds it:
+    of what CC costs, where there is any, and not of steps or engines."""
+    asked = [one for one in answer.comparisons if one.is_of_cc] or answer.comparisons
+    below = [one for one in asked if one.keep_ratio < min_keep]
     texts = [f"{title(one)}, {what(one)}: {one.keep_ratio:.3f} is below --min-keep {min_keep:g}" for one in below]
-    for one in answer.comparisons:
+    for one in asked:
         if one.ci95 is None:
             texts.append(
                 f"{title(one)}, {what(one)}: no interval, so that --min-keep {min_keep:g} may be missed by chance"

@@ -127,6 +127,54 @@ def test_one_emulated_run_has_an_interval_from_its_blocks_only(tmp_path):
     assert words.headline(one).startswith("Emulated CC (b300): unclear, ")
 
 
+def with_tokens(record, tokens):
+    """The same run, with these tokens in its steps, which took no longer for it."""
+    steps = [
+        dataclasses.replace(step, padded_tokens=count, real_tokens=count)
+        for step, count in zip(record.steps, tokens, strict=True)
+    ]
+    return dataclasses.replace(record, steps=tuple(steps))
+
+
+def test_repeats_that_see_the_same_samples_do_not_narrow_what_the_samples_leave_open(tmp_path):
+    """All runs of one seed have the same long steps in the same arm: taken for independent, two of three intervals do
+    not hold the truth."""
+    held = []
+    for world in range(20):
+        draw = np.random.default_rng(world)
+        tokens = (1024 * draw.lognormal(sigma=0.4, size=125)).astype(int).tolist()
+        runs = [with_tokens(emulated_record(3 * world + number, keep=0.8), tokens) for number in range(3)]
+        (one,) = answered(tmp_path / str(world), *runs, allow=("steady",)).comparisons
+        held.append(one.ci95[0] < 0.8 < one.ci95[1])
+        assert "from the scatter of their blocks" in words.sentence(one, 0.01)
+    assert sum(held) >= 17
+
+
+def test_what_more_runs_cannot_settle_takes_more_than_a_hundred(tmp_path):
+    draw = np.random.default_rng(1)
+    tokens = (1024 * draw.lognormal(sigma=0.8, size=125)).astype(int).tolist()
+    runs = [with_tokens(emulated_record(number, keep=0.95), tokens) for number in range(3)]
+    (one,) = answered(tmp_path, *runs, allow=("steady",)).comparisons
+    assert one.verdict == "unclear"
+    assert one.more.num is None
+
+
+def test_steps_that_take_as_long_as_they_have_tokens_leave_a_rate_well_known(tmp_path):
+    draw = np.random.default_rng(3)
+    records = []
+    for record in pairs(1, keep=0.9):
+        lengths = draw.lognormal(sigma=0.4, size=len(record.steps))
+        steps = []
+        for step, length in zip(record.steps, lengths, strict=True):
+            time = step.step_time_s * length
+            steps.append(dataclasses.replace(step, step_time_s=time, rank_step_time_s=(time,)))
+        as_long = dataclasses.replace(record, steps=tuple(steps))
+        records.append(with_tokens(as_long, (1024 * lengths).astype(int).tolist()))
+    (one,) = answered(tmp_path, *records, allow=("steady",)).comparisons
+    low, high = one.within_run_ci95
+    assert 0.89 < low < one.keep_ratio < high < 0.91
+
+
 def test_modes_stand_side_by_side_and_measured_ones_make_the_headline(tmp_path):
     emulated = [
         emulated_record(20 + number, profile=name, keep=0.5) for name in ("b300", "hopper") for number in (1, 2)
@@ -231,6 +279,7 @@ def test_stock_and_graphed_steps_are_refused_together_and_compared_apart(tmp_pat
         ("CC off", "stock", "graphed"),
         ("CC on", "stock", "graphed"),
     }
+    assert answer.worst is found["stock", "off", "on"]
     assert found["CC off", "stock", "graphed"].keep_ratio == pytest.approx(2, abs=0.05)
     assert found["CC off", "stock", "graphed"].verdict == "gains"
 
@@ -255,12 +304,34 @@ def test_a_step_that_pads_more_gains_nothing_by_it(tmp_path):
     assert np.median(one.other_rates) == pytest.approx(np.median(one.base_rates), rel=0.01)
 
 
+def test_steps_without_a_real_token_have_no_rate_to_compare_between_steps(tmp_path):
+    records = [dataclasses.replace(run_record("off", n), step_kind=kind) for n, kind in enumerate(("stock", "graphed"))]
+    steps = [dataclasses.replace(step, real_tokens=0) for step in records[1].steps]
+    with pytest.raises(RequestError, match="no token of its steps is real: it has no rate"):
+        answered(tmp_path, records[0], dataclasses.replace(records[1], steps=tuple(steps)), by=("step",))
+
+
 def test_engines_are_compared_whose_records_name_different_packages(tmp_path):
     records = [of_engine("automodel", 0), of_engine("hf", 1, "0.21", step_time_s=0.25), of_engine("automodel", 2)]
     records.append(of_engine("hf", 3, "0.21", step_time_s=0.25))
     (one,) = answered(tmp_path, *records, by=("engine",)).comparisons
     assert (one.base, one.other) == ("automodel", "hf")
     assert one.keep_ratio == pytest.approx(0.8, abs=0.01)
+
+
+def test_where_cc_is_compared_too_a_slow_engine_is_not_what_cc_costs(tmp_path):
+    slow = [
+        dataclasses.replace(record, run_id=f"{record.run_id}-hf", engine="hf")
+        for record in pairs(3, keep=0.97, step_time_s=0.4)
+    ]
+    slow = [
+        dataclasses.replace(record, steps=make_records.step_records([0.4 / (0.97 if record.mode == "on" else 1)] * 105))
+        for record in slow
+    ]
+    answer = answered(tmp_path, *pairs(3, keep=0.97), *slow, by=("engine",))
+    assert answer.worst.keep_ratio == pytest.approx(0.97, abs=0.01)
+    assert words.gate(answer, 0.9) == (True, [])
+    assert min(one.keep_ratio for one in answer.comparisons) == pytest.approx(0.5, abs=0.01)
 
 
 def test_runs_of_one_engine_with_different_packages_are_not_taken_for_one(tmp_path):
@@ -344,3 +415,25 @@ def test_an_emulated_loss_says_whether_it_misses_the_seed_posts(tmp_path):
     assert "under b300" in missed
     assert "seq_len" in missed
     assert words.beside_seed(answered(tmp_path / "other", emulated_record(1)).comparisons[0]) == ""
+
+
+def test_what_a_graphed_step_gains_is_not_held_against_the_seed_posts_loss(tmp_path):
+    records = [
+        dataclasses.replace(emulated_record(number, recipe="llama70b_peft"), step_kind=kind)
+        for number, kind in enumerate(("stock", "graphed"))
+    ]
+    answer = answered(tmp_path, *records, by=("step",))
+    said = {one.is_of_cc: words.beside_seed(one) for one in answer.comparisons}
+    assert said[False] == ""
+    assert said[True]
+
+
+def test_runs_of_different_code_are_compared_with_a_note(tmp_path):
+    records = []
+    for record in pairs(2):
+        commit = "0123456789" if record.mode == "on" else "9876543210"
+        repository = {"cctrain": {"commit": commit, "is_dirty": False}}
+        records.append(dataclasses.replace(record, platform={**record.platform, "repository": repository}))
+    said = "the runs are of different commits of cctrain: 987654321, 012345678"
+    assert answered(tmp_path / "unlike", *records).notes == (said,)
+    assert answered(tmp_path / "unknown", *pairs(2)).notes == ()

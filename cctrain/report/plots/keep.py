@@ -78,7 +78,7 @@ def _rows(answer: Answer) -> list[str | _Row]:
         colours = {arm.label: side.colour for side in sides(group) for arm in side.arms}
         rows += [_row(one, colours[one.other_arms[0].label]) for one in group]
         seed = words.SEED_LOSSES.get(group[0].recipe)
-        if seed and not words.is_of_settings(group[0]):
+        if seed and group[0].is_of_cc:
             rows.append(_Row(f"seed post, {seed[0]}", 1 - seed[1], f"{1 - seed[1]:.3f}", None, "muted", "D"))
     return rows
 

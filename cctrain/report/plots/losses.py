@@ -13,7 +13,6 @@ from cctrain.comparison.arms import Arm
 from cctrain.comparison.compare import Answer
 from cctrain.comparison.groups import facts_of, setting_of
 from cctrain.load import Run
-from cctrain.report import words
 from cctrain.report.plots.canvas import Canvas
 
 _PALETTE = ("on", "off", "emulated1", "emulated2", "emulated3", "phase4", "muted")
@@ -111,7 +110,7 @@ def _lines(answer: Answer) -> dict[str, list[_Point]]:
     for one in answer.comparisons:
         arm = one.other_arms[0]
         place = sweep.place(arm)
-        if not words.is_of_settings(one) and one.base != "on" and place > 0:
+        if one.is_of_cc and place > 0:
             other = one.other if one.other.startswith("emulated") else f"CC {one.other}"
             recipe = _SIZE.sub("", one.recipe) if swept == "model" else one.recipe
             settings = [setting_of(arm.run, name) for name in by if name not in (swept, "tolls")]
