@@ -16,7 +16,7 @@ from cctrain.errors import PlatformError
 
 SOURCE = Path(__file__).parent / "injection" / "inject.c"
 # The threads' variables are asked for twice a launch: found through the loader they would be a third of its cost.
-_FLAGS = ("-O2", "-shared", "-fPIC", "-ftls-model=initial-exec", "-std=gnu11")
+_FLAGS = ("-O2", "-shared", "-fPIC", "-ftls-model=initial-exec", "-std=gnu11", "-Werror=implicit-function-declaration")
 
 
 @dataclass(frozen=True, slots=True)

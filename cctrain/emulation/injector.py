@@ -93,8 +93,8 @@ class Injector:
     def set_tolls(self, profile: Profile | None) -> None:
         """From now on every thread pays `profile`'s tolls, or none. Wait for the device before, or what is queued pays
         the new tolls of its collectives. Raises PlatformError where some toll could not be paid so far."""
-        done = self._library.cctrain_set_tolls(tolls_text(profile).encode())
-        assert done, "inject.c refused the tolls"
+        if not self._library.cctrain_set_tolls(tolls_text(profile).encode()):
+            raise PlatformError("emulation is not at work: the library does not take the tolls")
         self.check()
 
     def read(self) -> tuple[int, ...]:

@@ -176,9 +176,15 @@ def test_the_delay_kernel_is_no_crossing(start):
 def test_without_a_toll_no_delay_is_launched(start):
     gpu = start()
     gpu.tolls(launch_us=3.0)
-    (work,) = gpu.done_by(lambda: gpu.call("cuLaunchKernel", symbol=NCCL))
-    assert work.symbol == NCCL
-    assert not [each for each in gpu.log() if each.symbol == "cctrain_delay"]
+    first, second = (gpu.done_by(lambda: gpu.call("cuLaunchKernel", symbol=NCCL)) for _ in range(2))
+    assert [work.symbol for work in second] == [NCCL]
+    # Made ready with the first one: later it would take time and memory in the middle of a tolled step.
+    assert [work.duration_ns for work in first if work.symbol == "cctrain_delay"] == [0]
+    assert first[-1].symbol == NCCL
+    gpu.tolls(collective_us=12.5)
+    tolled = gpu.done_by(lambda: gpu.call("cuLaunchKernel", symbol=NCCL))
+    assert [(work.symbol, work.duration_ns) for work in tolled][:1] == [("cctrain_delay", 12500)]
+    assert [work.symbol for work in tolled] == ["cctrain_delay", NCCL]
 
 
 @in_own_process

@@ -108,10 +108,6 @@ static int delay_on_gpu(CUcontext context, CUstream stream, const Tolls *tolls, 
   static _Atomic int is_said;
   if (!is_captured && tolls->collective_us <= 0) return 0;
   int i = find_delay(context);
-  if (i < 0 && !is_captured) {
-    prepare_delay(context);
-    i = find_delay(context);
-  }
   if (i < 0) {
     if (!atomic_exchange(&is_said, 1))
       refuse("a collective could not be delayed%s: the delay kernel does not load", "");
@@ -124,7 +120,11 @@ static int delay_on_gpu(CUcontext context, CUstream stream, const Tolls *tolls, 
   CUresult result = p_cuLaunchKernel(delays[i].function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, NULL);
   give_back_events(stream, events, num_events);
   is_inside = 0;
-  if (result != CUDA_SUCCESS) return 0;
+  if (result != CUDA_SUCCESS) {
+    if (!is_captured && !atomic_exchange(&is_said, 1))
+      refuse("a collective could not be delayed%s: the delay kernel does not start", "");
+    return 0;
+  }
   if (!is_captured) add(&counters->injected_ns[COLLECTIVE], (uint64_t)(tolls->collective_us * 1e3));
   return 1;
 }

@@ -11,11 +11,13 @@
 //
 // Environment: CCTRAIN_TOLLS, the tolls at start, as `cctrain_set_tolls` takes them; CCTRAIN_CROSSINGS, a directory in
 // which each process keeps its counters in a file of its own, mapped, so that they survive however it ends.
+#define _GNU_SOURCE  // strtod_l
 #include "cuda_headers.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <locale.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -162,9 +164,12 @@ static void on_enter(const Call *call, CUpti_CallbackId id, const CUpti_Callback
   if (!captured) stretch_host(tolls);
   if (call->action == DO_LAUNCH || call->action == DO_FILL || call->action == DO_D2D) {
     if (call->action == DO_LAUNCH && is_collective(data->symbolName)) {  // of others CUPTI gives no symbol
+      // With the first, whatever its toll: in the middle of a tolled step it would take that step's time and memory.
+      if (!captured && find_delay(data->context) < 0) prepare_delay(data->context);
       uint64_t begin = now_ns();
       int is_delayed = delay_on_gpu(data->context, stream, tolls, captured);
-      owed_ns += (double)(now_ns() - begin);
+      uint64_t took_ns = now_ns() - begin;
+      owed_ns += (double)(took_ns < LONG_CALL_NS ? took_ns : LONG_CALL_NS);  // a longer one waited for the GPU
       if (!captured)
         add(&counters->collectives, 1);
       else if (is_delayed)
@@ -285,8 +290,10 @@ static void CUPTIAPI on_call(void *unused, CUpti_CallbackDomain domain, CUpti_Ca
 
 // One number of the text, from 0 to `most`; moves the text behind it.
 static int take_number(const char **text, double most, double *number) {
+  static _Atomic(locale_t) with_points;  // the program's own may have a decimal comma
+  if (!atomic_load(&with_points)) atomic_store(&with_points, newlocale(LC_NUMERIC_MASK, "C", (locale_t)0));
   char *end;
-  *number = strtod(*text, &end);
+  *number = strtod_l(*text, &end, atomic_load(&with_points));
   int is_number = end != *text && *number >= 0 && *number <= most;  // a NaN is neither
   *text = end;
   return is_number;
