@@ -146,9 +146,10 @@ def _table(task: str, shape: str, found: Mapping[str, Any]) -> Table:
     for row in sorted(rows, key=lambda row: -(row["tolled"] or {}).get("tokens_per_s_per_gpu", 0)):
         cells = [text for mode in MODES.values() for text in _texts(row[mode])]
         keep = _with_interval(row.get("keep_ratio"), row.get("keep_ratio_ci95"), "{:.3f}")
-        off = row["off"] or {}
-        unsteady = f", {off['num_unsteady']} unsteady" if off.get("num_unsteady") else ""
-        made.add_row(row["line"], *cells, keep, f"{off.get('num_runs', 0)}{unsteady}")
+        arms = [row[mode] for mode in MODES.values() if row[mode]]
+        num_unsteady = max((arm["num_unsteady"] for arm in arms), default=0)
+        unsteady = f", {num_unsteady} unsteady" if num_unsteady else ""
+        made.add_row(row["line"], *cells, keep, f"{max((arm['num_runs'] for arm in arms), default=0)}{unsteady}")
     return made
 
 
