@@ -150,7 +150,7 @@ def _check(config: Config, world: int | None) -> _Request:
         cc.check_countable(gpus.cc)
     if (config.tolls or config.measure.crossings) and not is_cpu:
         process_environment(None)  # built here, once, before the wait
-    check_hub(config.train)
+    check_hub(config.train, config.weights.path)
     check_sinks(config.track.sinks)
     meeting = None if world else nodes.rendezvous(config.launch)
     return _Request(config, num_ranks, layout, gpus, mode, nproc_per_node, meeting)

@@ -87,6 +87,7 @@ def _facts_of(one: Comparison, margin: float) -> dict[str, Any]:
         "remarks": words.remarks(one, margin),
         "num_runs": one.num_runs,
         "pairing": one.pairing,
+        "error_in_common": one.error_in_common,
         "within_run_ci95": one.within_run_ci95,
         "keep_ratio_of_means": one.keep_ratio_of_means,
         "more_runs": one.more and {"num": one.more.num, "spread": one.more.spread, "is_assumed": one.more.is_assumed},

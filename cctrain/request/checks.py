@@ -94,10 +94,11 @@ def check_gpus(num_ranks: int, num_gpus: int, recipe_name: str) -> None:
         )
 
 
-def check_hub(recipe: dict[str, Any]) -> None:
+def check_hub(recipe: dict[str, Any], weights_path: str | None = None) -> None:
     """Raises RequestError where a model or data set of the hub is neither on this disk nor to be had, and where a
-    model's directory holds none."""
-    for key, kind, name in _hub_names(recipe):
+    model's directory holds none. `weights_path` is what the request has for it, to be named so."""
+    for stated, kind, name in _hub_names(recipe):
+        key = "weights.path" if kind == "model" and name == weights_path else stated
         path = Path(name).expanduser()
         if name.startswith("{") or "$" in name:
             continue
@@ -107,7 +108,7 @@ def check_hub(recipe: dict[str, Any]) -> None:
             continue
         problem = _out_of_reach(kind, name)
         if problem:
-            way_out = _WAY_OUT["config" if key.startswith("train.model.config") else kind]
+            way_out = _WAY_OUT["config" if stated.startswith("train.model.config") else kind]
             raise RequestError(f"{key}={name}: no such directory ({Path(name).absolute()}), {problem}; {way_out}")
 
 

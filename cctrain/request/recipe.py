@@ -33,6 +33,8 @@ def build_recipe(config: Config) -> dict[str, Any]:
     path = Path(config.recipe.file)
     recipe = _read_yaml(path if path.is_absolute() else RECIPES / path)
     stated = recipe.get("recipe", "")
+    if isinstance(stated, dict) and "file" in stated:
+        raise RequestError(f"{path} is no AutoModel recipe, but cctrain's settings for one: recipe={path.stem}")
     recipe["recipe"] = str(stated.get("_target_", "") if isinstance(stated, dict) else stated).rpartition(".")[2]
     check_shape(recipe, str(path))
     name = recipe["recipe"]

@@ -78,7 +78,7 @@ def checked(arguments: list[str]) -> Request:
     if not config.dry_run:
         if not is_cpu:
             check_gpus(num_ranks, len(gpus.names), config.recipe.name)
-        check_hub(config.train)
+        check_hub(config.train, config.weights.path)
     mode = cc.observed_mode(config.cc.mode, gpus.cc)
     names = set(gpus.names)
     seen = Gpu(name=names.pop() if len(names) == 1 else None, memory_gib=min(gpus.memory_gib, default=None))

@@ -155,6 +155,11 @@ def test_a_model_that_the_hub_keeps_back_names_the_login(hub, answer):
     assert all(words in message for words in ("meta-llama/Llama-3.3-70B", "hf auth login", "weights=random"))
 
 
+def test_a_path_of_weights_that_is_none_is_refused_by_the_key_that_named_it(hub):
+    message = refused(check_hub, pretrained("/nowhere"), "/nowhere")
+    assert message.startswith("weights.path=/nowhere: no such directory (/nowhere)")
+
+
 def test_who_is_logged_in_is_told_to_the_hub(hub, tmp_path):
     hub[0][MODEL_URL] = GIVEN
     (tmp_path / "token").write_text("hf_secret")

@@ -349,6 +349,7 @@ def test_crossings_are_counted_where_asked():
         (b"a: \x1b[31m", "special characters are not allowed"),
         (b"recipe: os.system\nmodel: {}\nstep_scheduler: {}\n", "its key recipe is 'system'"),
         (b"x: 1\n", "its key recipe is ''"),
+        (b"recipe: {name: x, file: x.yaml}\n", "is no AutoModel recipe, but cctrain's settings for one: recipe="),
         (b"- 2026-01-01\n", "it holds [datetime.date(2026, 1, 1)]; allowed is a mapping of sections"),
         (b"&a [*a]", "it holds [[...]]; allowed is a mapping of sections"),
         (b"[" * 3000 + b"]" * 3000, "it is nested too deeply"),
