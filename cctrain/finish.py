@@ -62,6 +62,8 @@ def finish_record(run_dir: Path, failure: str | None, reduction: Reduction | Non
         broken = f"the samples could not be summed up ({type(error).__name__}: {error}); they are in samples/"
         found.append(broken)
     wanted = int(expected["warmup"]) + int(expected["steps"])
+    if steps and (config.get("train", {}).get("checkpoint") or {}).get("restore_from"):
+        wanted -= steps[0].step - 1  # AutoModel counts those before the checkpoint
     enough = _read(run_dir / STOP_FILE).get("why")
     if not failure and not enough and len(steps) < wanted:
         key = "max_steps" if config.get("measure", {}).get("steps") == AUTO else "steps"

@@ -29,6 +29,7 @@ from cctrain.launcher import rank_environment
 from cctrain.platform import cc, gpu
 from cctrain.processes import host_name, leave_if_failed, this_process
 from cctrain.request.recipe import is_cpu_recipe
+from cctrain.request.run_root import plain_path
 from cctrain.rundir import write_text
 
 _PARENT_OF = "CCTRAIN_PARENT_OF_JOB"
@@ -113,10 +114,7 @@ def run_rank(job: Job, arguments: list[str]) -> int:
 
 def _run_root(arguments: list[str]) -> Path:
     values = [argument.partition("=")[2] for argument in arguments if argument.startswith("run_root=")]
-    value = values[-1].strip("'\"") if values else "runs"
-    if "$" in value:
-        raise RequestError(f"run_root={value}: inside a job of torchrun or srun allowed is a plain path")
-    return Path(value).expanduser()
+    return plain_path(values[-1] if values else "runs", "inside a job of torchrun or srun")
 
 
 def _first_rank(job: Job, arguments: list[str], pointer: Path) -> int:

@@ -17,6 +17,7 @@ NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"
 """CC turns NVLink multicast off; with CC off, what is to be compared with it does without as well."""
 _RANK_DEFAULTS = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # as in the seed post's runs
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the driver's order, by which GPUs are told, measured and attested
     "TOKENIZERS_PARALLELISM": "false",
     "TRITON_CACHE_AUTOTUNING": "1",  # the same kernels in every run of a shape, and a minute less of the next start
     "NCCL_DEBUG": "INFO",  # says once for each communicator whether it knows of CC

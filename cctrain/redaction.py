@@ -28,7 +28,10 @@ _VOCABULARY = frozenset(
 )
 """Words before `token` that make it one of a vocabulary."""
 _SECRET_KEYS = frozenset(
-    ("access", "account", "api", "client", "encryption", "license", "private", "refresh", "service", "session", "ssh")
+    (
+        *("access", "account", "api", "client", "deploy", "encryption", "hmac", "license", "master", "openai"),
+        *("private", "refresh", "service", "session", "signing", "ssh", "storage", "wandb"),
+    )
 )
 _SHORTEST = 8
 """Characters from which on a variable's value is looked for elsewhere: shorter ones are parts of other words."""
@@ -36,16 +39,18 @@ _LEAST = 100_000
 """Numbers from which on one can be a secret: smaller ones are counts."""
 _KNOWN = re.compile(
     r"\b(?:(?:hf|gh[opsur]|github_pat|wandb_v\d|npm|r8|gsk|[rs]k_live)_\w{20,}|(?:sk|gl\w{2,6}|nvapi|pypi)-[\w-]{20,}"
-    r"|xox[abeprs]-[\w-]{10,}|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{35}|ya29\.[\w-]{20,}"
+    r"|dckr_pat_[\w-]{20,}|hvs\.[\w-]{20,}|(?:xox[abeprs]|xapp)-[\w-]{10,}|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{35}|ya29\.[\w-]{20,}"
     r"|eyJ[\w-]{10,}\.[\w-]{10,}(?:\.[\w-]+)?)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|(?<=://)[^/\s@]+(?=@)"
+    r"|(?<=://)[^/\s@]+(?=@)|(?<=hooks\.slack\.com/services/)[\w/]+"
     r"|(?i:(?<=\bbearer )|(?<=\bbasic ))[\w.~+/=-]{8,}",
     re.DOTALL,
 )
 _NAME = re.compile(  # name=value, name: value, "name": "value", --name value
     r"""(?<![\w.-])(?P<name>[\w.-]+)["']?\s*[=:]\s*(?!//)|(?<!\S)(?P<option>--[\w-]+)\s+(?=[^\s-])"""
 )
+_SCHEME = re.compile(r"[ \t]+[\w.~+/=-]{8,}")
+"""What follows the first word of an authorization, which may be the kind of the second."""
 _VALUE = re.compile(r""""[^"]*"|'[^']*'|(?![{\[(])[^\s"'&,;]+""")
 
 
@@ -142,4 +147,6 @@ def _without_named(text: str) -> str:
             quote = value[0][0] if value[0][0] in "'\"" else ""
             kept += [text[at : found.end()], quote, REDACTED, quote]
             at = value.end()
+            scheme = _SCHEME.match(text, at) if (found["name"] or "").lower().endswith("authorization") else None
+            at = scheme.end() if scheme else at
     return "".join(kept) + text[at:]

@@ -77,7 +77,7 @@ def explained(error: BaseException) -> dict[str, Any]:
         hint = "lower train.step_scheduler.local_batch_size or data.seq_len, or set activation_checkpointing"
         return {"kind": "out_of_memory", "message": f"out of {where} memory: {hint} (train.distributed)"}
     message = f"{name}: {one_line(error) or 'no message'}"
-    return {"kind": name, "message": redacted(message[:500])}
+    return {"kind": name, "message": redacted(message)[:500]}
 
 
 def _own_log(path: Path) -> None:

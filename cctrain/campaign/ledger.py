@@ -19,7 +19,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,6 +116,18 @@ def _event(line: str) -> dict[str, Any] | None:
     return None if is_of_a_trial and not all(isinstance(event.get(name), str) for name in ("key", "token")) else event
 
 
+def began_in(events: Iterable[Mapping[str, Any]], keys: Container[str]) -> str | None:
+    """The mode of the machine when the first of the trials `keys` began; None where none has: other campaigns may have
+    been here before."""
+    mode = None
+    for event in events:
+        if event["event"] == "opened":
+            mode = str(event.get("mode"))
+        elif event["event"] == "begin" and event["key"] in keys:
+            return mode
+    return None
+
+
 def standings(events: Iterable[dict[str, Any]]) -> dict[str, Standing]:
     """By key. A token counts once, however often its end was written."""
     found: dict[str, Standing] = {}
@@ -183,10 +195,10 @@ class Ledger:
             raise RequestError(f"{self._name} cannot be written ({error})") from error
         self.events.append(line)
 
-    def opened(self, mode: str) -> str:
-        """Note that a campaign goes on here. Returns the mode of the machine that the first one began in."""
+    def opened(self, mode: str, keys: Container[str] = ()) -> str:
+        """Note that a campaign of the trials `keys` goes on here. Returns the mode of the machine that it began in."""
         self.append("opened", mode=mode, **this_process())
-        return next(str(event.get("mode")) for event in self.events if event["event"] == "opened")
+        return began_in(self.events, keys) or mode
 
     def _lock(self, wait_s: float) -> None:
         until = time.monotonic() + wait_s

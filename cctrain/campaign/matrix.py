@@ -16,6 +16,7 @@ from cctrain.comparison.comparable import JUDGED
 from cctrain.errors import RequestError
 from cctrain.nearest import did_you_mean
 from cctrain.packaged import CONF
+from cctrain.request.run_root import plain_path
 
 _CAMPAIGN_KEYS = ("campaign", "campaign.repeats", "campaign.ledger", "campaign.retry_failed", "campaign.allow")
 OWN_KEYS = (*_CAMPAIGN_KEYS, "dry_run", "run_root")
@@ -71,7 +72,7 @@ def parse(arguments: list[str]) -> Matrix:
     if not axes.get("recipe"):
         raise RequestError(f"no recipe given: add recipe=ONE,TWO or campaign=NAME, one of {', '.join(presets())}")
     _check_modes(axes.get("cc", ("auto",)))
-    run_root = Path(_single(given, "run_root", "runs")).expanduser()
+    run_root = plain_path(_single(given, "run_root", "runs"), "of a campaign")
     file = f"campaign-{name}.jsonl" if name else "campaign.jsonl"
     return Matrix(
         name=name or None,

@@ -272,7 +272,7 @@ def _ending(run: str | None, record: Mapping[str, Any], error: str, seconds: flo
     if why == "still running":  # killed before it could say why
         why = error
     return Ending(
-        outcome="interrupted" if is_excused else "failed", run=run, why=redacted(why[:_MOST_WHY]), seconds=seconds
+        outcome="interrupted" if is_excused else "failed", run=run, why=redacted(why)[:_MOST_WHY], seconds=seconds
     )
 
 

@@ -27,13 +27,15 @@ were given up, 130 stopped.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cctrain import in_job
 from cctrain.campaign.keys import Keys, platform_identity
-from cctrain.campaign.ledger import Ledger, Standing, read
+from cctrain.campaign.ledger import Ledger, Standing, began_in, read
 from cctrain.campaign.matrix import Matrix, parse
 from cctrain.campaign.plan import Trial, planned
 from cctrain.campaign.run import Campaign, settle_killed, standing_of
@@ -47,6 +49,7 @@ from cctrain.processes import take_stops_as_ctrl_c
 from cctrain.records import finite
 from cctrain.report import campaign as report
 from cctrain.report import ratios_table
+from cctrain.request.run_root import in_hydra
 
 _BY = {
     **{"step": "step", "engine": "engine", "data.seq_len": "sequence", "recipe.model": "model"},
@@ -62,16 +65,18 @@ def run(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
+    if in_job.detect(os.environ) or in_job.first_rank(os.environ):
+        raise RequestError("campaign starts torchrun itself, once a trial: run it outside of torchrun and srun")
     matrix = parse(arguments)
     gpus = gpu.observe()
     if matrix.is_dry:
         return _dry_run(matrix, gpus)
     keys = Keys(platform_identity(gpus))
-    _keyed(planned(matrix), keys)  # refuses what is wrong before the ledger is made
+    known = _keyed(planned(matrix), keys)  # refuses what is wrong before the ledger is made
     take_stops_as_ctrl_c()
     mode = cc.seen_mode(gpus.cc)
     with Ledger(matrix.ledger) as ledger:
-        trials = _keyed(planned(matrix, ledger.opened(mode)), keys)
+        trials = _keyed(planned(matrix, ledger.opened(mode, known)), keys)
         standing = _standing(matrix, ledger, trials)
         halt: CctrainError | None = None
         waits_for, is_stopped = None, False
@@ -94,7 +99,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _command(matrix: Matrix, trial: Trial) -> list[str]:
-    return [sys.executable, "-m", "cctrain", *trial.settings, f"run_root={matrix.run_root}"]
+    return [sys.executable, "-m", "cctrain", *trial.settings, f"run_root={in_hydra(matrix.run_root)}"]
 
 
 def _keyed(trials: list[Trial], keys: Keys) -> dict[str, Trial]:
@@ -106,8 +111,9 @@ def _keyed(trials: list[Trial], keys: Keys) -> dict[str, Trial]:
 
 def _dry_run(matrix: Matrix, gpus: gpu.Gpus) -> int:
     events, _ = read(matrix.ledger)
-    began = [str(event.get("mode")) for event in events if event["event"] == "opened"]
-    trials = _keyed(planned(matrix, (began or [cc.seen_mode(gpus.cc)])[0]), Keys(platform_identity(gpus)))
+    keys = Keys(platform_identity(gpus))
+    mode = began_in(events, _keyed(planned(matrix), keys)) or cc.seen_mode(gpus.cc)
+    trials = _keyed(planned(matrix, mode), keys)
     standing = standing_of(trials, events, matrix.run_root)
     report.print_plan(trials, standing)
     plan = [

@@ -98,6 +98,8 @@ def _run(arguments: list[str]) -> int:
         return _dry_run(config)
     _finish_abandoned(run_root)
     starter = in_job.first_rank(os.environ)
+    if starter:
+        _check_world(starter.world, config, arguments)
     request = _check(config, world=starter.world if starter else None)
     # A scheduler's SIGTERM and a closed terminal end the run like a Ctrl-C: as a partial record.
     take_stops_as_ctrl_c()
@@ -123,6 +125,16 @@ def _run(arguments: list[str]) -> int:
         return _finish(run_dir, failure, follower.reduction)
     finally:
         tracking.close()
+
+
+def _check_world(world: int, config: Config, arguments: list[str]) -> None:
+    """Ranks that somebody else has started are as many as they are; a recipe's own number does not count."""
+    asked = (config.launch.nproc_per_node or 1) * config.launch.num_nodes
+    if any(argument.startswith("launch.nproc_per_node=") for argument in arguments) and asked != world:
+        raise RequestError(
+            f"launch.nproc_per_node={config.launch.nproc_per_node}: srun or torchrun has started {world} "
+            f"rank{'s' * (world > 1)} of this job; start as many there, or leave the setting out"
+        )
 
 
 def _finish_abandoned(run_root: Path) -> None:

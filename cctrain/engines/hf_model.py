@@ -46,13 +46,17 @@ def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: tor
     def made(**attention: str) -> Any:
         if not str(recipe["_target_"]).endswith(".from_config"):
             return auto.from_pretrained(place, config=config, dtype=dtype, **attention)
+        own = (config.dtype or torch.get_default_dtype()) if dtype == "auto" else dtype
         with device or nullcontext(), no_init_weights() if is_empty else nullcontext():
-            return auto.from_config(config, dtype=dtype, **attention)
+            return auto.from_config(config, dtype=own, **attention)
 
     model = _attending(recipe, made)
     model.config.get_text_config().use_cache = False
-    _freeze(model, train.get("freeze_config") or {})
-    return _with_adapters(model, train["peft"]) if train.get("peft") else model
+    if train.get("peft"):  # before, so that no adapter of a frozen part trains
+        model = _with_adapters(model, train["peft"])
+    if train.get("freeze_config") is not None:
+        _freeze(model, train["freeze_config"])
+    return model
 
 
 def _attending(recipe: Mapping[str, Any], made: Callable[..., Any]) -> Any:
@@ -79,13 +83,14 @@ def _changed(config: Any, recipe: Mapping[str, Any]) -> Any:
 
 
 def _freeze(model: nn.Module, freeze: Mapping[str, Any]) -> None:
-    """Which parts do not train. Names of the parts: AutoModel's, by which it freezes."""
+    """Which parts do not train. Names of the parts, and that a vision tower does not unless it is said: AutoModel's."""
     for key, names in (
         ("freeze_vision_tower", ("vision", "visual", "image_encoder")),
         ("freeze_audio_tower", ("audio", "audio_encoder", "speech", "sound")),
         ("freeze_language_model", ("language", "text", "llm")),
     ):
-        if freeze.get(key, bool(freeze) and key == "freeze_vision_tower"):
+        stated = freeze.get(key)
+        if key == "freeze_vision_tower" if stated is None else stated:
             for name, parameter in model.named_parameters():
                 if any(part in name for part in names):
                     parameter.requires_grad_(False)

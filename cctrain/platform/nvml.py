@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -35,11 +36,15 @@ def visible_indices(count: int) -> list[int]:
     if value is None:
         return list(range(count))
     entries = [entry.strip() for entry in value.split(",") if entry.strip()]
-    hidden = next((index for index, entry in enumerate(entries) if entry.startswith("-")), None)
-    entries = entries[:hidden]  # CUDA stops at the first that does not exist
-    if all(entry.isdigit() for entry in entries):
-        return [int(entry) for entry in entries if int(entry) < count]
-    return list(range(min(len(entries), count)))
+    # CUDA stops at the first that does not exist.
+    known = list(itertools.takewhile(lambda entry: _can_be_a_gpu(entry, count), entries))
+    if all(entry.isdigit() for entry in known):
+        return [int(entry) for entry in known]
+    return list(range(min(len(known), count)))
+
+
+def _can_be_a_gpu(entry: str, count: int) -> bool:
+    return int(entry) < count if entry.isdigit() else entry.startswith(("GPU-", "MIG-"))
 
 
 def answer(function: str, *arguments: Any) -> Any:

@@ -59,7 +59,7 @@ def stream(run_dir: Path, sink: Sink, is_over: Callable[[], bool], say: Say) -> 
 
 def in_words(error: Exception) -> str:
     """An error in one line."""
-    text = one_line(error)[:300]
+    text = redacted(one_line(error))[:300]
     return text if isinstance(error, SinkError) else f"{text} ({type(error).__name__})"
 
 

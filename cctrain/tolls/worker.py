@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from cctrain.errors import one_line
 from cctrain.processes import die_with_parent
+from cctrain.redaction import redacted
 from cctrain.samples import SampleFile
 from cctrain.tolls.families import HOST, Family
 from cctrain.tolls.sampling import Switch
@@ -43,7 +44,7 @@ def measure_families(
             readings = [] if why else family.measure(None if name in HOST else switch)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the others can still be measured
             traceback.print_exc()
-            say("failed", family=name, why=f"{type(error).__name__}: {one_line(error)}"[:300])
+            say("failed", family=name, why=redacted(f"{type(error).__name__}: {one_line(error)}")[:300])
             return 1
         if why:
             say("waived", family=name, why=why)

@@ -232,6 +232,31 @@ def test_a_recipe_with_images_trains(run_cctrain):
     assert all(step["num_images"] for step in run.record["steps"])
 
 
+@pytest.mark.parametrize("stated", [True, None])
+def test_what_of_a_vision_tower_is_frozen_has_no_adapter_that_trains(stated):
+    """As AutoModel has it, for which a tower is frozen unless it is said."""
+    from cctrain.engines.hf_model import build_model
+    from cctrain.request.compose import compose_config
+    from cctrain.request.recipe import build_recipe, located
+
+    lines = ["recipe=tiny_gemma_peft", "engine=hf", "train.peft.match_all_linear=true", "~train.peft.exclude_modules"]
+    train = located(compose_config(lines, build_recipe).train, Path())
+    train["freeze_config"] = {"freeze_vision_tower": stated, "freeze_language_model": False}
+    trained = [name for name, one in build_model(train).named_parameters() if one.requires_grad]
+    assert trained
+    assert not [name for name in trained if "vision" in name]
+
+
+@pytest.mark.parametrize("stated", ["auto", None])
+def test_a_type_that_is_left_to_the_model_is_the_models(weights, stated):
+    from cctrain.engines.hf_model import build_model
+
+    source = {"_target_": "transformers.AutoConfig.from_pretrained", "pretrained_model_name_or_path": str(weights)}
+    recipe = {"_target_": "nemo_automodel.NeMoAutoModelForCausalLM.from_config", "config": source}
+    model = build_model({"recipe": "", "model": {**recipe, **({"torch_dtype": stated} if stated else {})}})
+    assert str(model.dtype) in ("torch.float32", "torch.bfloat16")
+
+
 def test_what_a_recipe_changes_of_the_models_configuration_is_changed(weights):
     from cctrain.engines.hf_model import build_model
 

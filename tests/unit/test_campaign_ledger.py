@@ -312,9 +312,20 @@ def test_half_a_line_is_left_out_and_what_follows_is_whole(tmp_path):
     path.write_bytes(path.read_bytes() + b'{"event": "begin", "key": "a\xff')
     with Ledger(path) as ledger:
         assert ledger.damaged == [2]
-        assert ledger.opened("on") == "off"
+        ledger.opened("on")
     events, damaged = read(path)
     assert ([event["event"] for event in events], damaged) == (["opened", "opened"], [2])
+
+
+def test_a_campaign_began_in_the_mode_in_which_the_first_of_its_own_trials_did(tmp_path):
+    with Ledger(tmp_path / "campaign.jsonl") as ledger:
+        assert ledger.opened("on", {"another's"}) == "on"
+        ledger.append("begin", key="another's", token="aaaa")
+    with Ledger(tmp_path / "campaign.jsonl") as ledger:
+        assert ledger.opened("off", {"mine"}) == "off"
+        ledger.append("begin", key="mine", token="bbbb")
+    with Ledger(tmp_path / "campaign.jsonl") as ledger:
+        assert ledger.opened("on", {"mine"}) == "off"
 
 
 @pytest.mark.parametrize("text", ["# Notes\n\nmine\n", '{"kind": "tolls"}\n'])

@@ -191,6 +191,25 @@ def test_a_trial_that_every_run_would_refuse_is_refused_before_a_ledger_is_made(
     assert not (tmp_path / "new").exists()
 
 
+def test_inside_a_job_that_has_started_ranks_it_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    code, _, err = said(capsys, "recipe=tiny_llama_peft", f"run_root={tmp_path}")
+    assert code == 2
+    assert "run it outside of torchrun and srun" in err
+
+
+def test_a_run_root_of_any_name_is_the_one_of_its_trials(capsys, tmp_path):
+    path = tmp_path / "q=it's"
+    quoted = str(path).replace("'", "\\'")
+    code, out, _ = said(capsys, "recipe=tiny_llama_peft", "campaign.repeats=1", f"run_root='{quoted}'", "dry_run=true")
+    assert code == 0
+    assert str(path) in out
+    code, _, err = said(capsys, "recipe=tiny_llama_peft", "run_root=${oc.env:HOME}/runs", "dry_run=true")
+    assert code == 2
+    assert "allowed is a plain path" in err
+
+
 def test_help_is_the_verbs_own(capsys):
     code, out, _ = said(capsys, "--help")
     assert code == 0

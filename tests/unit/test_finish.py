@@ -275,6 +275,20 @@ def test_a_marker_that_is_not_ours_hides_no_other_run(tmp_path, dead_process, ga
     assert (strange / "running.json").read_text() == garbage
 
 
+@pytest.mark.parametrize(("restored", "status"), [(3, "complete"), (2, "partial")])
+def test_a_resumed_run_has_the_steps_behind_its_checkpoint(tmp_path, restored, status):
+    run_dir = make_run(tmp_path, num_steps=6)
+    rundir.write_json(run_dir / "config.json", {"train": {"checkpoint": {"restore_from": "elsewhere"}}})
+    lines = (run_dir / "samples" / "rank0.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line).get("step", 9) > 3]
+    kept = kept[: len(kept) - (3 - restored)]
+    (run_dir / "samples" / "rank0.jsonl").write_text("".join(kept))
+    finish_record(run_dir, None)
+    record = read_record(run_dir)
+    assert [step["step"] for step in record["steps"]] == [4, 5, 6][:restored]
+    assert record["status"] == status
+
+
 def test_a_run_killed_before_it_had_a_record_is_met_once(tmp_path, dead_process):
     half = make_run(tmp_path, dead_process)
     (half / "run.json").unlink()

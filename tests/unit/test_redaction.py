@@ -19,7 +19,7 @@ FILES = sorted(path for root in (CONF, RECIPES) for path in root.rglob("*") if p
         *("SSHPASS", "PGPASSWORD", "MYSQL_PWD", "AUTHORIZATION"),
         *("token", "hf_token", "hfToken", "api_key", "apiKey", "--api-key", "password", "client_secret", "oauth"),
         *("use_auth_token", "authorization", "systemd.set_credential", "train.model.token", "private_key"),
-        *("api_keys", "access_tokens", "db_pwd"),
+        *("api_keys", "access_tokens", "db_pwd", "wandb_key", "openai_key", "signing_key", "hmac_key"),
     ],
 )
 def test_a_name_of_a_secret(name):
@@ -55,6 +55,9 @@ def test_nothing_that_cctrain_comes_with_looks_like_a_secret(path):
         ("origin https://me:hunter2@github.com/a/b.git", f"origin https://{REDACTED}@github.com/a/b.git"),
         ("GET http://host/?token=abc&page=2", f"GET http://host/?token={REDACTED}&page=2"),
         ("Authorization: Bearer abcdef.ghi-jkl", f"Authorization: {REDACTED} {REDACTED}"),
+        ("Authorization: Token abcdef0123456789 sent", f"Authorization: {REDACTED} sent"),
+        ("pull with dckr_pat_aB3aB3aB3aB3aB3aB3aB3 now", f"pull with {REDACTED} now"),
+        ("POST https://hooks.slack.com/services/T0/B0/abc", f"POST https://hooks.slack.com/services/{REDACTED}"),
         ("run --hf-token abc --steps 5", f"run --hf-token {REDACTED} --steps 5"),
         ("+train.model.token=abc", f"+train.model.token={REDACTED}"),
         ("{'api_key': 'a b', 'lr': 1}", f"{{'api_key': '{REDACTED}', 'lr': 1}}"),
