@@ -10,6 +10,7 @@ import time
 import pytest
 
 from cctrain import in_job
+from cctrain.commands import train
 from cctrain.errors import RequestError
 from cctrain.in_job import detect
 from cctrain.processes import this_process
@@ -63,6 +64,14 @@ def test_torchrun_inside_srun_is_torchruns():
 
 def test_the_parent_that_the_first_rank_starts_is_no_rank():
     assert detect(TORCHRUN | {"CCTRAIN_PARENT_OF_JOB": "{}"}) is None
+
+
+def test_a_number_of_ranks_that_the_job_has_not_is_refused(tmp_path, monkeypatch):
+    told = {"file": str(tmp_path / "said"), "world": 1, "pid": os.getppid()}
+    monkeypatch.setenv("CCTRAIN_PARENT_OF_JOB", json.dumps(told))
+    arguments = ["recipe=tiny_llama_peft", f"run_root={tmp_path}", "launch.nproc_per_node=2"]
+    with pytest.raises(RequestError, match=r"launch.nproc_per_node=2: srun or torchrun has started 1 rank of this job"):
+        train.run(arguments)
 
 
 def test_ranks_of_one_job_meet_under_one_file_name():
