@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
     parser.usage = "python -m cctrain emulate [--tolls NAME|FILE] -- COMMAND ..."
     parser.add_argument("--tolls", metavar="NAME|FILE", help="b300, hopper, h100 or a file; without, only count")
     own, command = _split(arguments)
-    flags, rest = parser.parse_known_args(own)
+    _, rest = parser.parse_known_args(own)
     if rest and not command and not rest[0].startswith("-"):
         raise RequestError(f"emulate: got {' '.join(rest)} without -- before it: {parser.usage}")
     flags = parser.parse_args(own)

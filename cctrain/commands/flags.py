@@ -38,8 +38,8 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
             word = message.removeprefix(_UNKNOWN).partition(" ")[0].partition("=")[0]
             flag = "--" + word.lstrip("-")
-            meant = f" Did you mean {flag}?" if flag in flags else ""
-            meant = meant or (did_you_mean(flag, flags) if word.startswith("-") else "")
+            meant = f" Did you mean {flag}?" if flag in flags else did_you_mean(flag, flags)
+            meant = meant if flag in flags or word.startswith("-") else ""
             message += f". Allowed is {', '.join(flags)}.{meant}"
         for pattern, words in _IN_OUR_WORDS.items():
             found = re.fullmatch(pattern, message)

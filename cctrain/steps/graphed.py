@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.utils import _pytree as pytree
 
 from cctrain.steps.capture import (
     Graph,
@@ -33,7 +32,7 @@ from cctrain.steps.capture import (
 from cctrain.steps.model_tensors import ModelTensors
 from cctrain.steps.number import OnDevice
 from cctrain.steps.readback import Readback
-from cctrain.steps.staging import shape_of
+from cctrain.steps.staging import on_device, shape_of
 
 _MOST_GRAPHS = 8
 """Shapes recorded in a run; micro-batches of others run as the engine would run them, and are counted."""
@@ -205,7 +204,7 @@ class GraphedStep:
         """Returns the places of the trained parameters that got a gradient from it."""
         if recorded is None:
             self.facts["eager_micro_batches"] += 1
-            return self._forward_backward(_on(staged, self._loss.device), index, num_batches)
+            return self._forward_backward(on_device(staged, self._loss.device), index, num_batches)
         self.facts["replayed_micro_batches"] += 1
         recorded.way.send(staged)
         recorded.graph.replay()
@@ -254,9 +253,8 @@ class GraphedStep:
     def _update_now(self, given: Sequence[int] = ()) -> None:
         """Where gradients are accumulated, of the parameters in the places `given`: the others' are zeros left by
         earlier steps, by which an optimizer would go on moving them."""
-        left = [parameter.grad for parameter in self._trained]
+        left, places = [parameter.grad for parameter in self._trained], frozenset(given)
         if self._accumulates:
-            places = frozenset(given)
             self._set_gradients([gradient if place in places else None for place, gradient in enumerate(left)])
         norm = self._step_optimizers()
         if not isinstance(norm, torch.Tensor):
@@ -396,13 +394,3 @@ class GraphedStep:
 
 _CHANGING = ("params", "lr", "initial_lr")
 """Of an optimizer's group, what is no fixed setting."""
-
-
-def _on(batch: Any, device: torch.device) -> Any:
-    """With the strides that it has where a graph reads it: for others, also those of a single row, what is compiled
-    would be compiled anew."""
-
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(tensor)
-
-    return pytree.tree_map_only(torch.Tensor, moved, batch)

@@ -19,6 +19,16 @@ def shape_of(batch: Any) -> tuple[Any, ...]:
     return (structure, *kinds)
 
 
+def on_device(batch: Any, device: torch.device) -> Any:
+    """`batch`, with the strides that it has where a graph reads it: for others, also those of a single row, what is
+    compiled would be compiled anew."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(tensor)
+
+    return pytree.tree_map_only(torch.Tensor, moved, batch)
+
+
 class Staging:
     """Static copies on the current device of a batch's tensors, and the way there.
 

@@ -218,3 +218,19 @@ def run_cctrain(start_cctrain) -> Callable[..., Run]:
         return start_cctrain(*overrides, **options).finish()
 
     return run
+
+
+@pytest.fixture
+def training():
+    """Make a `regression.Training`; all are closed in the end."""
+    from regression import Training  # and with it torch, which most tests here leave to the ranks
+
+    made = []
+
+    def make(**options):
+        made.append(Training(**options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.step.close()

@@ -1,8 +1,11 @@
 """A training small enough to be held against a plain loop: one linear layer, squared error over the step's rows; and a
 recorder that needs no GPU."""
 
+import pytest
 import torch
 from torch.utils import _pytree as pytree
+
+from cctrain.steps.graphed import GraphedStep
 
 
 class NoMarks:
@@ -163,3 +166,59 @@ def plain_loop(steps):
     """Each step's loss and gradient norm, and the model in the end."""
     model, optimizer = make_model()
     return [plain_step(model, optimizer, batches, number) for number, batches in enumerate(steps)], model
+
+
+class Training:
+    """A GraphedStep of `num_ranks`, and what it delivered."""
+
+    def __init__(
+        self, *, accumulates=False, num_ranks=1, is_sharded=False, engine=Regression, buffers=None, **recorder
+    ):
+        self.model, self.optimizer = make_model()
+        for name, tensor in (buffers or {}).items():
+            self.model.register_buffer(name, tensor)
+        self.engine, self.delivered = engine(self.model, self.optimizer), {}
+        self.recorder = FakeRecorder(self.model, **recorder)
+        self.step = GraphedStep(
+            self.engine,
+            self.model,
+            [self.optimizer],
+            marks=NoMarks(),
+            recorder=self.recorder,
+            accumulates=accumulates,
+            num_ranks=num_ranks,
+            is_sharded=is_sharded,
+            deliver=self.delivered.__setitem__,
+        )
+        self.step.begin()
+
+    def run(self, steps, first=0):
+        """Those of `steps` from `first` on."""
+        for number, batches in enumerate(steps[first:], start=first):
+            self.optimizer.param_groups[0]["lr"] = learning_rate(number)
+            self.step.run(number + 1, batches, num_rows(batches), is_asked_to_stop=False)
+        self.step.drain()
+
+    @property
+    def counts(self):
+        facts = self.step.facts
+        return facts["eager_micro_batches"], facts["replayed_micro_batches"]
+
+    def assert_as_a_plain_loop(self, steps):
+        rows, model = plain_loop(steps)
+        assert list(self.delivered) == list(range(1, len(steps) + 1))
+        assert [values[:2] for values in self.delivered.values()] == [pytest.approx(row, rel=1e-5) for row in rows]
+        self.assert_weights_of(model)
+
+    def assert_weights_of(self, model):
+        for trained, plain in zip(self.model.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(trained, plain)
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+FAILURES = {
+    "a place for the batch": {"stage": [OUT_OF_MEMORY]},
+    "a micro-batch": {"record": [OUT_OF_MEMORY]},
+    "an update": {"record": [None, OUT_OF_MEMORY]},
+}
+"""Of a FakeRecorder, by what memory is short for."""

@@ -1,0 +1,97 @@
+"""What is said of emulated runs: against their own plain steps, over repeats, and beside the seed post."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from make_records import emulated_record
+from test_compare import answered, pairs
+
+from cctrain.report import words
+
+
+def test_an_emulated_run_is_held_against_its_own_plain_steps(tmp_path):
+    (one,) = answered(tmp_path, *(emulated_record(number, keep=0.8) for number in range(3))).comparisons
+    assert (one.pairing, one.is_emulated, one.other, one.num_runs) == ("same run", True, "emulated b300", 3)
+    assert one.keep_ratio == pytest.approx(0.8, abs=0.01)
+    assert words.headline(one).startswith("Emulated CC (b300) costs")
+
+
+def test_one_emulated_run_has_an_interval_from_its_blocks_only(tmp_path):
+    (one,) = answered(tmp_path, emulated_record(1, keep=0.8)).comparisons
+    assert (one.ci95, one.verdict) == (None, "unclear")
+    assert one.within_run_ci95[0] < 0.8 < one.within_run_ci95[1]
+    assert words.headline(one).startswith("Emulated CC (b300): unclear, ")
+
+
+def with_tokens(record, tokens):
+    """The same run, with these tokens in its steps, which took no longer for it."""
+    steps = [
+        dataclasses.replace(step, padded_tokens=count, real_tokens=count)
+        for step, count in zip(record.steps, tokens, strict=True)
+    ]
+    return dataclasses.replace(record, steps=tuple(steps))
+
+
+def test_repeats_that_see_the_same_samples_do_not_narrow_what_the_samples_leave_open(tmp_path):
+    """All runs of one seed have the same long steps in the same arm: taken for independent, two of three intervals do
+    not hold the truth."""
+    held = []
+    for world in range(20):
+        draw = np.random.default_rng(world)
+        tokens = (1024 * draw.lognormal(sigma=0.4, size=125)).astype(int).tolist()
+        runs = [with_tokens(emulated_record(3 * world + number, keep=0.8), tokens) for number in range(3)]
+        (one,) = answered(tmp_path / str(world), *runs, allow=("steady",)).comparisons
+        held.append(one.ci95[0] < 0.8 < one.ci95[1])
+        assert "from the scatter of their blocks" in words.sentence(one, 0.01)
+    assert sum(held) >= 17
+
+
+def test_what_more_runs_cannot_settle_takes_more_than_a_hundred(tmp_path):
+    draw = np.random.default_rng(1)
+    tokens = (1024 * draw.lognormal(sigma=0.8, size=125)).astype(int).tolist()
+    runs = [with_tokens(emulated_record(number, keep=0.95), tokens) for number in range(3)]
+    (one,) = answered(tmp_path, *runs, allow=("steady",)).comparisons
+    assert one.verdict == "unclear"
+    assert one.more.num is None
+
+
+def test_steps_that_take_as_long_as_they_have_tokens_leave_a_rate_well_known(tmp_path):
+    draw = np.random.default_rng(3)
+    records = []
+    for record in pairs(1, keep=0.9):
+        lengths = draw.lognormal(sigma=0.4, size=len(record.steps))
+        steps = []
+        for step, length in zip(record.steps, lengths, strict=True):
+            time = step.step_time_s * length
+            steps.append(dataclasses.replace(step, step_time_s=time, rank_step_time_s=(time,)))
+        as_long = dataclasses.replace(record, steps=tuple(steps))
+        records.append(with_tokens(as_long, (1024 * lengths).astype(int).tolist()))
+    (one,) = answered(tmp_path, *records, allow=("steady",)).comparisons
+    low, high = one.within_run_ci95
+    assert 0.89 < low < one.keep_ratio < high < 0.91
+
+
+def test_an_emulated_loss_says_whether_it_misses_the_seed_posts(tmp_path):
+    near, far = (
+        answered(tmp_path / str(keep), *(emulated_record(n, keep=keep, recipe="llama70b_peft") for n in range(4)))
+        for keep in (0.703, 0.9)
+    )
+    assert "within its interval" in words.beside_seed(near.comparisons[0])
+    missed = words.beside_seed(far.comparisons[0])
+    assert missed.startswith("misses the seed post's 29.7 % by -19.")
+    assert "that is of 8 x B300 with AutoModel's own settings, this of 1 x" in missed
+    assert "under b300" in missed
+    assert "seq_len" in missed
+    assert words.beside_seed(answered(tmp_path / "other", emulated_record(1)).comparisons[0]) == ""
+
+
+def test_what_a_graphed_step_gains_is_not_held_against_the_seed_posts_loss(tmp_path):
+    records = [
+        dataclasses.replace(emulated_record(number, recipe="llama70b_peft"), step_kind=kind)
+        for number, kind in enumerate(("stock", "graphed"))
+    ]
+    answer = answered(tmp_path, *records, by=("step",))
+    said = {one.is_of_cc: words.beside_seed(one) for one in answer.comparisons}
+    assert said[False] == ""
+    assert said[True]
