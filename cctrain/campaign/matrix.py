@@ -72,7 +72,7 @@ def parse(arguments: list[str]) -> Matrix:
     if not axes.get("recipe"):
         raise RequestError(f"no recipe given: add recipe=ONE,TWO or campaign=NAME, one of {', '.join(presets())}")
     _check_modes(axes.get("cc", ("auto",)))
-    run_root = plain_path(_single(given, "run_root", "runs"), "of a campaign")
+    run_root = plain_path(_single(given, "run_root", "runs"), "for the verb campaign")
     file = f"campaign-{name}.jsonl" if name else "campaign.jsonl"
     return Matrix(
         name=name or None,

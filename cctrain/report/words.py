@@ -23,9 +23,10 @@ def percent(share: float, digits: int = 1) -> str:
 
 def beside_seed(one: Comparison) -> str:
     """How an emulated loss stands to the seed post's of this recipe, and what is different here: missed, unless the
-    interval holds it. Profiles are never tuned towards it. Empty for other comparisons."""
-    seed = SEED_LOSSES.get(one.recipe)
-    if not seed or not one.is_emulated or not one.is_of_cc:
+    interval holds it. Profiles are never tuned towards it. Empty for other comparisons, and for graphed steps, which
+    the post had none of."""
+    seed, is_stock = SEED_LOSSES.get(one.recipe), one.other_arms[0].run.step_kind == "stock"
+    if not seed or not one.is_emulated or not one.is_of_cc or not is_stock:
         return ""
     hardware, lost = seed
     if one.ci95 and one.ci95[0] <= 1 - lost <= one.ci95[1]:

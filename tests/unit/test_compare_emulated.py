@@ -92,6 +92,6 @@ def test_what_a_graphed_step_gains_is_not_held_against_the_seed_posts_loss(tmp_p
         for number, kind in enumerate(("stock", "graphed"))
     ]
     answer = answered(tmp_path, *records, by=("step",))
-    said = {one.is_of_cc: words.beside_seed(one) for one in answer.comparisons}
-    assert said[False] == ""
-    assert said[True]
+    said = {one.setting: words.beside_seed(one) for one in answer.comparisons}
+    assert len(said) == 3
+    assert [setting for setting, text in said.items() if text] == ["stock"]
