@@ -106,13 +106,13 @@ def _recipe(name: str, group: list[Comparison], drawn: list[Picture]) -> str:
             parts.append(f"<details><summary>The phases as numbers</summary>{_phases(group)}</details>")
         if picture.name.startswith("explain"):
             parts.append(_explained(group))
-    seed, of_cc = words.SEED_LOSSES.get(group[0].recipe), [one for one in group if one.is_of_cc]
-    if seed and of_cc:
+    if seed := words.seed_of(group[0]):
         own = "; ".join(
             ", ".join(
                 filter(None, (f"{words.what(one)}: {words.percent(1 - one.keep_ratio)} lost", words.beside_seed(one)))
             )
-            for one in of_cc
+            for one in group
+            if one.is_of_cc
         )
         parts.append(
             f"<p>The seed post lost {words.percent(seed[1])} with this recipe on {_text(seed[0])} (one run a mode, so "

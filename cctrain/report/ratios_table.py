@@ -81,7 +81,7 @@ def _facts_of(one: Comparison, margin: float) -> dict[str, Any]:
         "is_emulated": one.is_emulated,
         "keep_ratio": one.keep_ratio,
         "ci95": one.ci95,
-        "loss": 1 - one.keep_ratio,
+        "loss": 1 - one.keep_ratio if one.is_of_cc else None,
         "verdict": one.verdict,
         "why": words.sentence(one, margin),
         "remarks": words.remarks(one, margin),
@@ -103,8 +103,7 @@ def rows_by_title(answer: Answer) -> Iterator[tuple[str, list[list[str]]]]:
     """Rows of COLUMNS by recipe and setting, with the seed post's own where the recipe is one of its."""
     for name, group in by_title(answer).items():
         rows = [_row(one) for one in group]
-        seed = words.SEED_LOSSES.get(group[0].recipe)
-        if seed and group[0].is_of_cc:
+        if seed := words.seed_of(group[0]):
             hardware, loss = seed
             rows.append([f"seed post, {hardware}", f"{1 - loss:.3f}", "none", words.percent(loss), "", "", "published"])
         yield name, rows
@@ -114,7 +113,7 @@ def _row(one: Comparison) -> list[str]:
     interval = "none" if one.ci95 is None else f"{one.ci95[0]:.3f} to {one.ci95[1]:.3f}"
     rates = [_middle(side) for side in (one.base_rates, one.other_rates)]
     runs = f"{len(one.base_arms)} + {len(one.other_arms)}" if one.pairing != "same run" else f"{one.num_runs}"
-    kept, loss = f"{one.keep_ratio:.3f}", words.percent(1 - one.keep_ratio)
+    kept, loss = f"{one.keep_ratio:.3f}", words.percent(1 - one.keep_ratio) if one.is_of_cc else ""
     return [words.what(one), kept, interval, loss, f"{rates[0]:,.0f} -> {rates[1]:,.0f}", runs, one.verdict]
 
 

@@ -21,12 +21,17 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
+def seed_of(one: Comparison) -> tuple[str, float] | None:
+    """On what the seed post ran this recipe, and what it lost: beside what CC costs a stock step. It had no other."""
+    is_stock = one.other_arms[0].run.step_kind == "stock"
+    return SEED_LOSSES.get(one.recipe) if one.is_of_cc and is_stock else None
+
+
 def beside_seed(one: Comparison) -> str:
     """How an emulated loss stands to the seed post's of this recipe, and what is different here: missed, unless the
-    interval holds it. Profiles are never tuned towards it. Empty for other comparisons, and for graphed steps, which
-    the post had none of."""
-    seed, is_stock = SEED_LOSSES.get(one.recipe), one.other_arms[0].run.step_kind == "stock"
-    if not seed or not one.is_emulated or not one.is_of_cc or not is_stock:
+    interval holds it. Profiles are never tuned towards it. Empty for other comparisons."""
+    seed = seed_of(one)
+    if not seed or not one.is_emulated:
         return ""
     hardware, lost = seed
     if one.ci95 and one.ci95[0] <= 1 - lost <= one.ci95[1]:
@@ -150,10 +155,8 @@ def slow_steps(one: Comparison, margin: float) -> str | None:
     """Where means and medians disagree; None where they do not."""
     if abs(one.keep_ratio_of_means / one.keep_ratio - 1) <= margin:
         return None
-    return (
-        f"By total tokens over total time {one.keep_ratio_of_means:.3f} is kept: that counts slow steps, which a "
-        "run's median leaves out."
-    )
+    ratio = f"{one.keep_ratio_of_means:.3f} {'is kept' if one.is_of_cc else 'times'}"
+    return f"By total tokens over total time {ratio}: that counts slow steps, which a run's median leaves out."
 
 
 def remarks(one: Comparison, margin: float) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from make_records import emulated_record
 from test_compare import answered, pairs
 
-from cctrain.report import words
+from cctrain.report import ratios_table, words
 
 
 def test_an_emulated_run_is_held_against_its_own_plain_steps(tmp_path):
@@ -95,3 +95,15 @@ def test_what_a_graphed_step_gains_is_not_held_against_the_seed_posts_loss(tmp_p
     said = {one.setting: words.beside_seed(one) for one in answer.comparisons}
     assert len(said) == 3
     assert [setting for setting, text in said.items() if text] == ["stock"]
+    rows = {title: [row[0] for row in rows] for title, rows in ratios_table.rows_by_title(answer)}
+    assert [title for title, names in rows.items() if "seed post, 8 x B300" in names] == ["llama70b_peft, stock"]
+
+
+def test_how_much_faster_a_step_is_is_no_loss(tmp_path):
+    records = [dataclasses.replace(emulated_record(n), step_kind=kind) for n, kind in enumerate(("stock", "graphed"))]
+    answer = answered(tmp_path, *records, by=("step",))
+    losses = {one["setting"]: one["loss"] for one in ratios_table.facts(answer)["comparisons"]}
+    assert [setting for setting, loss in losses.items() if loss is None] == ["emulated b300"]
+    column = ratios_table.COLUMNS.index("loss")
+    rows = dict(ratios_table.rows_by_title(answer))
+    assert [title for title, (row, *_) in rows.items() if not row[column]] == ["llama8b_peft, emulated b300"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from cctrain.comparison.compare import Answer, Comparison
 from cctrain.report import words
@@ -14,6 +16,7 @@ from cctrain.report.panels import by_title, sides
 from cctrain.report.plots.canvas import Canvas
 
 _ROW, _HEAD, _MOST_RECIPES = 46, 30, 30
+_WIDE = 3.0
 _MARKERS = {True: "s", False: "o"}
 """By whether it is emulated."""
 
@@ -44,19 +47,33 @@ def keep_ratios(answer: Answer, canvas: Canvas) -> Figure:
         axes.plot([row.value], [y + 27], marker=row.marker, color=line, markersize=9, markerfacecolor=face)
         lowest, highest = min(lowest, *ends), max(highest, *ends)
         y += _ROW
-    space = 0.04 * (highest - lowest)
-    labels = 9 * canvas.font / canvas.width  # the column of verdicts, as a share of the width
-    axes.set_xlim(lowest - space, highest + space + (highest - lowest + 2 * space) * labels / (1 - labels))
+    _set_across(axes, canvas, lowest, highest)
     axes.set_ylim(y, 0)
     axes.set_yticks([])
     axes.set_xlabel("keep ratio: throughput kept, 1 is free")
     return figure
 
 
+def _set_across(axes: Axes, canvas: Canvas, lowest: float, highest: float) -> None:
+    """Room for the ratios and for the column of verdicts; in logarithms where a step that is several times as fast
+    would press together what is kept."""
+    forth, back = (math.log, math.exp) if highest > _WIDE * lowest else (float, float)
+    if forth is math.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    low, high = forth(lowest), forth(highest)
+    space = 0.04 * (high - low)
+    labels = 9 * canvas.font / canvas.width  # the column of verdicts, as a share of the width
+    axes.set_xlim(back(low - space), back(high + space + (high - low + 2 * space) * labels / (1 - labels)))
+
+
 def _write(axes: Axes, canvas: Canvas, place: tuple[float, float], text: str, **style: Any) -> None:
-    """At a share of the width and a height in the data's own numbers."""
-    across = axes.get_yaxis_transform()
-    axes.text(*place, canvas.short(text), transform=across, color=canvas.colours["ink"], size=canvas.font, **style)
+    """At a share of the width and a height in the data's own numbers, before the lines."""
+    across, colours = axes.get_yaxis_transform(), canvas.colours
+    box = {"facecolor": colours["page"], "edgecolor": "none", "pad": 1}
+    axes.text(*place, canvas.short(text), transform=across, color=colours["ink"], size=canvas.font, bbox=box, **style)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +94,7 @@ def _rows(answer: Answer) -> list[str | _Row]:
         rows.append(title)
         colours = {arm.label: side.colour for side in sides(group) for arm in side.arms}
         rows += [_row(one, colours[one.other_arms[0].label]) for one in group]
-        seed = words.SEED_LOSSES.get(group[0].recipe)
-        if seed and group[0].is_of_cc:
+        if seed := words.seed_of(group[0]):
             rows.append(_Row(f"seed post, {seed[0]}", 1 - seed[1], f"{1 - seed[1]:.3f}", None, "muted", "D"))
     return rows
 
