@@ -22,10 +22,12 @@ from transformers.initialization import no_init_weights
 from transformers.utils import is_flash_attn_2_available
 
 from cctrain.engines import images
-from cctrain.request.hf import DTYPES
+from cctrain.request.hf import DTYPES, casts
 from cctrain.request.recipe import VLM
 
 _OF_CONFIG = ("_target_", "pretrained_model_name_or_path")
+_DRAWN_DTYPE = "bfloat16"
+"""AutoModel's of random weights, where a recipe names none."""
 _DATA_SECTIONS = ("dataset", "dataloader", "processor", "packed_sequence", "step_scheduler", "seed")
 
 
@@ -34,9 +36,9 @@ def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: tor
     `is_empty` left undrawn: those of a rank that gets them from another.
     """
     recipe = train["model"]
+    named = DTYPES.get(str(recipe.get("torch_dtype")))
     name = "AutoModelForImageTextToText" if train["recipe"] == VLM else "AutoModelForCausalLM"
     auto: Any = getattr(transformers, name)
-    dtype = DTYPES.get(str(recipe.get("torch_dtype")), "auto")
     place, changes = _place(recipe), recipe.get("config")
     changes = (
         {key: value for key, value in changes.items() if key not in _OF_CONFIG} if isinstance(changes, dict) else {}
@@ -45,12 +47,13 @@ def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: tor
 
     def made(**attention: str) -> Any:
         if not str(recipe["_target_"]).endswith(".from_config"):
-            return auto.from_pretrained(place, config=config, dtype=dtype, **attention)
-        own = (config.dtype or torch.get_default_dtype()) if dtype == "auto" else dtype
+            return auto.from_pretrained(place, config=config, dtype=named or "auto", **attention)
         with device or nullcontext(), no_init_weights() if is_empty else nullcontext():
-            return auto.from_config(config, dtype=own, **attention)
+            return auto.from_config(config, dtype=named or _DRAWN_DTYPE, **attention)
 
     model = _attending(recipe, made)
+    if not named and (why := next(casts(train, str(model.dtype).removeprefix("torch.")), None)):
+        raise ValueError(f"the recipe leaves the type of its weights to them, which is {why}")
     model.config.get_text_config().use_cache = False
     if train.get("peft"):  # before, so that no adapter of a frozen part trains
         model = _with_adapters(model, train["peft"])

@@ -148,16 +148,23 @@ def _packing(recipe: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _precision(recipe: Mapping[str, Any]) -> Iterator[str]:
-    """AutoModel casts to mp_policy.param_dtype what it computes with; here weights are computed with as they are."""
+    """What speaks against the type that the recipe names for its weights; of one that it leaves to them, the engine
+    asks once they are there."""
+    stored = DTYPES.get(str((recipe.get("model") or {}).get("torch_dtype")))
+    return casts(recipe, stored) if stored else iter(())
+
+
+def casts(recipe: Mapping[str, Any], stored: str) -> Iterator[str]:
+    """AutoModel's FSDP2 casts to mp_policy.param_dtype what it computes with; here weights are computed with as they
+    are `stored`."""
     if (recipe.get("distributed") or {}).get("strategy", "fsdp2") != "fsdp2":
         return
-    stored = DTYPES.get(str((recipe.get("model") or {}).get("torch_dtype")))
     policy = (recipe.get("distributed") or {}).get("mp_policy") or {}
     for key, computed in (
         ("param_dtype", param_dtype(recipe)),
         ("output_dtype", DTYPES.get(str(policy.get("output_dtype")), stored)),
     ):
-        if stored and computed and computed != stored:
+        if computed and computed != stored:
             yield (
                 f"train.model.torch_dtype={stored} with train.distributed.mp_policy.{key}={computed}; allowed is the "
                 "same for both, weights are computed with as they are stored"

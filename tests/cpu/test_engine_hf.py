@@ -61,7 +61,8 @@ def test_full_fine_tuning_sees_the_same_tokens_and_comes_to_the_same_losses(sft,
 def test_full_fine_tuning_trains_as_many_parameters(sft, weights):
     from cctrain.engines.hf_model import build_model
 
-    model = build_model({"recipe": "", "model": {"_target_": "", "pretrained_model_name_or_path": str(weights)}})
+    recipe = {"_target_": "", "pretrained_model_name_or_path": str(weights), "torch_dtype": "float32"}
+    model = build_model({"recipe": "", "model": recipe})
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert f"Trainable parameters: {trained:,}\n" in (sft["automodel"].run_dir / "logs" / "rank0.log").read_text()
 
@@ -248,13 +249,19 @@ def test_what_of_a_vision_tower_is_frozen_has_no_adapter_that_trains(stated):
 
 
 @pytest.mark.parametrize("stated", ["auto", None])
-def test_a_type_that_is_left_to_the_model_is_the_models(weights, stated):
+def test_a_type_that_is_left_to_the_model_is_that_of_its_weights_and_of_random_ones_automodels(weights, stated):
     from cctrain.engines.hf_model import build_model
 
+    left = {"torch_dtype": stated} if stated else {}
     source = {"_target_": "transformers.AutoConfig.from_pretrained", "pretrained_model_name_or_path": str(weights)}
-    recipe = {"_target_": "nemo_automodel.NeMoAutoModelForCausalLM.from_config", "config": source}
-    model = build_model({"recipe": "", "model": {**recipe, **({"torch_dtype": stated} if stated else {})}})
-    assert str(model.dtype) in ("torch.float32", "torch.bfloat16")
+    drawn = {"_target_": "nemo_automodel.NeMoAutoModelForCausalLM.from_config", "config": source}
+    assert str(build_model({"recipe": "", "model": drawn | left}).dtype) == "torch.bfloat16"
+    stored = {"_target_": "", "pretrained_model_name_or_path": str(weights)}
+    train = {"recipe": "", "model": stored | left}
+    with pytest.raises(ValueError, match=r"torch_dtype=float32 with .*mp_policy\.param_dtype=bfloat16"):
+        build_model(train)
+    replicas = {"distributed": {"strategy": "ddp"}}
+    assert str(build_model(train | replicas).dtype) == "torch.float32"
 
 
 def test_what_a_recipe_changes_of_the_models_configuration_is_changed(weights):
