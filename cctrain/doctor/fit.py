@@ -86,7 +86,8 @@ def _ways(recipe: Mapping[str, Any], num_ranks: int, num_gpus: int) -> Iterator[
     distributed = recipe.get("distributed") or {}
     is_split = (distributed.get("tp_size") or 1) != 1
     has_checkpointing = bool(distributed.get("activation_checkpointing"))
-    yield num_ranks, {}
+    as_it_is = layout_of(recipe, num_ranks)
+    yield num_ranks, sharing(recipe, as_it_is) if as_it_is else {}
     for ranks in dict.fromkeys((min(num_ranks, num_gpus), num_gpus)):
         for is_sharded in (False, True)[: 1 + is_split]:
             for is_checkpointing in (False, True)[: 2 - has_checkpointing]:
@@ -94,12 +95,15 @@ def _ways(recipe: Mapping[str, Any], num_ranks: int, num_gpus: int) -> Iterator[
                 changes |= {"distributed.activation_checkpointing": True} if is_checkpointing else {}
                 layout = layout_of(changed(recipe, changes), ranks) if ranks else None
                 if layout:
-                    yield ranks, changes | batch_change(recipe, layout)
+                    yield ranks, changes | sharing(recipe, layout)
 
 
-def batch_change(recipe: Mapping[str, Any], layout: Layout) -> dict[str, int]:
-    """The global batch that `layout` needs, where the recipe's does not divide."""
+def sharing(recipe: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    """What `layout` needs to share out the data: a global batch where the recipe's does not divide, and no word from it
+    of another number of ranks."""
     scheduler = recipe["step_scheduler"]
     per_pass = scheduler.get("local_batch_size", 1) * layout.data
     is_whole = scheduler.get("global_batch_size", 1) % per_pass == 0
-    return {} if is_whole else {"step_scheduler.global_batch_size": per_pass}
+    is_named = (recipe.get("distributed") or {}).get("dp_size") in (None, "none", "None", layout.data)
+    batch = {} if is_whole else {"step_scheduler.global_batch_size": per_pass}
+    return batch if is_named else {"distributed.dp_size": "none", **batch}

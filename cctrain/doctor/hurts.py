@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cctrain.doctor.fit import batch_change, layout_of
+from cctrain.doctor.fit import layout_of, sharing
 from cctrain.doctor.overrides import changed, overrides
 from cctrain.request.checks import Layout
 from cctrain.request.graphed import reasons as graphed_reasons
@@ -78,7 +78,7 @@ def _tensor_width(recipe: Mapping[str, Any], layout: Layout, holds: Holds) -> Hu
                 "LoRA (Llama's four under step=graphed); of graphed steps measure both, as a narrower one gathers more "
                 "weights"
             )
-            return Hurt("TP width", why, overrides(recipe, changes | batch_change(recipe, narrower)))
+            return Hurt("TP width", why, overrides(recipe, changes | sharing(recipe, narrower)))
     return None
 
 

@@ -172,6 +172,16 @@ def test_a_recipe_fits_as_it_is_or_with_the_smallest_change(name, machine, verdi
 def test_fewer_ranks_get_a_global_batch_that_divides():
     fit = finding(Machine(3, 140.4), "recipe=gemma31b_peft").fit
     assert fit.overrides == ("launch.nproc_per_node=3", "train.step_scheduler.global_batch_size=3")
+    fit = finding(Machine(3, 140.4), "recipe=llama8b_peft", "launch.nproc_per_node=3").fit
+    assert fit.overrides == ("train.step_scheduler.global_batch_size=12",)
+
+
+def test_a_number_of_data_parallel_ranks_that_a_recipe_names_gives_way_to_the_gpus_there_are():
+    fit = finding(TWO_H200, "recipe=llama70b_peft", "train.distributed.dp_size=2").fit
+    assert fit.overrides == ("launch.nproc_per_node=2", "train.distributed.tp_size=1")
+    named = ("train.distributed.dp_size=4", "train.step_scheduler.global_batch_size=32")
+    fit = finding(EIGHT_H200, "recipe=llama8b_peft", *named).fit
+    assert (fit.verdict, fit.overrides) == ("fits", ("train.distributed.dp_size=none",))
 
 
 def test_a_recipe_for_the_cpu_needs_no_gpu():
