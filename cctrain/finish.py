@@ -15,7 +15,7 @@ from cctrain import elsewhere
 from cctrain.config import AUTO, MeasureKind
 from cctrain.emulation.blocks import ALL, OFF
 from cctrain.emulation.crossings import mean_crossings
-from cctrain.emulation.outcome import of_arm, outcome, steady_numbers
+from cctrain.emulation.outcome import of_arm, outcome
 from cctrain.emulation.profile import NO_GPU, NO_GPU_COUNTED, parse_profile
 from cctrain.platform.attestation import attest, nonce
 from cctrain.platform.nccl import contradiction, nccl_cc_line
@@ -137,7 +137,7 @@ def _summary(
     if summary is None:
         return {"summary": None, "gpu_state": None}
     summary = of_the_ranks(summary, steps, reduced)
-    steady = [step for step in steps if step.step >= summary.steady_state.first_step]
+    steady = summary.steady_state.of(steps)
     found = []
     use = _gpu_use(run_dir, steady, sum(is_here(rank.start) for rank in ranks.values()))
     real_tokens = sum(step.real_tokens for step in steady)
@@ -150,7 +150,7 @@ def _summary(
         if summary.seed is None:
             found.append("measure=seed: the run ended before AutoModel's step 10; raise measure.steps")
     gpu_state = dataclasses.asdict(use) if use else None
-    more: dict[str, Any] = {"crossings": mean_crossings(reduced.crossings, steady_numbers(steps, summary))}
+    more: dict[str, Any] = {"crossings": mean_crossings(reduced.crossings, [step.step for step in steady])}
     plain = summarize(of_arm(reduced.steps, OFF), len(ranks), gpu_name) if profile else None
     if profile and plain:
         is_explained = config["cc"]["explain"]

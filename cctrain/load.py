@@ -52,8 +52,8 @@ class Steps:
     is_warmup: Flags
     arm: Ints
     """1 where an emulated run paid all tolls, 0 where none, -1 where a part, and in other runs."""
-    block: Ints
-    """The block of steps of an emulated run; -1 where there is none."""
+    round: Ints
+    """The round of an emulated run, in which each arm has one block; -1 where there is none."""
     phases_s: Mapping[str, Floats]
     """By phase; NaN in the steps that do not say."""
 
@@ -184,7 +184,7 @@ def _steps(rows: list[Any], *, is_emulated: bool) -> Steps:
     steps = _numbers(rows, "step").astype(np.int64)
     if np.any(np.diff(steps) <= 0):
         raise ValueError("its steps are not in order")
-    arm, block = _arms(rows) if is_emulated else (np.full(len(rows), -1), np.full(len(rows), -1))
+    arm, rounds = _arms(rows) if is_emulated else (np.full(len(rows), -1), np.full(len(rows), -1))
     return Steps(
         step=steps,
         step_time_s=_numbers(rows, "step_time_s"),
@@ -194,7 +194,7 @@ def _steps(rows: list[Any], *, is_emulated: bool) -> Steps:
         model_flops=_known(rows, "model_flops"),
         is_warmup=np.array(_column(rows, "is_warmup", (bool,)), dtype=bool),
         arm=arm,
-        block=block,
+        round=rounds,
         phases_s=_phases(rows),
     )
 
@@ -204,9 +204,11 @@ def _arms(rows: Sequence[dict[str, Any]]) -> tuple[Ints, Ints]:
     _check_types(tolled, (bool, type(None)), "is_tolled")
     blocks = [-1 if row.get("block") is None else row["block"] for row in rows]
     _check_types(blocks, (int,), "block")
-    return np.array([-1 if value is None else int(value) for value in tolled]), _finite(blocks, "block").astype(
-        np.int64
-    )
+    names = [row.get("arm") for row in rows if row.get("block") is not None]
+    _check_types(names, (str, type(None)), "arm")
+    num_arms = max(2, len(set(names)))
+    arm = np.array([-1 if value is None else int(value) for value in tolled])
+    return arm, _finite(blocks, "block").astype(np.int64) // num_arms  # -1 stays what it is
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str, kinds: tuple[type, ...]) -> list[Any]:

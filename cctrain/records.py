@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,10 @@ class SteadyState:
     is_steady: bool
     why: str
     """One sentence: how the first step was chosen, or why the run is not steady."""
+
+    def of(self, steps: Sequence[StepRecord]) -> list[StepRecord]:
+        """Those of `steps` that the summary is over: of an emulated run not the first of a block, which settle."""
+        return [step for step in steps if not step.is_warmup and step.step >= self.first_step]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

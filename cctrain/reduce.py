@@ -318,7 +318,7 @@ def of_the_ranks(summary: Summary, steps: Sequence[StepRecord], reduced: Reduced
     """`summary` of `steps` with what only the ranks' samples say: their memory, and which of them the others wait
     for."""
     memory = _memory_gib(reduced.ranks)
-    lasts = [reduced.lasts[step.step] for step in steps if step.step >= summary.steady_state.first_step]
+    lasts = [reduced.lasts[step.step] for step in summary.steady_state.of(steps)]
     known = [last for last in lasts if last]
     return dataclasses.replace(
         summary,

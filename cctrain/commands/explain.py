@@ -37,7 +37,8 @@ def settings(arguments: list[str]) -> list[str]:
         raise RequestError(f"cc={given['cc']}: explain injects tolls, which is cc=emulated; leave cc= out")
     own = [argument for argument in arguments if not argument.startswith("cc=")]
     if "measure.steps" not in given:
-        num_arms = len(arms(load_profile(given["tolls"]), is_explained=True, num_ranks=2))
+        has_graphs = (given.get("step") or given.get("step.kind") or "stock") != "stock"
+        num_arms = len(arms(load_profile(given["tolls"]), is_explained=True, num_ranks=2, has_graphs=has_graphs))
         rounds = int(given["cc.blocks"]) if given.get("cc.blocks", "").isdigit() else _ROUNDS
         own.append(f"measure.steps={num_arms * rounds * _STEPS_OF_A_BLOCK}")
     return [*own, "cc=emulated", "cc.explain=true"]

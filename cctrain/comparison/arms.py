@@ -75,7 +75,7 @@ def _arm(run: Run, mode: str, label: str, measured: Ints) -> Arm:
     steady = measured[found.cut :]
     tokens = steps.padded_tokens[steady] / run.num_gpus
     seconds = float(steps.rank_step_time_s[steady].sum(axis=0).max()) if is_sound else math.nan
-    half = _relative_half_width(tokens, steps.step_time_s[steady]) if is_sound else None
+    half = _relative_half_width(tokens, steps.rank_step_time_s[steady]) if is_sound else None
     return Arm(
         run=run,
         mode=mode,
@@ -97,7 +97,9 @@ def _arm(run: Run, mode: str, label: str, measured: Ints) -> Arm:
     )
 
 
-def _relative_half_width(tokens: Floats, times: Floats) -> float | None:
+def _relative_half_width(tokens: Floats, rank_times: Floats) -> float | None:
+    """By the times of the rank that took longest for all steps, as the rate; maxima of single steps add up to more."""
+    times = rank_times[:, rank_times.sum(axis=0).argmax()]
     rate = float(tokens.sum() / times.sum())
     half = stats.rate_half_width(tokens.tolist(), times.tolist(), rate)
     return half / rate if half is not None and rate > 0 else None
@@ -130,23 +132,20 @@ def _phases(phases_s: Mapping[str, Floats], steady: Ints) -> dict[str, float]:
 
 def block_ratio_error(plain: Arm, tolled: Arm) -> float | None:
     """Half-width of the 95 % t interval of the log ratio of an emulated run's own arms, the replicate being a pair of
-    successive blocks; None below two pairs."""
-    rates = [_block_rates(arm) for arm in (plain, tolled)]
-    num = min(map(len, rates))
-    if num < 2:
+    blocks of one round; None below two pairs."""
+    rates = [_rates_by_round(arm) for arm in (plain, tolled)]
+    rounds = sorted(rates[0].keys() & rates[1].keys())  # a run may end, and what is set aside too, within one
+    if len(rounds) < 2:
         return None
-    logs = np.log(rates[1][-num:]) - np.log(rates[0][-num:])  # what is set aside is at the start
+    logs = np.log([rates[1][one] / rates[0][one] for one in rounds])
     return float(ratios.paired(logs)[1])
 
 
-def _block_rates(arm: Arm) -> Floats:
-    """Padded tokens over time of each block of the steady steps, in their order."""
-    steps = arm.run.steps
-    blocks = steps.block[arm.steady]
-    _, of_block = np.unique(blocks, return_inverse=True)
-    if not len(blocks) or np.all(blocks < 0):
-        return np.zeros(0)
-    rates: Floats = np.bincount(of_block, steps.padded_tokens[arm.steady]) / np.bincount(
-        of_block, steps.step_time_s[arm.steady]
-    )
+def _rates_by_round(arm: Arm) -> dict[int, float]:
+    """Padded tokens of the steady steps of each round's block over the time of the rank that took longest for them."""
+    steps, rates = arm.run.steps, {}
+    for one in np.unique(steps.round[arm.steady]):
+        block = arm.steady[steps.round[arm.steady] == one]
+        rates[int(one)] = float(steps.padded_tokens[block].sum() / steps.rank_step_time_s[block].sum(axis=0).max())
+    rates.pop(-1, None)
     return rates

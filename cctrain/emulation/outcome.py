@@ -24,12 +24,6 @@ def of_arm(steps: Sequence[StepRecord], arm: str) -> list[StepRecord]:
     return [step for step in steps if step.arm == arm]
 
 
-def steady_numbers(steps: Sequence[StepRecord], summary: Summary) -> list[int]:
-    """The numbers of the measured steps that `summary` is over."""
-    first = summary.steady_state.first_step
-    return [step.step for step in steps if not step.is_warmup and step.step >= first]
-
-
 def outcome(
     profile: Profile,
     steps: Sequence[StepRecord],
@@ -41,7 +35,7 @@ def outcome(
 ) -> dict[str, Any]:
     """The record's `tolls`, `summary_off`, `keep_ratio`, `crossings` and `explain`, from the summaries of both arms."""
     first_steps = {ALL: tolled.steady_state.first_step, OFF: plain.steady_state.first_step}
-    paid = mean_crossings(crossings, steady_numbers(of_arm(steps, ALL), tolled))
+    paid = mean_crossings(crossings, [step.step for step in tolled.steady_state.of(of_arm(steps, ALL))])
     counted_by = paid["counted_by"] if paid else CUPTI
     has_graphs = any(step.arm == only("graph_launch") for step in steps)
     every_arm = arms(
@@ -50,7 +44,7 @@ def outcome(
     rounds = whole_rounds(steps, every_arm, first_steps)
     kept = keep_ratio(rounds)
     classes = explained_classes(profile, len(crossings), counted_by, has_graphs=has_graphs)
-    crossed = mean_crossings(crossings, steady_numbers(of_arm(steps, OFF), plain))
+    crossed = mean_crossings(crossings, [step.step for step in plain.steady_state.of(of_arm(steps, OFF))])
     return {
         "summary_off": dataclasses.asdict(plain),
         "keep_ratio": dataclasses.asdict(kept) if kept else None,

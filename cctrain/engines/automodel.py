@@ -154,11 +154,14 @@ class TimedRecipe:
     def _forward_backward_step(self: Any, idx: int, batch: Any, **kwargs: Any) -> Any:
         is_train = kwargs.get("is_train", True)
         if is_train and idx == 0:
-            self.observer.timer.phase_end("other")
+            self._begin_passes()
         result = super()._forward_backward_step(idx, batch, **kwargs)  # type: ignore[misc]
         if is_train:
             self.observer.timer.phase_end("forward_backward" if self.pp_enabled else "backward")
         return result
+
+    def _begin_passes(self) -> None:
+        self.observer.timer.phase_end("other")
 
     def _run_validation_epoch(self, *args: Any, **kwargs: Any) -> Any:
         self.observer.timer.pause()
@@ -218,6 +221,10 @@ class GraphedRecipe(TimedRecipe):
             step=log.step + 1, loss=None, counts=count_tokens(prepared), peak_bytes=self.graphed.peak_bytes
         )
         return log
+
+    def _begin_passes(self) -> None:
+        if not self.graphed.is_active:  # which marks it itself, outside of the graph
+            super()._begin_passes()
 
     def _run_validation_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = super()._run_validation_epoch(*args, **kwargs)

@@ -36,6 +36,8 @@ def sum_squares_on_the_device() -> Iterator[None]:
     utils: Any = importlib.import_module("nemo_automodel.components.training.utils")
 
     def sum_of_squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        if not tensors:  # of what is split among the ranks this one may have nothing
+            return torch.zeros((), dtype=torch.float64, device=torch.accelerator.current_accelerator() or "cpu")
         norms = torch._foreach_norm(list(tensors), 2.0, dtype=torch.float32)
         return torch.stack(norms).double().square().sum()
 

@@ -9,6 +9,7 @@ from typing import Any
 from cctrain.config import Config, MeasureKind, StepKind
 from cctrain.errors import RequestError
 from cctrain.request.checks import Layout
+from cctrain.request.strategy import strategy_of
 
 
 def check_step(config: Config, layout: Layout) -> None:
@@ -29,6 +30,11 @@ def reasons(recipe: Mapping[str, Any], layout: Layout) -> Iterator[str]:
     if layout.pipeline > 1:
         yield f"a pipeline (train.distributed.pp_size={layout.pipeline}) sends each stage's work by the host"
     distributed = recipe.get("distributed") or {}
+    if layout.world > 1 and strategy_of(recipe) not in _STRATEGIES:
+        yield (
+            f"train.distributed.strategy={distributed['strategy']} (graphed are {' and '.join(_STRATEGIES)}) keeps "
+            "gradients in buffers of its own, which it empties from Python"
+        )
     for key in _OF_DDPS_REDUCER if layout.world > 1 else ():
         if distributed.get(key):
             yield f"DDP's reducer has work of its own with train.distributed.{key}=true, and does it from Python"
@@ -52,6 +58,7 @@ def reasons(recipe: Mapping[str, Any], layout: Layout) -> Iterator[str]:
 
 _COMPILING_MINUTES = 10
 """How long a collective may wait for a rank that compiles."""
+_STRATEGIES = ("fsdp2", "ddp")
 _OF_DDPS_REDUCER = ("static_graph", "find_unused_parameters")
 
 

@@ -66,6 +66,9 @@ class Engine(Protocol):
 class PhaseMarks(Protocol):
     """The timer, as far as graphs have marks in them."""
 
+    def phase_end(self, name: str) -> None:
+        """What ran since the last mark was `name`."""
+
     def record_marks(self) -> list[str]:
         """Until `end_record`, marks go into the graph being captured, and their names into the list returned."""
 
@@ -202,11 +205,16 @@ class GraphedStep:
         self, recorded: _Recorded | None, staged: dict[str, Any], index: int, num_batches: int
     ) -> frozenset[int]:
         """Returns the places of the trained parameters that got a gradient from it."""
+        if recorded:
+            recorded.way.send(staged)
+        else:
+            staged = on_device(staged, self._loss.device)
+        if index == 0:  # not in the graph, which may be replayed at any place of a step
+            self._marks.phase_end("other")
         if recorded is None:
             self.facts["eager_micro_batches"] += 1
-            return self._forward_backward(on_device(staged, self._loss.device), index, num_batches)
+            return self._forward_backward(staged, index, num_batches)
         self.facts["replayed_micro_batches"] += 1
-        recorded.way.send(staged)
         recorded.graph.replay()
         self._marks.replayed(recorded.marks)
         return recorded.given

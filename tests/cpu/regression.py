@@ -11,6 +11,9 @@ from cctrain.steps.graphed import GraphedStep
 class NoMarks:
     """No clock."""
 
+    def phase_end(self, name):
+        pass
+
     def record_marks(self):
         return []
 
@@ -172,7 +175,15 @@ class Training:
     """A GraphedStep of `num_ranks`, and what it delivered."""
 
     def __init__(
-        self, *, accumulates=False, num_ranks=1, is_sharded=False, engine=Regression, buffers=None, **recorder
+        self,
+        *,
+        accumulates=False,
+        num_ranks=1,
+        is_sharded=False,
+        engine=Regression,
+        buffers=None,
+        marks=None,
+        **recorder,
     ):
         self.model, self.optimizer = make_model()
         for name, tensor in (buffers or {}).items():
@@ -183,7 +194,7 @@ class Training:
             self.engine,
             self.model,
             [self.optimizer],
-            marks=NoMarks(),
+            marks=marks or NoMarks(),
             recorder=self.recorder,
             accumulates=accumulates,
             num_ranks=num_ranks,

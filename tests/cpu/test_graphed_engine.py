@@ -44,7 +44,7 @@ class Recipe:
             step=0, epoch=0, grad_acc_steps=1, is_last_step=False, sig_handler=Signals()
         )
         self.losses = {}
-        self.observer = SimpleNamespace(timer=None, loss_known=self.losses.__setitem__)
+        self.observer = SimpleNamespace(timer=NoMarks(), loss_known=self.losses.__setitem__)
         self.cfg = {}
         vars(self).update(extra)
 
@@ -180,7 +180,6 @@ class OfText(Recipe):
         self.dataloader = SimpleNamespace(dataset=data, batch_size=2, collate_fn=None)
         model = torch.nn.Sequential(torch.nn.Embedding(8, 4), self.model_parts[0])
         self.model_parts, self.optimizer = [model], [torch.optim.AdamW(model.parameters(), lr=0.01)]
-        self.observer.timer = NoMarks()
 
     def _forward_backward_step(self, index, batch, **options):
         return super()._forward_backward_step(index, batch | {"x": batch["input_ids"]}, **options)
@@ -359,6 +358,15 @@ class TestClippingByTheOptimizer:
         before = torch.nn.utils.clip_grads_with_norm_
         self.steps(by_optimizer=True)
         assert torch.nn.utils.clip_grads_with_norm_ is before
+
+
+def test_the_squares_of_a_ranks_gradients_are_summed_also_where_it_has_none():
+    from nemo_automodel.components.training import utils
+
+    with automodel_unwaiting.sum_squares_on_the_device():
+        assert float(utils.multi_tensor_sumsq([torch.ones(3), 2 * torch.ones(2)])) == pytest.approx(11)
+        nothing = utils.multi_tensor_sumsq([])
+    assert (float(nothing), nothing.dtype) == (0.0, torch.float64)
 
 
 def test_the_rotary_table_gives_what_automodels_own_does():

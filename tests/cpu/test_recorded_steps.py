@@ -41,6 +41,43 @@ class TestReplaying:
         assert graphed.counts == (2 * num_batches, 18 * num_batches)
 
 
+class NamedMarks:
+    """A timer's marks in their order."""
+
+    def __init__(self):
+        self.names, self._recorded = [], None
+
+    def phase_end(self, name):
+        (self.names if self._recorded is None else self._recorded).append(name)
+
+    def record_marks(self):
+        self._recorded = []
+        return self._recorded
+
+    def end_record(self):
+        self._recorded = None
+
+    def replayed(self, names):
+        self.names += names
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+@pytest.mark.parametrize("num_batches", [1, 4])
+def test_each_step_has_the_same_phases_replayed_or_not(training, num_batches, is_sharded):
+    marks = NamedMarks()
+
+    class Marking(Regression):
+        def forward_backward(self, *args):
+            loss = super().forward_backward(*args)
+            marks.phase_end("backward")
+            return loss
+
+    graphed = training(accumulates=num_batches > 1, is_sharded=is_sharded, engine=Marking, marks=marks)
+    graphed.run(steps_of(*5 * [num_batches * [2]]))
+    assert graphed.counts[1] == 4 * num_batches
+    assert marks.names == 5 * ["other", *num_batches * ["backward"]]
+
+
 def test_another_tensor_in_the_place_of_one_that_is_not_trained_is_noticed(training):
     steps = steps_of(*20 * [[2]])
     graphed = training()

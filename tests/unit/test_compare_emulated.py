@@ -72,6 +72,19 @@ def test_steps_that_take_as_long_as_they_have_tokens_leave_a_rate_well_known(tmp
     assert 0.89 < low < one.keep_ratio < high < 0.91
 
 
+def test_blocks_of_one_round_are_a_pair_also_where_the_run_ended_within_one(tmp_path):
+    record = emulated_record(1, keep=0.8)
+    last = max(step.block for step in record.steps if step.block is not None)
+    steps = []
+    for step in record.steps[:5] + tuple(step for step in record.steps[5:] if step.block < last):
+        time = 0.2 if step.block is None else 0.2 * 1.1 ** (step.block // 2) / (0.8 if step.is_tolled else 1.0)
+        steps.append(dataclasses.replace(step, step_time_s=time, rank_step_time_s=(time,)))
+    record = dataclasses.replace(record, steps=tuple(steps), status="partial", failure="killed")
+    (one,) = answered(tmp_path, record, allow=("status", "steady")).comparisons
+    low, high = one.within_run_ci95
+    assert high / low == pytest.approx(1)
+
+
 def test_an_emulated_loss_says_whether_it_misses_the_seed_posts(tmp_path):
     near, far = (
         answered(tmp_path / str(keep), *(emulated_record(n, keep=keep, recipe="llama70b_peft") for n in range(4)))

@@ -4,13 +4,14 @@ import math
 
 import pytest
 
+from cctrain.commands.explain import settings
 from cctrain.emulation.arms import CUPTI, OPERATORS, arms, explained_classes, only, tolls_of, unpaid_note, without
 from cctrain.emulation.blocks import ALL, OFF, schedule
 from cctrain.emulation.crossings import mean_crossings
 from cctrain.emulation.explain import explain
 from cctrain.emulation.injector import _WORDS, counted
 from cctrain.emulation.keep import keep_ratio
-from cctrain.emulation.outcome import outcome
+from cctrain.emulation.outcome import of_arm, outcome
 from cctrain.emulation.profile import TOLLS, Profile, Toll, load_profile
 from cctrain.emulation.rounds import seconds, whole_rounds
 from cctrain.records import StepRecord
@@ -56,6 +57,15 @@ def test_to_explain_each_class_with_something_to_pay_is_alone_and_left_out():
     assert [only("wait"), without("wait")] == [found[3], found[7]]
 
 
+@pytest.mark.parametrize("step", ["step=stock", "step=graphed", "step.kind=auto"])
+def test_explain_takes_five_steps_for_each_block_of_every_arm(step):
+    *_, num_steps = (
+        int(one.partition("=")[2]) for one in settings(["tolls=b300", step]) if one.startswith("measure.steps=")
+    )
+    every_arm = arms(load_profile("b300"), is_explained=True, num_ranks=2, has_graphs=step != "step=stock")
+    assert num_steps == 5 * 8 * len(every_arm)
+
+
 def test_one_rank_has_no_collectives_to_explain():
     assert "collective" not in explained_classes(profile(**SOME), 1)
 
@@ -95,6 +105,14 @@ def test_a_round_holds_the_measured_steps_of_each_arms_block():
             assert len(block) == 4
             assert {step.block // 2 for step in block} == {index}
             assert not any(step.is_warmup for step in block)
+
+
+def test_steps_that_settle_are_no_steady_ones():
+    steps = of_arm(run_of((OFF, ALL), 4, lambda *_: 1.0), ALL)
+    state = summarize(steps, 1, None).steady_state
+    found = state.of(steps)
+    assert len(found) == state.num_steps < len([step for step in steps if step.step >= state.first_step])
+    assert not any(step.is_warmup for step in found)
 
 
 def test_a_round_that_the_run_did_not_finish_is_left_out():

@@ -36,6 +36,7 @@ def layout(config):
         (LATER, "train.qat.fake_quant_after_n_steps=5"),
         (REDRAWN, "train.peft.dropout=0.1"),
         (("+train.distributed.static_graph=true",), "train.distributed.static_graph=true"),
+        (("train.distributed.strategy=megatron_fsdp",), "train.distributed.strategy=megatron_fsdp"),
     ],
 )
 def test_what_no_graph_can_hold_is_refused_by_name_and_left_to_stock_under_auto(overrides, named):

@@ -48,8 +48,8 @@ def test_an_emulated_run_holds_a_plain_and_a_tolled_arm_without_warm_up_or_parti
     run = read_run(written(tmp_path, json.loads(to_json(dataclasses.replace(made, steps=tuple(steps))))))
     plain, tolled = arms_of(run)
     assert (plain.mode, tolled.mode) == ("off", "emulated")
-    assert set(run.steps.block[plain.measured]) == {0, 2}
-    assert set(run.steps.block[tolled.measured]) == {1}
+    assert set(run.steps.round[plain.measured]) == {0, 1}
+    assert set(run.steps.round[tolled.measured]) == {0}
     assert not run.steps.is_warmup[np.concatenate([plain.measured, tolled.measured])].any()
 
 
