@@ -150,7 +150,8 @@ def _parse(path: Path, node: Any) -> Run:
     names = {key: line(node.get(key), key) for key in ("run_id", "recipe", "engine", "step_kind", "mode", "status")}
     if names["mode"] not in MODES:
         raise ValueError(f"mode is {shown(names['mode'])}, allowed is {', '.join(MODES)}")
-    identity = strict(expect(node.get("identity"), dict, "identity"), "identity")
+    command = _texts(node.get("command"))
+    identity = _with_layers(strict(expect(node.get("identity"), dict, "identity"), "identity"), command)
     steps = _steps(expect(node.get("steps"), list, "steps"), is_emulated=names["mode"] == "emulated")
     num_gpus = identity.get("num_gpus", steps.rank_step_time_s.shape[1])
     if not isinstance(num_gpus, int) or not 1 <= num_gpus <= _MOST_RANKS:
@@ -162,13 +163,23 @@ def _parse(path: Path, node: Any) -> Run:
         num_gpus=num_gpus,
         identity=identity,
         platform=cleaned(node.get("platform")),
-        command=_texts(node.get("command")),
+        command=command,
         notes=_texts(node.get("notes")),
         started_at=_time(node.get("started_at")),
         steps=steps,
         tolls=cleaned(node.get("tolls")) or None,
         explain=cleaned(node.get("explain")) or None,
     )
+
+
+def _with_layers(identity: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
+    """`identity` with fewer layers in the model's name, which the first records have in their command only."""
+    settings = (setting.lstrip("+").partition("=") for setting in command)
+    layers = next((value for key, _, value in settings if key == "train.model.config.num_hidden_layers"), None)
+    model = identity.get("model")
+    if layers is None or not isinstance(model, str) or "num_hidden_layers" in model:
+        return identity
+    return identity | {"model": f"{model}, num_hidden_layers {layers}"}
 
 
 def _texts(node: Any) -> tuple[str, ...]:

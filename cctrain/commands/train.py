@@ -329,13 +329,15 @@ def _finish(run_dir: Path, failure: str | None, reduction: Reduction | None) -> 
 
 
 def _last_line(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
-    summary = record["summary"]
+    summary, off = record["summary"], record["summary_off"]
+    is_steady = all(one and one["steady_state"]["is_steady"] for one in (summary, *([off] if record["tolls"] else [])))
     return {
         "run_dir": str(run_dir),
         "mode": record["mode"],
         "tokens_per_s_per_gpu": summary and summary["tokens_per_s_per_gpu"]["mean"],
+        "real_tokens_per_s_per_gpu": summary and summary["real_tokens_per_s_per_gpu"],
         "step_time_s": summary and summary["step_time_s"]["median"],
-        "steady": bool(summary and summary["steady_state"]["is_steady"]),
+        "steady": is_steady,
         **({"keep_ratio": record["keep_ratio"], "tolls": record["tolls"]["name"]} if record["tolls"] else {}),
         "status": record["status"],
         "exit_code": RunError.exit_code if record["failure"] else 0,

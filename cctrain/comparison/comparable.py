@@ -21,7 +21,7 @@ JUDGED = ("status", "steady", "mode", "engine", "step_kind")
 """What can be allowed beside the fields of `identity`."""
 _MOST_NAMED = 8
 _WAYS_OUT = {
-    field: f" (add --by {name} to put them side by side)"
+    field: f"; --by {name} puts them side by side"
     for field, name in (
         *(("engine", "engine"), ("step_kind", "step"), ("identity.sequence.seq_len", "sequence")),
         ("identity.model", "model"),
@@ -46,9 +46,8 @@ class RefusedError(RequestError):
     def __init__(self, objections: Sequence[Objection]) -> None:
         self.why = tuple(dict.fromkeys(one.why for one in objections))
         flags = " ".join(dict.fromkeys(f"--allow {one.field}" for one in objections))
-        super().__init__(
-            f"not comparable: {'; '.join(self.why)}. Repeat or leave out such runs, or take them with {flags}"
-        )
+        listed = f" {self.why[0]}. " if len(self.why) == 1 else "".join(f"\n  {why}" for why in (*self.why, ""))
+        super().__init__(f"not comparable:{listed}Repeat or leave out such runs, or take them with {flags}")
 
 
 def judge(objections: Iterable[Objection], allowed: Sequence[str]) -> tuple[Objection, ...]:
@@ -95,10 +94,19 @@ def alike(runs: Sequence[Run]) -> Iterator[Objection]:
     facts = [{"engine": run.engine, "step_kind": run.step_kind, **flat(run.identity, "identity")} for run in runs]
     names = dict.fromkeys(name for each in facts for name in each)
     for name in names:
-        unlike = {json.dumps(each.get(name), sort_keys=True): shown(each.get(name)) for each in facts}
+        unlike: dict[str, list[Run]] = {}
+        for run, each in zip(runs, facts, strict=True):
+            unlike.setdefault(json.dumps(each.get(name), sort_keys=True), []).append(run)
         if len(unlike) > 1:
-            listed = ", ".join(list(unlike.values())[:_MOST_NAMED]) + ", ..." * (len(unlike) > _MOST_NAMED)
+            values = [f"{shown(json.loads(value))} ({_named(those)})" for value, those in unlike.items()]
+            listed = ", ".join(values[:_MOST_NAMED]) + ", ..." * (len(values) > _MOST_NAMED)
             yield Objection(name, f"{name} differs: {listed}{_WAYS_OUT.get(name, '')}")
+
+
+def _named(runs: Sequence[Run]) -> str:
+    """The first of them, and how many more there are."""
+    names = list(dict.fromkeys(run.run_id for run in runs))
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def of_unlike_code(runs: Iterable[Run]) -> Iterator[str]:

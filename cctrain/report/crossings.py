@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from cctrain.console import Stdout
 from cctrain.emulation.profile import ASSUMED, NOT_EMULATED, Profile
 
 _COUNTS = ("launches", "graph_launches", "graph_nodes", "waits", "collectives", "allocs_host", "allocs_device")
@@ -19,7 +20,7 @@ Processes = Mapping[int, Mapping[str, Any]]
 
 def print_crossings(crossings: Processes, profile: Profile | None, console: Console | None = None) -> None:
     """Print the counts of each process, by its id, and what `profile` made it wait; to stdout without a console."""
-    console = console or Console(soft_wrap=True, markup=False)
+    console = console or Stdout(soft_wrap=True, markup=False)
     if not crossings:
         met = "no process made a CUDA call that could be met"
         console.print(f"{met}; if one should have, lines of `cctrain: emulation` above say why not")

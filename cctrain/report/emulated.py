@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cctrain.console import Stdout
 from cctrain.report.crossings import print_assumptions
 from cctrain.report.explained import what_shows
 
@@ -19,7 +20,7 @@ def emulated_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("step time, no tolls", f"{_ms(off['step_time_s']['median'])} median"))
     if kept and off and off["steady_state"]["is_steady"] and record["summary"]["steady_state"]["is_steady"]:
         rows.append(("keep ratio", _kept(kept)))
-        rows.append(("loss", f"{1 - kept['value']:.1%} of throughput to the tolls of {record['tolls']['name']}"))
+        rows.append(("lost", f"{1 - kept['value']:.1%} of throughput to the tolls of {record['tolls']['name']}"))
     elif off and not off["steady_state"]["is_steady"]:
         rows.append(("plain steps", off["steady_state"]["why"]))
     return rows
@@ -70,7 +71,7 @@ def print_explanation(
 
 def print_emulated(record: Mapping[str, Any], console: Console | None = None) -> None:
     """What goes below the summary's table of an emulated run."""
-    console = console or Console(soft_wrap=True, markup=False)
+    console = console or Stdout(soft_wrap=True, markup=False)
     if record["explain"] and record["summary_off"]:
         plain_s, is_cpu = record["summary_off"]["step_time_s"]["mean"], record["identity"]["gpu"] == ["cpu"]
         print_explanation(record["explain"], plain_s, console, is_cpu=is_cpu)

@@ -12,6 +12,7 @@ from rich.text import Text
 from cctrain.comparison.compare import Answer, Comparison
 from cctrain.console import console_of
 from cctrain.emulation.profile import emulated_note
+from cctrain.ratios import geometric_mean
 from cctrain.report import words
 from cctrain.report.panels import by_title
 
@@ -111,8 +112,8 @@ def rows_by_title(answer: Answer) -> Iterator[tuple[str, list[list[str]]]]:
 
 def _row(one: Comparison) -> list[str]:
     interval = "none" if one.ci95 is None else f"{one.ci95[0]:.3f} to {one.ci95[1]:.3f}"
-    rates = [_middle(side) for side in (one.base_rates, one.other_rates)]
-    runs = f"{len(one.base_arms)} + {len(one.other_arms)}" if one.pairing != "same run" else f"{one.num_runs}"
+    rates = [geometric_mean(side)[0] for side in (one.base_rates, one.other_rates)]  # whose ratio is the one shown
+    runs = f"{len(one.other_arms)} + {len(one.base_arms)}" if one.pairing != "same run" else f"{one.num_runs}"
     kept, loss = f"{one.keep_ratio:.3f}", words.percent(1 - one.keep_ratio) if one.is_of_cc else ""
     return [words.what(one), kept, interval, loss, f"{rates[0]:,.0f} -> {rates[1]:,.0f}", runs, one.verdict]
 

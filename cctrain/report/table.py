@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cctrain.console import Stdout
 from cctrain.redaction import redacted
 from cctrain.report.emulated import crossings_rows, emulated_rows, print_emulated
 
@@ -26,7 +27,7 @@ def print_summary(run_dir: Path, record: dict[str, Any], console: Console | None
     table.caption = _CAPTION if any("±" in value for _, value in rows) else None
     for name, value in rows:
         table.add_row(name, value)
-    console = console or Console(soft_wrap=True, markup=False)
+    console = console or Stdout(soft_wrap=True, markup=False)
     console.print(table)
     if record["tolls"]:
         print_emulated(record, console)
@@ -51,7 +52,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     time, tokens, steady = summary["step_time_s"], summary["tokens_per_s_per_gpu"], summary["steady_state"]
     if steady["is_steady"]:
         rows += [
-            ("step time", f"{_seconds(time['median'])} median, {_with_interval(time, _seconds)} mean"),
+            ("step time", f"{_seconds(time['median'])} median, mean {_with_interval(time, _seconds)}"),
             ("tokens/s/GPU, padded", _with_interval(tokens, lambda value: f"{value:,.0f}")),
             ("tokens/s/GPU, real", f"{summary['real_tokens_per_s_per_gpu']:,.0f}"),
             *_utilization(summary),
@@ -63,7 +64,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("phases, share of a step", _phases(record["steps"], steady["first_step"])),
         *crossings_rows(record["crossings"]),
         *_straggler(summary.get("straggler"), time["mean"]),
-        ("loss, first to last step", f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}"),
+        ("training loss, first to last step", f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}"),
         *_gpus(summary, record.get("gpu_state")),
         *_seed(summary.get("seed")),
     ]

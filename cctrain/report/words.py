@@ -22,9 +22,11 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def seed_of(one: Comparison) -> tuple[str, float] | None:
-    """On what the seed post ran this recipe, and what it lost: beside what CC costs a stock step. It had no other."""
-    is_stock = one.other_arms[0].run.step_kind == "stock"
-    return SEED_LOSSES.get(one.recipe) if one.is_of_cc and is_stock else None
+    """On what the seed post ran this recipe, and what it lost: beside what CC costs a stock step of the whole model,
+    which it had only."""
+    run = one.other_arms[0].run
+    is_whole = "num_hidden_layers" not in str(run.identity.get("model"))
+    return SEED_LOSSES.get(one.recipe) if one.is_of_cc and run.step_kind == "stock" and is_whole else None
 
 
 def beside_seed(one: Comparison) -> str:
@@ -106,7 +108,8 @@ def sentence(one: Comparison, margin: float) -> str:
             f"{one.other} has {one.keep_ratio:.3f} times the throughput of {'CC on' if one.base == 'on' else one.base}"
         )
     if one.ci95 is None:
-        few = f"{replicates(one, is_plain=True)} {'gives' if one.num_runs == 1 else 'give'} no 95 % interval"
+        is_one = max(len(one.base_arms), len(one.other_arms)) == 1
+        few = f"{replicates(one, is_plain=True)} {'gives' if is_one else 'give'} no 95 % interval"
         return f"{kept}, but {few}: it takes two of each at least."
     low, high = one.ci95
     found = f"{kept}, with 95 % confidence {low:.3f} to {high:.3f}, from {replicates(one)}."
@@ -126,7 +129,7 @@ def replicates(one: Comparison, *, is_plain: bool = False) -> str:
         return f"{runs}, and from the scatter of their blocks, as samples differ in length" if is_wider else runs
     if one.pairing == "interleaved" and not is_plain:
         return f"{num_base} pair{'s' * (num_base > 1)} of interleaved runs"
-    runs = f"{num_base} run{'s' * (num_base > 1)} against {num_other}"
+    runs = f"{num_other} run{'s' * (num_other > 1)} against {num_base}"
     return runs if is_plain else f"{runs}, not interleaved and so not paired"
 
 

@@ -77,8 +77,10 @@ def _check_batch(scheduler: dict[str, Any], layout: Layout) -> None:
         sizes[key] = value
     per_pass = sizes["local_batch_size"] * layout.data
     if sizes["global_batch_size"] % per_pass:
+        default = " (AutoModel's default, as the recipe has none)" * ("global_batch_size" not in scheduler)
         raise RequestError(
-            f"train.step_scheduler.global_batch_size={sizes['global_batch_size']} does not divide into micro-batches: "
+            f"train.step_scheduler.global_batch_size={sizes['global_batch_size']}{default} does not divide into "
+            "micro-batches: "
             f"with local_batch_size={sizes['local_batch_size']} on {layout.data} data-parallel ranks it must be a "
             f"multiple of {per_pass}"
         )

@@ -94,7 +94,7 @@ def test_a_row_that_cannot_be_compared_keeps_no_other_from_it(capsys, tmp_path):
     code, out, err = said(capsys, *TWO, f"run_root={tmp_path}")
     facts = json.loads(out.splitlines()[-1])
     assert (code, facts["num_complete"]) == (2, 8)
-    assert "identity.num_gpus differs: 4, 8" in err
+    assert "identity.num_gpus differs: 4 (" in err
     (compared,) = facts["comparison"]
     assert [row["recipe"] for row in compared["comparisons"]] == ["llama70b_peft"]
 

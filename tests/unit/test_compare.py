@@ -163,7 +163,11 @@ def test_emulated_against_on_is_refused_unless_allowed(tmp_path):
 def test_every_field_of_identity_that_differs_is_named(tmp_path):
     facts = identity(precision="fp8", versions={"torch": "2.14.0", "nemo-automodel": "0.7.0", "transformers": "5.18.0"})
     why = refused(tmp_path, run_record("off", 1), run_record("on", 2, identity=facts))
-    assert why == ("identity.precision differs: bf16, fp8", "identity.versions.torch differs: 2.13.0, 2.14.0")
+    off, on = "20261120-000001-llama8b_peft-off", "20261120-000002-llama8b_peft-on"
+    assert why == (
+        f"identity.precision differs: bf16 ({off}), fp8 ({on})",
+        f"identity.versions.torch differs: 2.13.0 ({off}), 2.14.0 ({on})",
+    )
     with pytest.raises(RefusedError, match=r"identity\.precision"):
         answered(tmp_path, allow=("identity.versions.torch",))
     answer = answered(tmp_path, allow=("identity.versions", "identity.precision"))
@@ -208,9 +212,11 @@ def test_stock_and_graphed_steps_are_refused_together_and_compared_apart(tmp_pat
         dataclasses.replace(record, run_id=f"{record.run_id}-graphed", step_kind="graphed")
         for record in pairs(3, keep=0.99, step_time_s=0.1)
     ]
-    assert "step_kind differs: stock, graphed (add --by step to put them side by side)" in refused(
-        tmp_path, *pairs(3), *graphed
-    )
+    off = "20261120-000000-llama8b_peft-off"
+    assert (
+        f"step_kind differs: stock ({off} and 5 more), graphed ({off}-graphed and 5 more); --by step puts them side by "
+        "side"
+    ) in refused(tmp_path, *pairs(3), *graphed)
     answer = answered(tmp_path, by=("step",))
     found = {(one.setting, one.base, one.other): one for one in answer.comparisons}
     assert set(found) == {
@@ -293,7 +299,7 @@ def test_where_cc_is_compared_too_a_slow_engine_is_not_what_cc_costs(tmp_path):
 def test_runs_of_one_engine_with_different_packages_are_not_taken_for_one(tmp_path):
     records = [of_engine("automodel", 0), of_engine("hf", 1, "0.21"), of_engine("hf", 2, "0.20")]
     (why,) = refused(tmp_path, *records, by=("engine",))
-    assert "identity.versions.peft differs: 0.21, 0.20" in why
+    assert "identity.versions.peft differs: 0.21 (20261120-000001-llama8b_peft-off), 0.20 (" in why
 
 
 def test_sequence_lengths_stand_side_by_side(tmp_path):

@@ -99,6 +99,17 @@ def test_an_emulated_loss_says_whether_it_misses_the_seed_posts(tmp_path):
     assert words.beside_seed(answered(tmp_path / "other", emulated_record(1)).comparisons[0]) == ""
 
 
+def test_a_model_with_fewer_layers_is_called_so_and_is_not_the_seed_posts(tmp_path):
+    """Also in the first records, which say so in their command only."""
+    command = ("python", "-m", "cctrain", "recipe=llama70b_peft", "+train.model.config.num_hidden_layers=16")
+    records = [dataclasses.replace(emulated_record(n, recipe="llama70b_peft"), command=command) for n in range(2)]
+    answer = answered(tmp_path, *records, by=("model",))
+    (one,) = answer.comparisons
+    assert one.setting == "llama-3.1-8b, num_hidden_layers 16"
+    assert words.beside_seed(one) == ""
+    assert [row[0] for row in dict(ratios_table.rows_by_title(answer))[words.title(one)]] == [words.what(one)]
+
+
 def test_what_a_graphed_step_gains_is_not_held_against_the_seed_posts_loss(tmp_path):
     records = [
         dataclasses.replace(emulated_record(number, recipe="llama70b_peft"), step_kind=kind)

@@ -123,7 +123,7 @@ def test_a_steady_run_shows_its_keep_ratio_with_the_interval_and_the_loss():
     assert emulated_rows(record()) == [
         ("step time, no tolls", "100.0 ms median"),
         ("keep ratio", "0.800 (95 % interval 0.790 to 0.810), 8 pairs of blocks"),
-        ("loss", "20.0% of throughput to the tolls of b300"),
+        ("lost", "20.0% of throughput to the tolls of b300"),
     ]
 
 

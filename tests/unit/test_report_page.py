@@ -174,7 +174,7 @@ def test_the_seed_post_and_what_was_allowed_are_shown(tmp_path):
     one_pair(tmp_path)
     text = "".join(Reader(html.page(answer(tmp_path, allow=("steady", "identity.versions.torch")))).text)
     assert "The seed post lost 29.7 % with this recipe on 8 x B300" in text
-    assert "--allow identity.versions.torch: identity.versions.torch differs: 2.13.0, 2.14.0" in text
+    assert "--allow identity.versions.torch: identity.versions.torch differs: 2.13.0 (" in text
     assert "change of level" in text
     assert "which is assumed" in text
 

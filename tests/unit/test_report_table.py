@@ -2,12 +2,14 @@
 
 import dataclasses
 import io
+import sys
 from pathlib import Path
 
 import pytest
 from make_records import run_record
 from rich.console import Console
 
+from cctrain.console import console_of
 from cctrain.reduce import summarize
 from cctrain.report.table import print_summary
 
@@ -57,3 +59,13 @@ def test_automodels_own_step_needs_no_word():
 def test_the_records_path_is_whole_on_a_narrow_terminal():
     run_dir = f"runs/{'long-' * 30}[x]"
     assert f"record: {run_dir}/run.json" in printed(run_dir, width=80).splitlines()
+
+
+def test_a_reader_that_leaves_is_told_to_the_program(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, _):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        console_of().print("a table")
