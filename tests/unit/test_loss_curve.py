@@ -11,7 +11,7 @@ from cctrain.comparison.compare import compare
 from cctrain.comparison.groups import Options
 from cctrain.load import read_runs
 from cctrain.report.plots.canvas import WIDE
-from cctrain.report.plots.losses import caption, has_lines, losses
+from cctrain.report.plots.losses import caption, has_lines, losses, title
 
 
 def curve(tmp_path, sizes, by):
@@ -43,7 +43,7 @@ def test_a_step_of_as_many_tokens_in_fewer_micro_batches_lies_further_on(tmp_pat
 def test_batches_of_other_lengths_are_lines_of_their_own(tmp_path):
     found = curve(tmp_path, [(1, 4, 256), (4, 1, 256), (1, 4, 1024), (4, 1, 1024)], by=("batch", "sequence"))
     assert sorted(found.values()) == [[256, 1024], [1024, 4096]]
-    assert [name.split(", ")[1] for name in found] == ["seq_len 256", "seq_len 1024"]
+    assert list(found) == ["seq_len 256", "seq_len 1024"]
 
 
 def test_one_size_is_no_curve(tmp_path):
@@ -71,20 +71,38 @@ def of_models(folder, recipes=tuple(GFLOP), widths=(1,), profiles=("b300",), **c
 def test_recipes_of_other_sizes_are_one_line_along_models_for_each_profile(tmp_path):
     of_models(tmp_path, profiles=("b300", "hopper"))
     found = drawn(tmp_path, by=("model",))
-    assert found == {f"llama_peft, emulated {name}": [4.9, 31, 280] for name in ("b300", "hopper")}
+    assert found == {f"emulated {name}": [4.9, 31, 280] for name in ("b300", "hopper")}
 
 
 def test_layouts_are_lines_of_their_own_along_models(tmp_path):
     of_models(tmp_path, widths=(1, 2))
     found = drawn(tmp_path, by=("model", "layout"))
-    assert [name.split(", ")[1] for name in found] == ["one rank", "tensor 2"]
+    assert list(found) == ["one rank", "tensor 2"]
     assert list(found.values()) == [[4.9, 31, 280]] * 2
 
 
 def test_where_layouts_alone_are_told_apart_a_line_goes_along_them(tmp_path):
     of_models(tmp_path, recipes=("llama1b_peft", "llama8b_peft"), widths=(1, 2))
     found = drawn(tmp_path, by=("layout",))
-    assert found == {f"{name}, emulated b300": [1, 2] for name in ("llama1b_peft", "llama8b_peft")}
+    assert found == {name: [1, 2] for name in ("llama1b_peft", "llama8b_peft")}
+
+
+def test_what_all_lines_are_stands_in_the_title(tmp_path):
+    of_models(tmp_path, recipes=("llama1b_peft", "llama8b_peft"), widths=(1, 2))
+    answer = compare(read_runs([tmp_path]), Options(by=("layout",), allow=("steady",)))
+    assert title(answer) == "Loss against the width of tensor parallelism: emulated b300"
+    only = compare(read_runs([tmp_path / "run-0", tmp_path / "run-1"]), Options(by=("layout",), allow=("steady",)))
+    assert title(only) == "Loss against the width of tensor parallelism"
+    assert [line.get_label() for line in losses(only, WIDE).axes[0].lines][1] == "llama1b_peft, emulated b300"
+
+
+def test_labels_that_would_overlap_are_left_out(tmp_path):
+    of_models(tmp_path, recipes=("llama1b_peft", "llama8b_peft", "llama70b_peft"))
+    for path in tmp_path.glob("*/run.json"):  # nearly as large as the one before it
+        path.write_text(path.read_text().replace('"model_flops":286720000000000.0', '"model_flops":34816000000000.0'))
+    answer = compare(read_runs([tmp_path]), Options(by=("model",), allow=("steady",)))
+    labels = [label.get_text() for label in losses(answer, WIDE).axes[0].get_xticklabels()]
+    assert [bool(label) for label in labels] == [True, True, False]
 
 
 def test_models_whose_flops_are_not_known_are_no_curve(tmp_path):

@@ -28,8 +28,8 @@ def pictures(answer: Answer) -> dict[str, list[Picture]]:
     kept += " Squares are emulated, not measured under CC." * any(one.is_emulated for one in answer.comparisons)
     shown = {"": [Picture("keep_ratio", "Throughput kept", kept, partial(keep.keep_ratios, answer), title)]}
     if losses.has_lines(answer):
-        sweep, draw = losses.sweep_of(answer), partial(losses.losses, answer)
-        shown[""].append(Picture(f"loss_by_{sweep.name}", f"Loss against {sweep.what}", losses.caption(answer), draw))
+        name, draw = f"loss_by_{losses.sweep_of(answer).name}", partial(losses.losses, answer)
+        shown[""].append(Picture(name, losses.title(answer), losses.caption(answer), draw))
     for number, (name, group) in enumerate(by_title(answer).items()):
         file = f"{number}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:60]}"
         shown[name] = [

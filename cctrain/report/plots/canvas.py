@@ -55,7 +55,7 @@ _RC: dict[str, Any] = {
 
 _SLIDE_RECT = (0.02, 0.07, 0.96, 0.82)
 """Left, bottom, width and height of what a slide's title and caption leave."""
-_SLIDE_CAPTION = 160
+_SLIDE_TITLE, _SLIDE_CAPTION = 70, 160
 """Characters in a line."""
 
 
@@ -66,7 +66,7 @@ class Canvas:
     width: int
     """Pixels."""
     height: int | None
-    """Pixels; None: as much as the figure wants."""
+    """Pixels, and more where the figure wants more; None: as much as it wants."""
     colours: Mapping[str, str]
     font: float = 12
 
@@ -77,7 +77,8 @@ class Canvas:
 
     def figure(self, height: float) -> Figure:
         """An empty figure that wants `height` pixels."""
-        figure = Figure(figsize=(self.width / 72, (self.height or height) / 72), dpi=72)
+        whole = max(self.height, height / _SLIDE_RECT[3]) if self.height else height
+        figure = Figure(figsize=(self.width / 72, whole / 72), dpi=72)
         rect = _SLIDE_RECT if self.height else (0.0, 0.0, 1.0, 1.0)
         figure.set_layout_engine("constrained", rect=rect, w_pad=2 / 72, h_pad=3 / 72)
         return figure
@@ -91,9 +92,9 @@ class Canvas:
         axes.xaxis.label.set(color=self.colours["muted"], size=self.font - 1)
         axes.yaxis.label.set(color=self.colours["muted"], size=self.font - 1)
 
-    def short(self, text: str) -> str:
-        """As much of a name as there is room for."""
-        most = 36 if self.is_narrow else 60
+    def short(self, text: str, most: int = 0) -> str:
+        """As much of a name as there is room for: `most` characters, or what goes beside other things."""
+        most = most or (36 if self.is_narrow else 60)
         return text if len(text) <= most else f"{text[: most - 3]}..."
 
     def legend(self, axes: Axes, columns: int) -> None:
@@ -137,10 +138,10 @@ class Picture:
         return svg
 
     def write_png(self, path: Path) -> None:
-        """For a slide: 1920 x 1080, on white, with its title."""
+        """For a slide: 1920 x 1080, or higher where there is more on it, on white, with its title."""
         with matplotlib.rc_context({**_RC, "font.size": SLIDE.font}):
             figure = self.draw(SLIDE)
-            title = self.slide_title or self.title
+            title = textwrap.fill(self.slide_title or self.title, _SLIDE_TITLE)
             figure.text(0.025, 0.95, title, color=LIGHT["ink"], size=20, weight="bold", va="center")
             caption = textwrap.fill(self.caption, _SLIDE_CAPTION)
             figure.text(0.025, 0.015, caption, color=LIGHT["muted"], size=11, va="bottom")

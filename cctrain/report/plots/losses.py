@@ -16,6 +16,9 @@ from cctrain.load import Run
 from cctrain.report.plots.canvas import Canvas
 
 _PALETTE = ("on", "off", "emulated1", "emulated2", "emulated3", "phase4", "muted")
+_MARKERS, _MARK, _LETTER = ("o", "s", "^"), 6, 0.6
+"""Marks of a first, a second and a third round of colours; what one takes in a legend with the space between columns,
+in letters; a letter's width, of the font's size."""
 _SIZE = re.compile(r"[-_]?\d+(?:\.\d+)?b(?![a-z0-9])")
 """Of a model, in a recipe's name: llama8b_peft."""
 
@@ -124,6 +127,12 @@ def has_lines(answer: Answer) -> bool:
     return any(len({point.place for point in points}) > 1 for points in _lines(answer).values())
 
 
+def title(answer: Answer) -> str:
+    """What goes along what, and of what all lines are."""
+    common = ", ".join(_common(list(_lines(answer))))
+    return f"Loss against {sweep_of(answer).what}" + (f": {common}" if common else "")
+
+
 def caption(answer: Answer) -> str:
     """What is drawn, and why it should fall or rise."""
     points = [point for line in _lines(answer).values() for point in line]
@@ -141,26 +150,51 @@ def caption(answer: Answer) -> str:
 
 def losses(answer: Answer, canvas: Canvas) -> Figure:
     """Loss of each line's points."""
-    figure, sweep = canvas.figure(300), sweep_of(answer)
+    sweep, lines = sweep_of(answer), _lines(answer)
+    common, room = _common(list(lines)), int(0.9 * canvas.width / (_LETTER * canvas.font))
+    names = {name: canvas.short(_without(name, common), room - _MARK) for name in lines}
+    columns = min(3, max(1, room // (max(map(len, names.values())) + _MARK)))
+    figure = canvas.figure(280 + 1.6 * canvas.font * -(-len(lines) // columns))
     axes = figure.add_subplot()
     canvas.style(axes, grid="both")
-    lines = _lines(answer)
     axes.axhline(0, color=canvas.colours["free"], linewidth=1.5)
     for index, (name, points) in enumerate(lines.items()):
-        colour = canvas.colours[_PALETTE[index % len(_PALETTE)]]
+        colour, marker = canvas.colours[_PALETTE[index % len(_PALETTE)]], _MARKERS[index // len(_PALETTE) % 3]
         places, lost = [point.place for point in points], [point.loss * 100 for point in points]
-        axes.plot(places, lost, color=colour, marker="o", markersize=7, linewidth=2, label=canvas.short(name))
+        axes.plot(places, lost, color=colour, marker=marker, markersize=7, linewidth=2, label=names[name])
         for point in points:
             if interval := point.ci95 or point.within_run_ci95:
                 ends = [100 - 100 * end for end in interval]
                 axes.plot([point.place] * 2, ends, color=colour, linewidth=4 if point.ci95 else 1, alpha=0.4)
     axes.set_xscale("log", base=2)
     ticks = {point.place: point.tick for points in lines.values() for point in points}
-    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xticks(*_apart(sorted(ticks.items()), canvas))
     axes.minorticks_off()
     axes.set_xlabel(sweep.label)
     axes.set_ylabel("loss of throughput, %")
-    letter = 0.6 * canvas.font
-    longest = max(len(canvas.short(name)) for name in lines) + 6  # its mark, and space between columns
-    canvas.legend(axes, min(3, max(1, int(0.9 * canvas.width / (longest * letter)))))
+    canvas.legend(axes, columns)
     return figure
+
+
+def _common(names: list[str]) -> list[str]:
+    """What is in the names of all lines, if anything else is left of each."""
+    first, *others = (name.split(", ") for name in names)
+    common = [part for part in first if all(part in other for other in others)]
+    return common if others and all(_without(name, common) for name in names) else []
+
+
+def _without(name: str, common: list[str]) -> str:
+    return ", ".join(part for part in name.split(", ") if part not in common)
+
+
+def _apart(ticks: list[tuple[float, str]], canvas: Canvas) -> tuple[list[float], list[str]]:
+    """Places, and the labels of those that have room beside the one before."""
+    least, most = math.log(ticks[0][0]), math.log(ticks[-1][0])
+    pixels = 0.85 * canvas.width / (most - least or 1)
+    labels, ends = [], -math.inf
+    for place, label in ticks:
+        middle, half = (math.log(place) - least) * pixels, max(map(len, label.split("\n"))) * _LETTER * canvas.font / 2
+        is_free = middle - half > ends
+        labels.append(label if is_free else "")
+        ends = middle + half if is_free else ends
+    return [place for place, _ in ticks], labels
