@@ -342,17 +342,13 @@ def _around(mean: float, half_width: float | None) -> tuple[float, float] | None
 
 def _steady_state(measured: Sequence[StepRecord], found: stats.Steady) -> SteadyState:
     first, num_steps = measured[found.cut].step, len(measured) - found.cut
-    if num_steps < stats.MIN_STEPS:
-        plural = "s were" if num_steps > 1 else " was"
-        why = f"not steady, because only {num_steps} step{plural} measured and {stats.MIN_STEPS} are needed"
-    elif found.shift:
-        step = measured[found.shift.index].step
-        why = f"not steady, because step times changed by {found.shift.change:+.1%} at step {step} and stayed there"
-    elif found.is_settling:
-        why = "not steady, because step times drift through the run; raise measure.warmup if it is warm-up"
+    why_not = found.why_not([step.step for step in measured])
+    if why_not:
+        may_be_warmup = found.is_settling and not found.shift and num_steps >= stats.MIN_STEPS
+        why = f"not steady, because {why_not}" + "; raise measure.warmup if it is warm-up" * may_be_warmup
     else:
         before = "warm-up and settling" if measured[0].arm else f"{measured[0].step - 1} of warm-up"
         why = f"steady from step {first}: {before}, {found.cut or 'no'} more by MSER-5"
         if num_steps < stats.MIN_STEPS_OF_A_CHANGE:
             why += f"; {num_steps} steps are too few to find a change of level in"
-    return SteadyState(first_step=first, num_steps=num_steps, is_steady=why.startswith("steady"), why=why)
+    return SteadyState(first_step=first, num_steps=num_steps, is_steady=not why_not, why=why)

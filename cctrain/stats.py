@@ -50,6 +50,16 @@ class Steady:
     shift: Shift | None
     is_settling: bool
 
+    def why_not(self, numbers: Sequence[int]) -> str | None:
+        """Why what is left is not steady, None where it is; `numbers` are those of the values' steps."""
+        num_left = len(numbers) - self.cut
+        if num_left < MIN_STEPS:
+            return f"only {num_left} step{'s were' if num_left > 1 else ' was'} measured and {MIN_STEPS} are needed"
+        if self.shift:
+            changed = f"step times changed by {self.shift.change:+.1%} at step {numbers[self.shift.index]}"
+            return f"{changed} and stayed there"
+        return "step times drift through the run" if self.is_settling else None
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:

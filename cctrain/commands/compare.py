@@ -4,6 +4,7 @@
     python -m cctrain compare RUN RUN RUN RUN                  these: run directories or run.json files
     python -m cctrain compare runs --by step                   stock and graphed steps side by side
     python -m cctrain compare runs --by step --by engine       and both engines
+    python -m cctrain compare runs --leave-out status          without those that did not end
     python -m cctrain compare runs --min-keep 0.9              a gate: exit 1 where less is kept
     python -m cctrain compare runs --html report.html --png figures
     python -m cctrain compare runs --track wandb               a W&B run with the verdicts and figures (WANDB_PROJECT)
@@ -29,7 +30,7 @@ from typing import Any
 
 from cctrain import ratios, rundir
 from cctrain.commands.flags import Parser
-from cctrain.comparison.comparable import RefusedError
+from cctrain.comparison.comparable import OF_ONE_RUN, RefusedError
 from cctrain.comparison.compare import Answer, compare
 from cctrain.comparison.groups import FIELDS, Options
 from cctrain.errors import RequestError
@@ -45,7 +46,11 @@ def run(arguments: list[str]) -> int:
     try:
         flags = _parse(arguments)
         options = Options(
-            by=tuple(flags.by), allow=tuple(flags.allow), margin=flags.margin, against_off_runs=flags.against_off_runs
+            by=tuple(flags.by),
+            allow=tuple(flags.allow),
+            leave_out=tuple(flags.leave_out),
+            margin=flags.margin,
+            against_off_runs=flags.against_off_runs,
         )
         answer = compare(read_runs(flags.runs), options)
         written = _write(answer, flags)
@@ -70,6 +75,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--by", action="append", default=[], metavar="FIELD", help=f"tell apart by {', '.join(FIELDS)}; say it again"
     )
     parser.add_argument("--allow", action="append", default=[], metavar="FIELD", help="let it differ; say it again")
+    parser.add_argument(
+        "--leave-out",
+        action="append",
+        default=[],
+        choices=OF_ONE_RUN,
+        metavar="FIELD",
+        help=f"leave out runs for their {', '.join(OF_ONE_RUN)}, and say which; say it again",
+    )
     parser.add_argument("--min-keep", type=float, metavar="RATIO", help="exit 1 where a keep ratio is below")
     parser.add_argument("--margin", type=float, default=ratios.MARGIN, help="what counts as free (%(default)s)")
     parser.add_argument(

@@ -83,7 +83,7 @@ def _arm(run: Run, mode: str, label: str, measured: Ints) -> Arm:
         measured=measured,
         steady=steady,
         shift=int(steps.step[measured[found.shift.index]]) if found.shift else None,
-        why_unsteady=_why_unsteady(run, measured, steady, found, is_sound=is_sound),
+        why_unsteady=_why_unsteady(run, measured, found, is_sound=is_sound),
         step_time_s=float(np.median(steps.step_time_s[steady])) if is_sound else math.nan,
         tokens_per_s_per_gpu=float(np.median(tokens / steps.step_time_s[steady])) if is_sound else math.nan,
         mean_tokens_per_s_per_gpu=float(tokens.sum() / seconds) if is_sound else math.nan,
@@ -110,18 +110,10 @@ def has_unequal_steps(arm: Arm) -> bool:
     return bool(np.ptp(arm.run.steps.padded_tokens[arm.steady]) > 0)
 
 
-def _why_unsteady(run: Run, measured: Ints, steady: Ints, found: stats.Steady, *, is_sound: bool) -> str | None:
+def _why_unsteady(run: Run, measured: Ints, found: stats.Steady, *, is_sound: bool) -> str | None:
     if not len(measured):
         return "no step was measured"
-    if not is_sound:
-        return "a clock stood still or went backwards"
-    if len(steady) < stats.MIN_STEPS:
-        plural = "s were" if len(steady) > 1 else " was"
-        return f"only {len(steady)} step{plural} measured and {stats.MIN_STEPS} are needed"
-    if found.shift:
-        step = run.steps.step[measured[found.shift.index]]
-        return f"step times changed by {found.shift.change:+.1%} at step {step} and stayed there"
-    return "step times drift through the run" if found.is_settling else None
+    return found.why_not(run.steps.step[measured].tolist()) if is_sound else "a clock stood still or went backwards"
 
 
 def _phases(phases_s: Mapping[str, Floats], steady: Ints) -> dict[str, float]:

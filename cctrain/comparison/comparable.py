@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cctrain.comparison.arms import Arm
+from cctrain.comparison.arms import Arm, arms_of
 from cctrain.errors import RequestError
 from cctrain.load import Run
 from cctrain.nearest import did_you_mean
@@ -19,6 +19,8 @@ from cctrain.untrusted import shown
 
 JUDGED = ("status", "steady", "mode", "engine", "step_kind")
 """What can be allowed beside the fields of `identity`."""
+OF_ONE_RUN = ("status", "steady", "mode")
+"""Those of them that speak of a run by itself, for which it can be left out."""
 _MOST_NAMED = 8
 _WAYS_OUT = {
     field: f"; --by {name} puts them side by side"
@@ -46,8 +48,10 @@ class RefusedError(RequestError):
     def __init__(self, objections: Sequence[Objection]) -> None:
         self.why = tuple(dict.fromkeys(one.why for one in objections))
         flags = " ".join(dict.fromkeys(f"--allow {one.field}" for one in objections))
+        out = " ".join(dict.fromkeys(f"--leave-out {one.field}" for one in objections if one.field in OF_ONE_RUN))
+        leave = f"leave out such runs{f' ({out})' if out else ''}"
         listed = f" {self.why[0]}. " if len(self.why) == 1 else "".join(f"\n  {why}" for why in (*self.why, ""))
-        super().__init__(f"not comparable:{listed}Repeat or leave out such runs, or take them with {flags}")
+        super().__init__(f"not comparable:{listed}Repeat or {leave}, or take them with {flags}")
 
 
 def judge(objections: Iterable[Objection], allowed: Sequence[str]) -> tuple[Objection, ...]:
@@ -62,6 +66,20 @@ def judge(objections: Iterable[Objection], allowed: Sequence[str]) -> tuple[Obje
 def _is_allowed(field: str, allowed: Sequence[str]) -> bool:
     """By its own name, or that of what holds it: identity.versions covers identity.versions.torch."""
     return any(field == name or field.startswith(f"{name}.") for name in allowed)
+
+
+def kept(runs: Sequence[Run], leave_out: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """The runs against which nothing speaks that `leave_out` names, of OF_ONE_RUN, and notes on the others. Raises
+    RequestError where none is kept."""
+    left: list[Run] = []
+    notes: list[str] = []
+    for run in runs:
+        why = [one.why for one in whole_and_steady(arms_of(run)) if one.field in leave_out] if leave_out else []
+        notes += [f"left out: {one}" for one in why[:1]]
+        left += [] if why else [run]
+    if runs and not left:
+        raise RequestError(f"--leave-out {', '.join(leave_out)} leaves no run; {notes[0]}")
+    return left, notes
 
 
 def check_names(allowed: Sequence[str], runs: Iterable[Run]) -> None:

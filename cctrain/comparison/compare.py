@@ -98,6 +98,7 @@ class Answer:
 def compare(runs: Sequence[Run], options: Options) -> Answer:
     """Raises RefusedError naming everything that speaks against comparing, RequestError where nothing can be."""
     comparable.check_names(options.allow, runs)
+    runs, left_out = comparable.kept(runs, options.leave_out)
     plans, notes = planned(runs, options)
     objections: list[Objection] = []
     for plan in plans:
@@ -120,7 +121,7 @@ def compare(runs: Sequence[Run], options: Options) -> Answer:
                 raise RequestError(f"{arm.run.run_id}, {arm.label}: {why}: it has no rate")
     said = dict.fromkeys(note for run in runs for note in run.notes)
     compared = [arm.run for plan in plans for arm in (*plan.base_arms, *plan.other_arms)]
-    notes = (*notes, *comparable.of_unlike_code(compared), *list(said)[:_MOST_NOTES])
+    notes = (*left_out, *notes, *comparable.of_unlike_code(compared), *list(said)[:_MOST_NOTES])
     found = tuple(_compared(plan, options.margin) for plan in plans)
     return Answer(comparisons=found, objections=allowed, notes=notes, options=options, runs=tuple(runs))
 

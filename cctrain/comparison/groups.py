@@ -50,6 +50,8 @@ class Options:
 
     by: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
+    """For what a run is left out: not whole (status), not steady, of unknown mode."""
     margin: float = ratios.MARGIN
     against_off_runs: bool = False
     """Hold emulated runs against runs with CC off instead of their own plain steps."""

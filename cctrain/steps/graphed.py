@@ -47,7 +47,8 @@ class Engine(Protocol):
         """One micro-batch, gradients added to `.grad`. Returns its loss over `label_tokens`, of all ranks, detached."""
 
     def update(self) -> torch.Tensor | float:
-        """Clip the gradients and step the optimizers; returns the gradient norm. The gradients are left as they are."""
+        """Clip the gradients and step the optimizers; returns the gradient norm. The gradients are left as they
+        are, for the caller to take from the parameters: no optimizer's `zero_grad` is asked."""
 
     def agree(self, digest: bytes) -> bool:
         """Whether all ranks have the same `digest`; every rank asks, and waits for the others' hosts at most."""

@@ -202,6 +202,21 @@ def test_a_clock_that_stood_still_cannot_be_allowed(tmp_path):
         answered(tmp_path, *records, allow=("steady",))
 
 
+def test_runs_are_left_out_for_what_speaks_against_them_alone_and_are_named(tmp_path):
+    cut = dataclasses.replace(run_record("off", 8), status="partial", failure="killed")
+    why = refused(tmp_path, *pairs(2), cut)
+    assert why == ("status of 20261120-000008-llama8b_peft-off is partial (killed)",)
+    answer = answered(tmp_path, leave_out=("status",))
+    assert (answer.comparisons[0].num_runs, len(answer.runs)) == (4, 4)
+    assert answer.notes == (f"left out: {why[0]}",)
+    with pytest.raises(
+        RefusedError, match=r"leave out such runs \(--leave-out status\), or take them with --allow status"
+    ):
+        answered(tmp_path, leave_out=("steady",))
+    with pytest.raises(RequestError, match="--leave-out status leaves no run; left out: status of"):
+        answered(tmp_path / "alone", cut, leave_out=("status",))
+
+
 def test_an_allowed_name_that_no_run_has_is_corrected(tmp_path):
     with pytest.raises(RequestError, match=r"Did you mean identity\.versions\.torch\?"):
         answered(tmp_path, *pairs(1), allow=("identity.version.torch",))
