@@ -25,7 +25,8 @@ class Layout:
 
 
 def check_layout(recipe: dict[str, Any], measure: MeasureConfig, world: int) -> Layout:
-    """The layout of `recipe` on `world` ranks. Raises RequestError where ranks or batches do not divide."""
+    """The layout of `recipe` on `world` ranks. Raises RequestError where ranks or batches do not divide, and for
+    adapters of no rank."""
     scheduler = recipe["step_scheduler"]
     if scheduler.get("max_steps") != measure.warmup + measure.most_steps:
         raise RequestError("train.step_scheduler.max_steps follows from measure.warmup + measure.steps: set those")
@@ -50,6 +51,9 @@ def check_layout(recipe: dict[str, Any], measure: MeasureConfig, world: int) -> 
             "override it with none, or change launch.nproc_per_node"
         )
     _check_batch(scheduler, layout)
+    rank = (recipe.get("peft") or {}).get("dim", 1)
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise RequestError(f"train.peft.dim={rank}: allowed is a whole number from 1, the adapters' rank")
     return layout
 
 

@@ -65,6 +65,19 @@ def test_the_global_batch_must_divide_into_micro_batches_of_all_data_ranks(batch
         assert f"multiple of {8 * batch[1]}" in message
 
 
+def test_a_global_batch_that_nobody_gave_is_called_automodels():
+    scheduler = {"max_steps": MEASURE.warmup + MEASURE.most_steps, "local_batch_size": 2}
+    assert "global_batch_size=1 (AutoModel's default, as the recipe has none)" in refused(
+        check_layout, {"step_scheduler": scheduler}, MEASURE, 1
+    )
+
+
+@pytest.mark.parametrize("rank", [0, -8, "8", True])
+def test_adapters_of_no_rank_are_refused(rank):
+    recipe = {"step_scheduler": {"max_steps": MEASURE.warmup + MEASURE.most_steps}, "peft": {"dim": rank}}
+    assert f"train.peft.dim={rank}: allowed is a whole number from 1" in refused(check_layout, recipe, MEASURE, 1)
+
+
 def test_the_number_of_steps_is_set_by_measuring_only():
     assert "measure.warmup + measure.steps" in refused(layout, 1, max_steps=50)
 
