@@ -64,7 +64,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("phases, share of a step", _phases(record["steps"], steady["first_step"])),
         *crossings_rows(record["crossings"]),
         *_straggler(summary.get("straggler"), time["mean"]),
-        ("training loss, first to last step", f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}"),
+        ("loss, first to last step", f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}"),
         *_gpus(summary, record.get("gpu_state")),
         *_seed(summary.get("seed")),
     ]
