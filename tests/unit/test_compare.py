@@ -14,7 +14,7 @@ from cctrain.comparison.groups import Options
 from cctrain.errors import RequestError
 from cctrain.load import read_runs
 from cctrain.reduce import summarize
-from cctrain.report import words
+from cctrain.report import ratios_table, words
 
 
 def answered(tmp_path, *records, **options):
@@ -259,6 +259,18 @@ def test_the_noise_within_a_run_is_that_of_its_rate_also_of_ranks_that_are_late_
     rate = summarize(record.steps, 8, None).tokens_per_s_per_gpu
     assert arm.mean_tokens_per_s_per_gpu == pytest.approx(rate.mean)
     assert arm.half_width == pytest.approx((rate.ci95[1] - rate.ci95[0]) / 2 / rate.mean)
+
+
+def test_counts_and_rates_stand_as_what_is_compared_does(tmp_path):
+    steps = [run_record("off", n, step_time_s=0.2 + 0.01 * n) for n in range(2)]
+    graphed = [dataclasses.replace(run_record("off", 2 + n, step_time_s=0.1), step_kind="graphed") for n in range(3)]
+    answer = answered(tmp_path, *steps, *graphed, by=("step",))
+    (one,) = answer.comparisons
+    assert "from 3 runs against 2" in words.sentence(one, 0.01)
+    (((*_, rates, runs, _),),) = [rows for _, rows in ratios_table.rows_by_title(answer)]
+    assert (words.what(one), runs) == ("graphed / stock", "3 + 2")
+    base, other = (float(rate.replace(",", "")) for rate in rates.split(" -> "))
+    assert other / base == pytest.approx(one.keep_ratio, rel=1e-3)
 
 
 def of_engine(engine, number, peft=None, **facts):

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from cctrain.commands.train import _last_line
 from cctrain.emulation.injector import _WORDS, counted
 from cctrain.emulation.profile import ASSUMED, CLASSES, NOT_EMULATED, load_profile
 from cctrain.report.crossings import print_crossings
@@ -110,7 +111,12 @@ def estimate(value):
 
 def summary(value, *, is_steady=True):
     steady = {"is_steady": is_steady, "why": "steady from step 4" if is_steady else "not steady, because"}
-    return {"step_time_s": estimate(value), "tokens_per_s_per_gpu": estimate(1 / value), "steady_state": steady}
+    return {
+        "step_time_s": estimate(value),
+        "tokens_per_s_per_gpu": estimate(1 / value),
+        "steady_state": steady,
+        "real_tokens_per_s_per_gpu": 1 / value,
+    }
 
 
 def record(**changed):
@@ -125,6 +131,16 @@ def test_a_steady_run_shows_its_keep_ratio_with_the_interval_and_the_loss():
         ("keep ratio", "0.800 (95 % interval 0.790 to 0.810), 8 pairs of blocks"),
         ("lost", "20.0% of throughput to the tolls of b300"),
     ]
+
+
+@pytest.mark.parametrize("arm", ["summary", "summary_off", None])
+def test_the_last_line_of_a_run_is_steady_where_both_arms_are(arm, tmp_path):
+    changed = {arm: summary(0.1, is_steady=False)} if arm else {}
+    facts = {"mode": "emulated", "status": "complete", "failure": None}
+    line = _last_line(tmp_path, record(**changed) | facts)
+    assert line["steady"] is (arm is None)
+    plain = _last_line(tmp_path, record(tolls=None, summary_off=None) | facts)
+    assert plain["steady"] is True
 
 
 def test_one_pair_shows_that_it_has_no_interval():
