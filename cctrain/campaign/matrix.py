@@ -65,6 +65,8 @@ def parse(arguments: list[str]) -> Matrix:
         if key.startswith("campaign") and key not in OWN_KEYS:
             meant = did_you_mean(key, _CAMPAIGN_KEYS)
             raise RequestError(f"unknown key {key}: allowed is {', '.join(_CAMPAIGN_KEYS)}.{meant}")
+        if f"campaign.{key}" in _CAMPAIGN_KEYS:
+            raise RequestError(f"unknown key {key}. Did you mean campaign.{key}?")
         given[key] = _values(argument, value) if equals else ()
     name = _single(given, "campaign", "")
     preset = _preset(name) if name else {}

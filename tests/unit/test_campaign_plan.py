@@ -90,6 +90,7 @@ def test_what_is_compared_stays_within_one_group_of_settings():
         (("recipe=a", "recipe=b"), "recipe is given twice"),
         (("recipe=a", "campaign.repeats=0"), "a whole number from 1"),
         (("recipe=a", "campaign.repeat=3"), "Did you mean campaign.repeats?"),
+        (("recipe=a", "repeats=3"), "unknown key repeats. Did you mean campaign.repeats?"),
         (("recipe=a", "run_root=x,y"), "allowed is one value"),
         (("recipe=a", "dry_run=maybe"), "allowed is true or false"),
         (("campaign=sed",), "Did you mean seed?"),
