@@ -62,6 +62,7 @@ def _by_positions(positions: list[int]) -> list[int]:
         end -= 1
     if len(positions) - end < 2:  # one token at position 0 is a document
         end = len(positions)
+    end = max(end, 1)  # a row has a document
     begins = [index for index in range(end) if positions[index] == 0]
     return [after - begin for begin, after in zip(begins, [*begins[1:], end], strict=True)]
 

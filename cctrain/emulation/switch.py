@@ -58,8 +58,12 @@ class TollSwitch:
             return False
         drain()
         self._tolls.set_tolls(self._profiles[after.arm])
-        self._words = self._tolls.read()
+        self.forget()
         return True
+
+    def forget(self) -> None:
+        """What was crossed until now is no step's."""
+        self._words = self._tolls.read()
 
     def _slot(self, index: int) -> Slot | None:
         return self._slots[index] if 0 <= index < len(self._slots) else None

@@ -164,16 +164,16 @@ class TimedRecipe:
         self.observer.timer.phase_end("other")
 
     def _run_validation_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        self.observer.timer.pause()
+        self.observer.pause()
         result = super()._run_validation_epoch(*args, **kwargs)  # type: ignore[misc]
-        self.observer.timer.resume()
+        self.observer.resume()
         return result
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Save one where the recipe does; its time belongs to no step."""
-        self.observer.timer.pause()
+        self.observer.pause()
         result = super().save_checkpoint(*args, **kwargs)  # type: ignore[misc]
-        self.observer.timer.resume()
+        self.observer.resume()
         return result
 
 

@@ -29,7 +29,7 @@ from cctrain.engines.hf_model import build_loader, build_model, forward_keys
 from cctrain.engines.hf_schedule import learning_rate
 from cctrain.engines.observer import Observer
 from cctrain.metrics import count_tokens
-from cctrain.request.hf import DTYPES, param_dtype
+from cctrain.request.hf import policy_dtype
 from cctrain.request.recipe import is_cpu_recipe
 from cctrain.samples import SampleFile
 
@@ -134,8 +134,8 @@ def _sharding(train: Mapping[str, Any], arguments: TrainingArguments) -> FullySh
         return None
     if not arguments.use_cpu:  # transformers reads it where it loads: on the first rank, and sends the weights around
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-    reduced = DTYPES.get(str((distributed.get("mp_policy") or {}).get("reduce_dtype", "float32")))
-    types = [name and getattr(torch, name) for name in (param_dtype(train), reduced)]
+    names = [policy_dtype(train, name) for name in ("param_dtype", "reduce_dtype")]
+    types = [name and getattr(torch, name) for name in names]
     policy = MixedPrecisionPolicy(param_dtype=types[0], reduce_dtype=types[1])
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,

@@ -51,7 +51,8 @@ def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: tor
         with device or nullcontext(), no_init_weights() if is_empty else nullcontext():
             return auto.from_config(config, dtype=named or _DRAWN_DTYPE, **attention)
 
-    model = _attending(recipe, made)
+    is_packed = bool((train.get("packed_sequence") or {}).get("packed_sequence_size"))
+    model = _attending(recipe, made, is_packed=is_packed)
     if not named and (why := next(casts(train, str(model.dtype).removeprefix("torch.")), None)):
         raise ValueError(f"the recipe leaves the type of its weights to them, which is {why}")
     model.config.get_text_config().use_cache = False
@@ -62,12 +63,12 @@ def build_model(train: Mapping[str, Any], *, is_empty: bool = False, device: tor
     return model
 
 
-def _attending(recipe: Mapping[str, Any], made: Callable[..., Any]) -> Any:
+def _attending(recipe: Mapping[str, Any], made: Callable[..., Any], *, is_packed: bool) -> Any:
     """The model, with the recipe's kernel. Where it names none, AutoModel takes flash-attn's if there is one and the
-    model can; transformers would not."""
+    model can; transformers would not. Packed rows have a mask, which that kernel does not take."""
     if recipe.get("attn_implementation"):
         return made(attn_implementation=recipe["attn_implementation"])
-    if is_flash_attn_2_available():
+    if is_flash_attn_2_available() and not is_packed:
         with suppress(ValueError):  # not this model
             return made(attn_implementation="flash_attention_2")
     return made()

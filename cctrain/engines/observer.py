@@ -122,11 +122,21 @@ class Observer:
         wait_s = self.loader.take_wait_s()
         self.timer.step_end("optimizer", data_wait_s=wait_s, step=step, loss=loss, **facts, **counts, **crossed)
         if self._next_block():
-            self.timer.resume()
+            self.resume()
             self.loader.take_wait_s()
         self.thread.check()
         if loss is not None:
             check_loss(step, loss, counts["label_tokens"])
+
+    def pause(self) -> None:
+        """What follows belongs to no step, until `resume`: neither its time nor what it crosses."""
+        self.timer.pause()
+
+    def resume(self) -> None:
+        """The next step begins here."""
+        if self._switch:
+            self._switch.forget()
+        self.timer.resume()
 
     def loss_known(self, step: int, loss: float) -> None:
         """The loss of a step that ended without; called on any thread."""

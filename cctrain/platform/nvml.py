@@ -25,9 +25,19 @@ def visible_handles() -> list[Any]:
     """The visible GPUs in CUDA's order. Raises NVMLError where one cannot be had."""
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     if names[0].startswith(("GPU-", "MIG-")):
-        with contextlib.suppress(pynvml.NVMLError):  # CUDA takes the beginning of a UUID, NVML does not
-            return [pynvml.nvmlDeviceGetHandleByUUID(name) for name in names if name]
+        return [_named(name) for name in names if name]
     return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in visible_indices(pynvml.nvmlDeviceGetCount())]
+
+
+def _named(name: str) -> Any:
+    """By its UUID, of which CUDA takes the beginning, too, and NVML does not."""
+    with contextlib.suppress(pynvml.NVMLError):
+        return pynvml.nvmlDeviceGetHandleByUUID(name)
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    meant = [handle for handle in handles if str(pynvml.nvmlDeviceGetUUID(handle)).startswith(name)]
+    if len(meant) != 1:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+    return meant[0]
 
 
 def visible_indices(count: int) -> list[int]:

@@ -18,14 +18,15 @@ from cctrain.errors import RequestError
 DTYPES = {name: plain for plain in ("bfloat16", "float16", "float32") for name in (plain, f"torch.{plain}")}
 DTYPES |= {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 """Names that recipes have for a type of weights."""
-_DEFAULT_PARAM_DTYPE = "bfloat16"
-"""What AutoModel computes in where a recipe has no distributed.mp_policy."""
+_DEFAULT_POLICY = {"param_dtype": "bfloat16", "reduce_dtype": "float32"}
+"""AutoModel's where a recipe has no distributed.mp_policy; what one that it has does not name is as stored."""
 
 _CONFIG = "transformers.AutoConfig.from_pretrained"
 _ANY = ("anything",)
 _NONE: tuple[Any, ...] = (None, "none", "None")
 _OFF: tuple[Any, ...] = (*_NONE, False, 0, "0")
 _ONE: tuple[Any, ...] = (*_OFF, 1)
+_FLASH = ("flash_attention_2", "flash_attention_3")
 
 _SECTIONS = (
     *("recipe", "seed", "step_scheduler", "dist_env", "model", "processor", "checkpoint", "peft", "distributed"),
@@ -38,7 +39,7 @@ _VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
         **dict.fromkeys(("pretrained_model_name_or_path", "config", "text_config", "use_cache"), _ANY),
         **dict.fromkeys(("force_hf", "use_sdpa_patching", "use_liger_kernel"), _ANY),
         "torch_dtype": (*DTYPES, "auto", *_NONE),
-        "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flash_attention_3", *_NONE),
+        "attn_implementation": ("eager", "sdpa", *_FLASH, *_NONE),
     },
     "step_scheduler": {
         **dict.fromkeys(("global_batch_size", "local_batch_size", "max_steps", "preemption_signal"), _ANY),
@@ -145,6 +146,12 @@ def _packing(recipe: Mapping[str, Any]) -> Iterator[str]:
             f"train.packed_sequence.packing_strategy={strategy}; allowed is neat: transformers' models take packed "
             "rows with a mask of who sees whom"
         )
+    attention = (recipe.get("model") or {}).get("attn_implementation")
+    if packed.get("packed_sequence_size") and attention in _FLASH:
+        yield (
+            f"train.model.attn_implementation={attention} with packed rows; allowed is sdpa or eager: flash-attn takes "
+            "no mask of who sees whom"
+        )
 
 
 def _precision(recipe: Mapping[str, Any]) -> Iterator[str]:
@@ -161,7 +168,7 @@ def casts(recipe: Mapping[str, Any], stored: str) -> Iterator[str]:
         return
     policy = (recipe.get("distributed") or {}).get("mp_policy") or {}
     for key, computed in (
-        ("param_dtype", param_dtype(recipe)),
+        ("param_dtype", policy_dtype(recipe, "param_dtype")),
         ("output_dtype", DTYPES.get(str(policy.get("output_dtype")), stored)),
     ):
         if computed and computed != stored:
@@ -171,7 +178,7 @@ def casts(recipe: Mapping[str, Any], stored: str) -> Iterator[str]:
             )
 
 
-def param_dtype(recipe: Mapping[str, Any]) -> str | None:
-    """What AutoModel's FSDP2 computes in; None: as stored."""
-    policy = (recipe.get("distributed") or {}).get("mp_policy") or {}
-    return DTYPES.get(str(policy.get("param_dtype", _DEFAULT_PARAM_DTYPE)))
+def policy_dtype(recipe: Mapping[str, Any], name: str) -> str | None:
+    """What AutoModel's FSDP2 computes (`param_dtype`) and reduces gradients in (`reduce_dtype`); None: as stored."""
+    policy = (recipe.get("distributed") or {}).get("mp_policy")
+    return DTYPES.get(str((_DEFAULT_POLICY if policy is None else policy).get(name)))

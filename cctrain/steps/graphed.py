@@ -182,7 +182,7 @@ class GraphedStep:
             few = dict(list(new.items())[: _MOST_GRAPHS - len(self._recorded)])
             ran = {key: (staged[index], index, given[index]) for key, index in few.items()}
             self._record_all(new_update, ran, len(staged))
-        self.is_new = recorded is None or self.facts["num_graphs"] > num_graphs
+        self.is_new = None in graphs or self.facts["num_graphs"] > num_graphs
 
     def drain(self) -> None:
         """Wait until every step's loss is delivered."""

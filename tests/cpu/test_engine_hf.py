@@ -297,4 +297,5 @@ def test_an_attention_that_the_recipe_does_not_name_is_automodels_choice(monkeyp
         return attn_implementation
 
     monkeypatch.setattr(hf_model, "is_flash_attn_2_available", lambda: is_there)
-    assert hf_model._attending({"attn_implementation": named}, made) == chosen
+    assert hf_model._attending({"attn_implementation": named}, made, is_packed=False) == chosen
+    assert hf_model._attending({"attn_implementation": named}, made, is_packed=True) == named

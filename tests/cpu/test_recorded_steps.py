@@ -160,6 +160,15 @@ def test_shapes_beyond_the_limit_run_as_the_engine_would_and_are_counted(trainin
     assert graphed.recorder.num_recorded == 8 * 2  # with an update each
 
 
+def test_a_step_is_new_where_any_of_its_micro_batches_is(training):
+    graphed = training(accumulates=True)
+    graphed.run(steps_of(*[[rows, rows] for rows in range(1, 9)]))  # as many shapes as are recorded
+    graphed.run(steps_of([1, 2]))
+    assert not graphed.step.is_new
+    graphed.run(steps_of([9, 1]))
+    assert graphed.step.is_new
+
+
 class SometimesBiased(Regression):
     """Not every micro-batch has a use for the bias."""
 

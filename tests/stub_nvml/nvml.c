@@ -147,6 +147,12 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **gpu) {
     return 0;
 }
 
+int nvmlDeviceGetUUID(const void *gpu, char *text, unsigned size) {
+    TRY(gpu_failure(__func__, gpu));
+    snprintf(text, size, "GPU-stub-%u", index_of(gpu));
+    return 0;
+}
+
 int nvmlDeviceGetName(const void *gpu, char *text, unsigned size) {
     TRY(gpu_failure(__func__, gpu));
     snprintf(text, size, "Stub GPU");

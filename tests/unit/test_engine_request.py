@@ -7,7 +7,7 @@ import pytest
 from cctrain.errors import RequestError
 from cctrain.packaged import CONF
 from cctrain.request.compose import compose_config
-from cctrain.request.hf import check_engine, reasons
+from cctrain.request.hf import casts, check_engine, policy_dtype, reasons
 from cctrain.request.recipe import build_recipe
 
 
@@ -84,6 +84,20 @@ def test_a_packaged_recipe_runs_unless_it_splits_the_model(name):
 )
 def test_what_both_engines_do_alike_passes(overrides):
     check_engine(composed(*overrides))
+
+
+def test_packed_rows_have_a_mask_which_flash_attn_takes_none_of():
+    packed = ("train.packed_sequence.packed_sequence_size=512", "+train.packed_sequence.packing_strategy=neat")
+    with pytest.raises(RequestError, match="attn_implementation=flash_attention_2 with packed rows; allowed is sdpa"):
+        check_engine(composed(*packed, "++train.model.attn_implementation=flash_attention_2"))
+    check_engine(composed("++train.model.attn_implementation=flash_attention_2"))
+
+
+def test_what_a_recipes_own_mp_policy_does_not_name_is_as_stored():
+    own = {"distributed": {"mp_policy": {"param_dtype": "bf16"}}}
+    assert [policy_dtype(own, name) for name in ("param_dtype", "reduce_dtype")] == ["bfloat16", None]
+    assert [policy_dtype({}, name) for name in ("param_dtype", "reduce_dtype")] == ["bfloat16", "float32"]
+    assert not list(casts({"distributed": {"mp_policy": {"reduce_dtype": "float32"}}}, "float32"))
 
 
 def test_liger_needs_its_package(monkeypatch):

@@ -77,6 +77,7 @@ def test_a_mask_of_numbers_that_are_added_is_zero_where_a_token_is_seen():
         ([0, 1, 2, 0], [3, 1]),  # one token of padding cannot be told from a document of one
         ([0, 1, 0, 1], [2, 2]),
         ([0, 0, 1, 2], [1, 3]),
+        ([0, 0, 0, 0], [1]),
     ],
 )
 def test_packed_rows_without_a_mask_are_read_by_their_positions(positions, lengths):

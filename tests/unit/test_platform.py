@@ -167,6 +167,13 @@ def test_gpus_that_are_not_visible_do_not_count(drivers):
     assert [device["bus_id"] for device in seen["devices"]] == ["0000:11:00.0"]
 
 
+def test_a_gpu_may_be_named_by_the_beginning_of_its_uuid_if_it_is_of_one_only(drivers):
+    named = {"CUDA_VISIBLE_DEVICES": "GPU-st"}
+    assert drivers.ask(drivers.stubs.environment() | named, "observe")["names"] == ["Stub GPU"]
+    seen = drivers.ask(drivers.stubs.environment(gpus=2) | named, "observe")
+    assert seen["names"] == []  # and not the facts of another
+
+
 def test_a_refusal_says_what_was_seen_where_and_the_command_that_changes_it(observe):
     off, on, ppcie = (observe(**how)["cc"] for how in ({}, ON, PPCIE))
     assert refusal("on", off).startswith("cc=on, but this machine's mode is off (NVML's nvmlSystemGetConfCompute")

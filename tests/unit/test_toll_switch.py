@@ -94,6 +94,15 @@ def test_a_steps_crossings_are_its_own_and_not_those_of_the_switch(tolls):
     assert [fact["crossings"]["crossed"] for fact in facts] == list(range(1, len(facts) + 1))
 
 
+def test_what_is_crossed_between_two_steps_is_neithers(tolls):
+    switched = TollSwitch(tolls, None, (), 0)
+    run_steps(tolls, switched, 2)
+    tolls.crossed += 5000
+    switched.forget()
+    facts, _ = run_steps(tolls, switched, 1)
+    assert facts == [{"crossings": {"crossed": 1}}]
+
+
 def test_without_warm_up_the_first_step_is_of_the_first_block(tolls):
     switched, _ = switch(tolls, warmup=0)
     facts, said = run_steps(tolls, switched, 1)
