@@ -25,7 +25,7 @@ def llama_peft(run_cctrain):
 def test_a_complete_run_ends_in_one_line_for_scripts(llama_peft):
     assert llama_peft.code == 0, llama_peft.stderr
     promised = ["run_dir", "mode", "tokens_per_s_per_gpu", "step_time_s", "steady"]
-    assert list(llama_peft.last_line) == [*promised, "status", "exit_code"]
+    assert list(llama_peft.last_line) == [*promised, "real_tokens_per_s_per_gpu", "status", "exit_code"]
     assert (llama_peft.last_line["status"], llama_peft.last_line["exit_code"]) == ("complete", 0)
     assert llama_peft.last_line["run_dir"] == str(llama_peft.run_dir)
     summary = llama_peft.record["summary"]
