@@ -213,8 +213,7 @@ class MeasureConfig:
     setup_timeout_s: float = 3600.0
     """Longest wait for the first step: loading, compiling, autotuning."""
     step_timeout_s: float = 600.0
-    """Longest wait for any later step, validation and checkpoints between them included; a rank that hangs ends the run
-    after it."""
+    """Longest wait for any later step, with validation and checkpoints; a rank that hangs ends the run after it."""
 
     def __post_init__(self) -> None:
         if self.warmup < 0:

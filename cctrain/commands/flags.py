@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
             message += f". Allowed is {', '.join(flags)}.{meant}"
         for pattern, words in _IN_OUR_WORDS.items():
             found = re.fullmatch(pattern, message)
-            message = words.format(*found.groups()) if found else message
+            message = words.format(*found.groups()).replace("', '", ", ") if found else message
         without = re.match(r"argument (\S+): expected ", message)
         if without:
             message = f"{without[1]} needs {self._metavar_of(without[1])}"

@@ -71,15 +71,15 @@ def _is_allowed(field: str, allowed: Sequence[str]) -> bool:
 def kept(runs: Sequence[Run], leave_out: Sequence[str]) -> tuple[list[Run], list[str]]:
     """The runs against which nothing speaks that `leave_out` names, of OF_ONE_RUN, and notes on the others. Raises
     RequestError where none is kept."""
-    left: list[Run] = []
+    found: list[Run] = []
     notes: list[str] = []
     for run in runs:
         why = [one.why for one in whole_and_steady(arms_of(run)) if one.field in leave_out] if leave_out else []
         notes += [f"left out: {one}" for one in why[:1]]
-        left += [] if why else [run]
-    if runs and not left:
+        found += [] if why else [run]
+    if runs and not found:
         raise RequestError(f"--leave-out {', '.join(leave_out)} leaves no run; {notes[0]}")
-    return left, notes
+    return found, notes
 
 
 def check_names(allowed: Sequence[str], runs: Iterable[Run]) -> None:

@@ -47,8 +47,7 @@ class Engine(Protocol):
         """One micro-batch, gradients added to `.grad`. Returns its loss over `label_tokens`, of all ranks, detached."""
 
     def update(self) -> torch.Tensor | float:
-        """Clip the gradients and step the optimizers; returns the gradient norm. The gradients are left as they
-        are, for the caller to take from the parameters: no optimizer's `zero_grad` is asked."""
+        """Clip the gradients, step the optimizers; returns the norm. The gradients are the caller's to clear."""
 
     def agree(self, digest: bytes) -> bool:
         """Whether all ranks have the same `digest`; every rank asks, and waits for the others' hosts at most."""
@@ -153,7 +152,6 @@ class GraphedStep:
         """Train on `batches`, this rank's micro-batches of `step`, on the host.
 
         `label_tokens` are in them together; 0 from a rank whose samples another rank counts.
-
         Raises NotCapturableError when the step is done, if at all, and then on every rank. A pass may have broken off
         then, of which the layers' own state is the caller's to mend before another begins.
         """
@@ -171,12 +169,10 @@ class GraphedStep:
             # Sharded gradients live in Python between a step's micro-batches: a graph knows those of its step only.
             graphs = graphs if None not in graphs else [None] * len(graphs)
             may_record = not self._recorded and len({shape for _, shape in keys}) == 1
-        recorded, num_graphs = None, self.facts["num_graphs"]
-        given = []
-        for index, recorded in enumerate(graphs):
-            given.append(self._micro_batch(recorded, staged[index], index, len(staged)))
+        num_graphs = self.facts["num_graphs"]
+        given = [self._micro_batch(graph, staged[index], index, len(staged)) for index, graph in enumerate(graphs)]
         new = {key: index for index, key in enumerate(keys) if may_record and graphs[index] is None}
-        new_update = self._update(recorded, frozenset().union(*given), may_use_graphs=is_agreed)
+        new_update = self._update(graphs[-1], frozenset().union(*given), may_use_graphs=is_agreed)
         self._readback.stored(step)
         if self._recorder and is_agreed and None in graphs:  # on all ranks alike
             few = dict(list(new.items())[: _MOST_GRAPHS - len(self._recorded)])
@@ -206,6 +202,7 @@ class GraphedStep:
         self, recorded: _Recorded | None, staged: dict[str, Any], index: int, num_batches: int
     ) -> frozenset[int]:
         """Returns the places of the trained parameters that got a gradient from it."""
+        self.facts["replayed_micro_batches" if recorded else "eager_micro_batches"] += 1
         if recorded:
             recorded.way.send(staged)
         else:
@@ -213,9 +210,7 @@ class GraphedStep:
         if index == 0:  # not in the graph, which may be replayed at any place of a step
             self._marks.phase_end("other")
         if recorded is None:
-            self.facts["eager_micro_batches"] += 1
             return self._forward_backward(staged, index, num_batches)
-        self.facts["replayed_micro_batches"] += 1
         recorded.graph.replay()
         self._marks.replayed(recorded.marks)
         return recorded.given

@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 from make_records import emulated_record, identity, one_pair, run_record, write
 
-from cctrain.comparison.arms import arms_of
 from cctrain.comparison.comparable import RefusedError
 from cctrain.comparison.compare import compare
 from cctrain.comparison.groups import Options
 from cctrain.errors import RequestError
 from cctrain.load import read_runs
-from cctrain.reduce import summarize
 from cctrain.report import ratios_table, words
 
 
@@ -243,22 +241,6 @@ def test_stock_and_graphed_steps_are_refused_together_and_compared_apart(tmp_pat
     assert answer.worst is found["stock", "off", "on"]
     assert found["CC off", "stock", "graphed"].keep_ratio == pytest.approx(2, abs=0.05)
     assert found["CC off", "stock", "graphed"].verdict == "gains"
-
-
-def test_the_noise_within_a_run_is_that_of_its_rate_also_of_ranks_that_are_late_in_turn(tmp_path):
-    draw = np.random.default_rng(7)
-    record = run_record("off", 1, num_gpus=8)
-    steps = []
-    for step in record.steps:
-        times = tuple(step.step_time_s * draw.normal(1, 0.01, size=8))
-        steps.append(dataclasses.replace(step, rank_step_time_s=times, step_time_s=max(times)))
-    record = dataclasses.replace(record, steps=tuple(steps))
-    write(tmp_path, record)
-    (run,) = read_runs([tmp_path])
-    (arm,) = arms_of(run)
-    rate = summarize(record.steps, 8, None).tokens_per_s_per_gpu
-    assert arm.mean_tokens_per_s_per_gpu == pytest.approx(rate.mean)
-    assert arm.half_width == pytest.approx((rate.ci95[1] - rate.ci95[0]) / 2 / rate.mean)
 
 
 def test_counts_and_rates_stand_as_what_is_compared_does(tmp_path):

@@ -29,6 +29,7 @@ def test_an_unknown_flag_is_refused_with_those_that_are_allowed_and_the_nearest(
     [
         (["RUN", "--keep", "x"], "--keep x: allowed is a number"),
         (["RUN", "--track", "x"], "--track x: allowed is wandb"),
+        (["RUN", "--leave-out", "x"], "--leave-out x: allowed is status, steady"),
         (["RUN", "--json=3"], "--json=3: no value is allowed"),
         (["RUN", "--json", "--markdown"], "--markdown and --json: give one of them"),
         (["RUN", "--tolls"], "--tolls needs NAME|FILE"),
@@ -45,6 +46,7 @@ def test_what_is_wrong_with_a_flag_is_said_with_what_is_allowed(arguments, said)
     parser.add_argument("--tolls", metavar="NAME|FILE")
     parser.add_argument("--diff", nargs=2, metavar=("OFF", "ON"))
     parser.add_argument("--allow", nargs="+")
+    parser.add_argument("--leave-out", choices=("status", "steady"))
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true")
     shape.add_argument("--markdown", action="store_true")

@@ -12,6 +12,7 @@ from cctrain.comparison.arms import arms_of
 from cctrain.errors import RequestError
 from cctrain.load import read_run, read_runs
 from cctrain.records import to_json
+from cctrain.reduce import summarize
 
 OLD = sorted((Path(__file__).parents[1] / "data" / "runs").glob("*.json"))
 
@@ -51,6 +52,20 @@ def test_an_emulated_run_holds_a_plain_and_a_tolled_arm_without_warm_up_or_parti
     assert set(run.steps.round[plain.measured]) == {0, 1}
     assert set(run.steps.round[tolled.measured]) == {0}
     assert not run.steps.is_warmup[np.concatenate([plain.measured, tolled.measured])].any()
+
+
+def test_the_noise_within_a_run_is_that_of_its_rate_also_of_ranks_that_are_late_in_turn(tmp_path):
+    draw = np.random.default_rng(7)
+    record = make_records.run_record("off", 1, num_gpus=8)
+    steps = []
+    for step in record.steps:
+        times = tuple(step.step_time_s * draw.normal(1, 0.01, size=8))
+        steps.append(dataclasses.replace(step, rank_step_time_s=times, step_time_s=max(times)))
+    record = dataclasses.replace(record, steps=tuple(steps))
+    (arm,) = arms_of(read_run(written(tmp_path, json.loads(to_json(record)))))
+    rate = summarize(record.steps, 8, None).tokens_per_s_per_gpu
+    assert arm.mean_tokens_per_s_per_gpu == pytest.approx(rate.mean)
+    assert arm.half_width == pytest.approx((rate.ci95[1] - rate.ci95[0]) / 2 / rate.mean)
 
 
 def test_phases_and_what_is_missing_of_them_are_kept(tmp_path):

@@ -17,6 +17,7 @@ from cctrain.report.plots.canvas import Canvas
 
 _ROW, _HEAD, _MOST_RECIPES = 46, 30, 30
 _WIDE = 3.0
+"""The largest ratio over the smallest from which on they are drawn in logarithms."""
 _MARKERS = {True: "s", False: "o"}
 """By whether it is emulated."""
 
