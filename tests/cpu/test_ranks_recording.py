@@ -212,7 +212,7 @@ def one_rank(rank, folder):
         with without(FSDPModule, "reset_iter_state"):
             for kind in ("auto", "graphed"):
                 found[f"old torch, {kind}"] = train(rank, "sharded", 1, "forward", may_fall_back=kind == "auto")
-    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+        (folder / f"rank{rank}.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
