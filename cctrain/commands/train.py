@@ -34,6 +34,7 @@ from cctrain.request.compose import compose_config
 from cctrain.request.data_files import check_jsonl, prepare_data
 from cctrain.request.graphed import recipe_run, step_chosen
 from cctrain.request.identity import identity
+from cctrain.request.lost_gradient import lost_gradient
 from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located
 from cctrain.request.startable import check_request, ranks_per_node
 from cctrain.sinks.tracking import Tracking, check_sinks
@@ -232,11 +233,11 @@ def _write_run_dir(request: _Request, run_dir: Path, arguments: list[str]) -> No
 def _notes(request: _Request) -> tuple[str, ...]:
     """What is known before the wait, and said then too."""
     tolls = request.config.tolls
-    note = unpaid_note(parse_profile(tolls), OPERATORS if request.is_cpu else CUPTI) if tolls else None
-    if note is None:
-        return ()
-    print(f"note: {note}", file=sys.stderr)
-    return (note,)
+    unpaid = unpaid_note(parse_profile(tolls), OPERATORS if request.is_cpu else CUPTI) if tolls else None
+    notes = tuple(note for note in (unpaid, lost_gradient(request.config, request.layout)) if note)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return notes
 
 
 def _tolls(content: dict[str, Any] | None) -> dict[str, Any] | None:

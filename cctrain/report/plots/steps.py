@@ -105,7 +105,7 @@ def distributions(group: list[Comparison], canvas: Canvas) -> Figure:
         axes.set_ylim(-0.25, 1.05)
         axes.set_yticks([])
         above = int(np.sum(each > edges[-1]))
-        beyond = f", {above} slower ones beyond the edge" if above else ""
+        beyond = f", {above} slower beyond the edge" if above else ""
         axes.set_title(canvas.short(side.name) + beyond, color=colour, size=canvas.font, weight="bold")
     rows[-1].set_xlabel(f"step time, {name}")
     return figure
