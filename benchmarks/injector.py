@@ -18,10 +18,9 @@ import sys
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
+from scipy.stats.mstats import trimmed_mean_ci
 
-from cctrain import ratios
 from cctrain.emulation.injector import INJECTION, attached
 from cctrain.tolls.device import can_run
 
@@ -39,7 +38,8 @@ def block_us(call: Callable[[], object]) -> float:
 
 
 def cost(call: Callable[[], object], meet: Callable[[int], int]) -> dict[str, float]:
-    """Mean difference and half-width of its interval, and the median of the calls that were let pass."""
+    """Trimmed mean of the differences, the half-width of its interval, and the median of the calls that were let
+    pass."""
     differences, passed = [], []
     for index in range(_PAIRS):
         order = (0, 1) if index % 2 else (1, 0)
@@ -50,9 +50,9 @@ def cost(call: Callable[[], object], meet: Callable[[int], int]) -> dict[str, fl
         differences.append(took[1] - took[0])
         passed.append(took[0])
     meet(1)
-    kept = sorted(differences)[_PAIRS // 10 : -_PAIRS // 10]  # a tenth at either end: the host's interruptions
-    mean, half = map(float, ratios.paired(np.asarray(kept)))
-    return {"cost_us": mean, "half_width_us": half, "call_us": statistics.median(passed)}
+    # A tenth at either end is left out: the host's interruptions.
+    low, high = map(float, trimmed_mean_ci(differences, limits=(0.1, 0.1)))
+    return {"cost_us": (low + high) / 2, "half_width_us": (high - low) / 2, "call_us": statistics.median(passed)}
 
 
 def main() -> None:

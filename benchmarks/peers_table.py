@@ -66,7 +66,7 @@ def _rates(cell: Mapping[str, Any], folder: Path) -> dict[str, Rate]:
 
 def _of_steps(step_times_s: list[float], tokens_per_step: int) -> Rate:
     found = stats.find_steady(step_times_s)
-    is_steady = not found.shift and not found.is_settling
+    is_steady = found.why_not(range(1, len(step_times_s) + 1)) is None
     return Rate(tokens_per_step / statistics.median(step_times_s[found.cut :]), is_steady)
 
 

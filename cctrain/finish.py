@@ -48,30 +48,34 @@ def finish_record(run_dir: Path, failure: str | None, reduction: Reduction | Non
     found: list[str] = []
     steps: tuple[StepRecord, ...] = ()
     derived: dict[str, Any] = {"summary": None, "gpu_state": None}
+    ranks: dict[int, RankSamples] = {}
     seen, broken = record["platform"], ""
     try:
         reduced = reduction.reduced() if reduction else reduce_samples(run_dir, reduction_of(run_dir))
-        steps = reduced.steps
+        steps, ranks = reduced.steps, reduced.ranks
         found = notes(reduced)
-        derived = _step(reduced.ranks)
+        derived = _step(ranks)
         derived |= _summary(run_dir, record["identity"], config, reduced)
-        seen = _platform(run_dir, record, reduced.ranks)
-        found += elsewhere.notes(record, seen["other_machines"])
-        found += filter(None, [contradiction(seen["nccl"], record["mode"], seen.get("cc") or {})])
     except Exception as error:  # noqa: BLE001 - whatever a damaged sample leads to, the run must get its record
         broken = f"the samples could not be summed up ({type(error).__name__}: {error}); they are in samples/"
         found.append(broken)
+    try:
+        seen = _platform(run_dir, record, ranks)
+        found += elsewhere.notes(record, seen["other_machines"])
+        found += filter(None, [contradiction(seen["nccl"], record["mode"], seen.get("cc") or {})])
+    except Exception as error:  # noqa: BLE001 - the same
+        found.append(f"what the run's end tells of the machine is not known ({type(error).__name__}: {error})")
     wanted = int(expected["warmup"]) + int(expected["steps"])
     if steps and (config.get("train", {}).get("checkpoint") or {}).get("restore_from"):
         wanted -= steps[0].step - 1  # AutoModel counts those before the checkpoint
     enough = _read(run_dir / STOP_FILE).get("why")
+    failure = failure or broken or None
     if not failure and not enough and len(steps) < wanted:
         key = "max_steps" if config.get("measure", {}).get("steps") == AUTO else "steps"
-        ended = (
+        failure = (
             f"training ended after {len(steps)} of {wanted} steps, as its data did or a signal to a rank; lower "
             f"measure.{key} or give more data"
         )
-        failure = broken or ended
     record |= {
         "status": "partial" if failure else "complete",
         "failure": redacted(failure),

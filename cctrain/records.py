@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +199,17 @@ class RunRecord:
     graphs: dict[str, Any] | None = None
     """With step=graphed or auto: `why` the step is what step_kind says and, of the first rank, what was recorded."""
     schema_version: int = SCHEMA_VERSION
+
+
+def summed_up(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of a record as it was read, with a summary: the steps that its `summary` is over, as `SteadyState.of` has them;
+    of an emulated run tolled ones."""
+    first = record["summary"]["steady_state"]["first_step"]
+    return [
+        step
+        for step in record["steps"]
+        if step["step"] >= first and not step["is_warmup"] and step["arm"] in (None, "all")
+    ]
 
 
 def to_json(record: Any) -> str:

@@ -17,6 +17,7 @@ from cctrain.config import Config, TuneConfig
 from cctrain.packaged import RECIPES
 from cctrain.peaks import peak_flops
 from cctrain.request.checks import Layout
+from cctrain.request.data import row_tokens
 from cctrain.tune import space
 from cctrain.tune.point import COMPLETE, OUT_OF_MEMORY, Observation, Point
 from cctrain.tune.search import Problem, is_allowed
@@ -47,10 +48,10 @@ def problem(
     start = space.base_point(config, layout)
     stock = [point for point in space.points(config, start, layout, model.config) if point.step == "stock"]
     points = [replace(point, step=step) for point in stock for step in steps]
-    works = {
-        point: work_of(point, space.recipe_of(recipe, start, point), model, space.row_tokens(recipe, point))
-        for point in {*points, start}
-    }
+    works = {}
+    for point in {*points, start}:
+        longest = row_tokens(recipe, point.seq_len, point.packing)
+        works[point] = work_of(point, space.recipe_of(recipe, start, point), model, longest)
     return Problem(
         base=base or start,
         points=points,

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 from cctrain.campaign.plan import Trial
+from cctrain.config import Engine
 from cctrain.errors import RequestError
 from cctrain.platform import versions
 from cctrain.platform.gpu import Gpus
@@ -24,8 +25,9 @@ _NOT_OF_THE_RUN = ("track", "tune", "run_root", "dry_run")
 
 
 def platform_identity(gpus: Gpus) -> dict[str, Any]:
-    """Of this machine, the part that runs must share to be compared."""
-    return {"gpu": sorted(set(gpus.names)), "num_gpus": len(gpus.names), "versions": versions.package_versions()}
+    """Of this machine, the part that runs must share to be compared: GPUs, and package versions by engine."""
+    by_engine = {engine: versions.package_versions(engine) for engine in Engine.__members__}
+    return {"gpu": sorted(set(gpus.names)), "num_gpus": len(gpus.names), "versions": by_engine}
 
 
 class Keys:
@@ -39,7 +41,9 @@ class Keys:
         """A name of 16 hexadecimal digits. Raises RequestError where the trial could not be started anywhere."""
         if trial.settings not in self._composed:
             self._composed[trial.settings] = _composed(trial)
-        what = {"config": self._composed[trial.settings], "platform": self._platform, "repeat": trial.repeat}
+        config = self._composed[trial.settings]
+        platform = {**self._platform, "versions": self._platform["versions"][config["engine"]["name"].value]}
+        what = {"config": config, "platform": platform, "repeat": trial.repeat}
         text = json.dumps(what, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

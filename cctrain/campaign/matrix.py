@@ -74,6 +74,11 @@ def parse(arguments: list[str]) -> Matrix:
     if not axes.get("recipe"):
         raise RequestError(f"no recipe given: add recipe=ONE,TWO or campaign=NAME, one of {', '.join(presets())}")
     _check_modes(axes.get("cc", ("auto",)))
+    if len(blocks := axes.get("cc.blocks", ())) > 1:
+        raise RequestError(
+            f"cc.blocks={','.join(blocks)}: allowed is one number, as runs of other blocks measure the same thing and "
+            "would count as its repeats"
+        )
     run_root = plain_path(_single(given, "run_root", "runs"), "for the verb campaign")
     file = f"campaign-{name}.jsonl" if name else "campaign.jsonl"
     return Matrix(

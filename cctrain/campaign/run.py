@@ -243,7 +243,7 @@ class Campaign:
             env={**os.environ, TRIAL_VARIABLE: token},
             pass_fds=(self.ledger.descriptor,),
             start_new_session=True,
-            preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - this process has one thread when it starts a trial
+            preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - other threads are NumPy's, which sleep
         )
 
 

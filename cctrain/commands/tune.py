@@ -88,7 +88,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _repeated(trials: Trials, result: Result, problem: Problem, repeats: int) -> list[tuple[Observation, Observation]]:
-    """Pairs of runs of the recipe as it stands and of the best: further ones, by turns, else the search's own."""
+    """Pairs of runs of the recipe as it stands and of the best: further ones, by turns; where none are asked for, the
+    search's own."""
     first = next((one for one in result.seen if one.point == problem.base), None)
     if not result.best or not first or not first.is_complete or result.best.point == problem.base:
         return []
@@ -98,7 +99,7 @@ def _repeated(trials: Trials, result: Result, problem: Problem, repeats: int) ->
         runs = {point: trials.run(point, repeat) for point in (order if repeat % 2 else order[::-1])}
         if all(one.is_complete for one in runs.values()):
             pairs.append((runs[problem.base], runs[result.best.point]))
-    return pairs or [(first, result.best)]
+    return pairs if repeats else [(first, result.best)]
 
 
 def _dry_run(request: Request) -> int:

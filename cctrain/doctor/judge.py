@@ -13,7 +13,7 @@ from cctrain.doctor.hurts import Hurt, hurts
 from cctrain.doctor.memory import estimate
 from cctrain.packaged import RECIPES
 from cctrain.request.checks import Layout, check_layout, smallest_world
-from cctrain.request.data import DEFAULT_SEQ_LEN
+from cctrain.request.data import row_tokens
 from cctrain.request.hf import reasons
 from cctrain.request.recipe import is_cpu_recipe
 
@@ -37,8 +37,8 @@ def judge(config: Config, machine: Machine) -> Finding:
     data_ranks = (recipe.get("distributed") or {}).get("dp_size")
     fewest = smallest_world(recipe) * (data_ranks if isinstance(data_ranks, int) else 1)
     check_layout(recipe, config.measure, fewest)
-    packed = (recipe.get("packed_sequence") or {}).get("packed_sequence_size")
-    seq_len = packed or config.data.seq_len or DEFAULT_SEQ_LEN
+    packing = (recipe.get("packed_sequence") or {}).get("packed_sequence_size") or 0
+    seq_len = row_tokens(recipe, config.data.seq_len, packing)
     not_hf = tuple(reasons(recipe))
     if is_cpu_recipe(recipe):
         return Finding(name, seq_len, not_hf=not_hf)

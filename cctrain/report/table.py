@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cctrain.console import Stdout
+from cctrain.records import summed_up
 from cctrain.redaction import redacted
 from cctrain.report.emulated import crossings_rows, emulated_rows, print_emulated
 
@@ -61,7 +62,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         rows += emulated_rows(record)
     rows += [
         ("steady state", steady["why"]),
-        ("phases, share of a step", _phases(record["steps"], steady["first_step"])),
+        ("phases, share of a step", _phases(summed_up(record))),
         *crossings_rows(record["crossings"]),
         *_straggler(summary.get("straggler"), time["mean"]),
         ("loss, first to last step", f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}"),
@@ -154,11 +155,9 @@ def _loss(value: float | None) -> str:
     return "not a number" if value is None else f"{value:.3f}"
 
 
-def _phases(steps: list[dict[str, Any]], first_step: int) -> str:
+def _phases(steady: list[dict[str, Any]]) -> str:
     """Share of each phase of the steady steps' time."""
-    steady = [
-        step for step in steps if step["step"] >= first_step and step["phases_s"] and step["arm"] in (None, "all")
-    ]
+    steady = [step for step in steady if step["phases_s"]]
     total = sum(sum(step["phases_s"].values()) for step in steady)
     names = list(dict.fromkeys(name for step in steady for name in step["phases_s"]))
     if not total:

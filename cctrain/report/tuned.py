@@ -49,7 +49,7 @@ class Answer:
     @property
     def gain(self) -> tuple[float, tuple[float, float] | None] | None:
         """Rate of the best over that of the recipe as it stands, with its 95 % interval over runs; None where unknown,
-        because the recipe as it stands did not run or nothing was found."""
+        because the recipe as it stands did not run, no further pair did, or nothing was found."""
         if self.result.best and self.result.best.point == self.problem.base:
             return 1.0, None
         rates = [[one.rate or 0.0 for one in side] for side in zip(*self.pairs, strict=True)]
@@ -201,7 +201,9 @@ def _found(answer: Answer) -> list[str]:
 
 def _gain(answer: Answer) -> str:
     if answer.gain is None:
-        return "gain: unknown, because the recipe as it stands did not run"
+        has_run = any(one.point == answer.problem.base and one.is_complete for one in answer.result.seen)
+        why = "none of the further pairs of runs completed" if has_run else "the recipe as it stands did not run"
+        return f"gain: unknown, because {why}"
     ratio, ci95 = answer.gain
     times = f"gain: {ratio:.3f} times the real tokens/s/GPU of the recipe as it stands"
     if ci95 is None:

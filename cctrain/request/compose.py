@@ -166,8 +166,7 @@ def _check_key(override: Override) -> None:
             f"unknown key {key}.{meant} Keys are listed by `python -m cctrain --help`; those of the AutoModel recipe "
             "begin with train."
         )
-    is_set = override.type is OverrideType.CHANGE or (override.type is OverrideType.FORCE_ADD and key in known)
-    if not is_set:
+    if override.type is not OverrideType.CHANGE:
         raise RequestError(f"{override.input_line}: allowed is {key}=VALUE; + and ~ are for keys of the recipe")
     if key in groups:
         _check_choice(override, key)

@@ -10,6 +10,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
+from cctrain.emulation.profile import CLASSES
 from cctrain.errors import RequestError
 from cctrain.sinks.wandb import EMULATED_VERDICTS, TOLLS, VERDICTS
 
@@ -92,14 +93,22 @@ def build(project: str, entity: str | None) -> Dashboard:
         name=TITLE,
         sections=[ws.Section(name=part.title, panels=list(part.panels), is_open=True) for part in parts],
         settings=ws.WorkspaceSettings(x_axis="train/step", smoothing_weight=0, ignore_outliers=False),
-        runset_settings=ws.RunsetSettings(groupby=[ws.Config("recipe"), ws.Config("mode")]),
+        runset_settings=ws.RunsetSettings(groupby=[ws.Metric("group"), ws.Config("mode"), ws.Config("tolls.name")]),
     )
     blocks: list[Any] = [wr.P(_TEXT), wr.TableOfContents()]
     for part in parts:
-        runsets = [wr.Runset(name=name, filters=runs) for name, runs in part.runs]  # of the Report's own project
+        runsets = [_runset(name, runs) for name, runs in part.runs]
         blocks += [wr.H2(part.title), wr.P(part.text), wr.PanelGrid(runsets=runsets, panels=list(part.panels))]
     report = wr.Report(entity=owner, project=project, title=TITLE, description="Made by cctrain", blocks=blocks)
     return Dashboard(workspace, report)
+
+
+def _runset(name: str, runs: str) -> Any:
+    """Of the Report's own project. Bars and points are of runs that are alike, never a mean over recipes or batches."""
+    import wandb_workspaces.reports.v2 as wr
+
+    alike = [] if runs == _COMPARED else ["group", "config.mode", "config.tolls.name"]
+    return wr.Runset(name=name, filters=runs, groupby=alike)
 
 
 def _parts() -> tuple[_Part, ...]:
@@ -117,7 +126,6 @@ def _parts() -> tuple[_Part, ...]:
         )
 
     measured, emulated = ("CC off and on", _MEASURED), ("Emulated CC", _EMULATED)
-    recipe, mode = wr.Config("recipe"), wr.Config("mode")
     kept = _Part(
         "Keep ratio by recipe",
         "From `cctrain compare --track wandb`, with intervals over runs; below, emulated runs against their own plain "
@@ -128,7 +136,6 @@ def _parts() -> tuple[_Part, ...]:
             wr.BarPlot(
                 title="Kept under emulated CC",
                 metrics=[wr.SummaryMetric("keep_ratio/value")],
-                groupby=recipe,
                 groupby_aggfunc="mean",
                 groupby_rangefunc="minmax",
                 layout=at(half, 0),
@@ -153,7 +160,6 @@ def _parts() -> tuple[_Part, ...]:
             wr.BarPlot(
                 title="Median step time, steady steps",
                 metrics=[wr.SummaryMetric("summary/step_time_s/median")],
-                groupby=mode,
                 groupby_aggfunc="median",
                 groupby_rangefunc="minmax",
                 title_x="seconds",
@@ -162,7 +168,6 @@ def _parts() -> tuple[_Part, ...]:
             wr.BarPlot(
                 title="Tokens/s/GPU, padded, steady steps",
                 metrics=[wr.SummaryMetric("summary/tokens_per_s_per_gpu/mean")],
-                groupby=mode,
                 groupby_aggfunc="median",
                 groupby_rangefunc="minmax",
                 layout=at(0, 8),
@@ -202,14 +207,12 @@ def _parts() -> tuple[_Part, ...]:
             wr.BarPlot(
                 title="Launches a step",
                 metrics=[wr.SummaryMetric("crossings/launches")],
-                groupby=recipe,
                 groupby_aggfunc="mean",
                 layout=at(0, 8),
             ),
             wr.BarPlot(
                 title="Seconds a step by class of tolls",
-                metrics=[wr.SummaryMetric(f"explain/{name}/cost_s") for name in ("launch", "wait", "copy", "host")],
-                groupby=recipe,
+                metrics=[wr.SummaryMetric(f"explain/{name}/cost_s") for name in CLASSES],
                 groupby_aggfunc="mean",
                 layout=at(half, 8),
             ),

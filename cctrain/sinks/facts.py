@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cctrain.peaks import peak_flops
-from cctrain.records import StepRecord
+from cctrain.records import StepRecord, summed_up
 from cctrain.redaction import redacted
 from cctrain.reduce import Samples
 from cctrain.samples import SamplesTail
@@ -29,7 +30,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def start_of(run_dir: Path) -> Start:
     """What is known of a run before its first step."""
     config, record = redacted(read_json(run_dir / "config.json")), redacted(read_json(run_dir / "run.json"))
-    track, identity, tolls = config["track"], record["identity"], record["tolls"] or {}
+    track, tolls = config["track"], record["tolls"] or {}
     is_emulated = record["mode"] == "emulated"
     profile = [str(tolls.get("name"))] if is_emulated else []
     settings = {key: value for key, value in config.items() if key not in ("train", "tolls")}
@@ -38,7 +39,7 @@ def start_of(run_dir: Path) -> Start:
         run_dir=run_dir,
         name=f"{' '.join(['emulated CC', *profile]) if is_emulated else 'CC ' + record['mode']} {record['run_id']}",
         project=track["project"],
-        group=track["group"] or f"{record['recipe']}-{identity['recipe_hash']}",
+        group=track["group"] or _group(record),
         job_type=f"cc-{record['mode']}",
         tags=tuple(tag[:64] for tag in (record["recipe"], f"cc-{record['mode']}", record["step_kind"], *profile)),
         config={
@@ -53,6 +54,13 @@ def start_of(run_dir: Path) -> Start:
             for name, toll in (tolls.get("content") or {}).get("tolls", {}).items()
         ),
     )
+
+
+def _group(record: Mapping[str, Any]) -> str:
+    """The same of runs that are alike in all but the mode, as `compare` wants them."""
+    what = {key: record[key] for key in ("recipe", "engine", "step_kind", "identity")}
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return f"{record['recipe']}-{record['engine']}-{record['step_kind']}-{digest[:8]}"
 
 
 class Steps:
@@ -107,8 +115,7 @@ def end_of(run_dir: Path) -> End:
     files = [path for pattern in _FILES for path in sorted(run_dir.glob(pattern))] if is_over else []
     results = {name: value for part in _RESULTS for name, value in _flat(part, record.get(part))}
     if record["summary"]:
-        first = record["summary"]["steady_state"]["first_step"]
-        tokens = [step["padded_tokens"] for step in record["steps"] if step["step"] >= first]
+        tokens = [step["padded_tokens"] for step in summed_up(record)]
         results["summary/tokens_per_step"] = statistics.median(tokens)
     if record.get("keep_ratio"):
         results["keep_ratio/loss"] = 1 - record["keep_ratio"]["value"]

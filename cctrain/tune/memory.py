@@ -52,10 +52,9 @@ class MemoryModel:
             return 0.0
         if self.limit_gib is None:
             return 1.0
-        parts = _parts(self.works[point], point)
-        slope = _slope(self.factors, parts)
+        slope = _slope(self.factors, _parts(self.works[point], point))
         error = math.sqrt(float(slope @ self.covariance @ slope) + _NOISE**2)
-        return float(ndtr((math.log(self.limit_gib) - math.log(_peak(self.factors, parts))) / error))
+        return float(ndtr((math.log(self.limit_gib) - math.log(self.peak_gib(point))) / error))
 
 
 def fit_memory(
@@ -109,7 +108,8 @@ def _slope(factors: Floats, parts: tuple[float, float, bool]) -> Floats:
 
 
 def _takes_as_much(point: Point, other: Point, works: Mapping[Point, Work]) -> bool:
-    """Whether a point surely takes the memory of another of its kind, as it computes on as many tokens at once."""
+    """Whether a point surely takes the memory of another of its kind: it computes on as many tokens at once and, by the
+    estimate, needs no less, as one does that holds no gradients beside its activations because it accumulates none."""
     is_same_kind = (
         point.step == other.step
         and point.tensor == other.tensor
@@ -117,5 +117,8 @@ def _takes_as_much(point: Point, other: Point, works: Mapping[Point, Work]) -> b
         and point.is_replicated == other.is_replicated
         and point.is_checkpointing <= other.is_checkpointing
     )
-    tokens = [one.micro_batch * works[one].row_tokens for one in (point, other)]
-    return is_same_kind and tokens[0] >= tokens[1]
+    tokens, needed = zip(
+        *((one.micro_batch * works[one].row_tokens, sum(_parts(works[one], one)[:2])) for one in (point, other)),
+        strict=True,
+    )
+    return is_same_kind and tokens[0] >= tokens[1] and needed[0] >= needed[1]

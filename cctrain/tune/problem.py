@@ -11,6 +11,7 @@ from cctrain.doctor.judge import model_config
 from cctrain.errors import RequestError
 from cctrain.peaks import peak_flops
 from cctrain.request.checks import Layout
+from cctrain.request.data import row_tokens
 from cctrain.request.recipe import is_cpu_recipe
 from cctrain.tune import space
 from cctrain.tune.point import Point, Work
@@ -47,7 +48,7 @@ def problem_of(config: Config, layout: Layout, gpu: Gpu, check: Check) -> Proble
     works = {}
     for point in dict.fromkeys([base, *points]):
         recipe = space.recipe_of(config.train, base, point)
-        works[point] = work_of(point, recipe, model, space.row_tokens(recipe, point))
+        works[point] = work_of(point, recipe, model, row_tokens(recipe, point.seq_len, point.packing))
     is_cpu = is_cpu_recipe(config.train)
     memory_gib = None if is_cpu else gpu.memory_gib
     if not base.is_replicated:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cctrain import stats
-from cctrain.config import DEFAULT_BLOCKS, Config, LaunchKind
+from cctrain.config import DEFAULT_BLOCKS, Config, LaunchKind, StepKind
 from cctrain.emulation.blocks import fewest_steps
 from cctrain.errors import RequestError
 from cctrain.platform import cc, gpu
@@ -65,6 +65,8 @@ def checked(arguments: list[str]) -> Request:
             f"launch={config.launch.kind.value} launch.num_nodes={config.launch.num_nodes}: tune runs its trials on "
             "this machine; allowed is launch=torchrun on one"
         )
+    if config.step.kind is StepKind.auto:
+        raise RequestError("step=auto: tune tries stock and graphed itself; allowed is either of them, to begin with")
     own = _of_a_trial(arguments, config)
     gpus = gpu.observe()
     is_cpu = is_cpu_recipe(config.train)
@@ -93,7 +95,7 @@ def _steps(arguments: list[str]) -> list[str]:
     blocks = given.get("cc.blocks", "")
     rounds = int(blocks) if blocks.isdecimal() and int(blocks) else DEFAULT_BLOCKS
     emulated = fewest_steps(_ARMS, rounds, stats.MIN_STEPS)
-    return [f"measure.steps={emulated if given.get('cc') == 'emulated' else _STEPS}"]
+    return [f"measure.steps={emulated if 'emulated' in (given.get('cc'), given.get('cc.mode')) else _STEPS}"]
 
 
 def _of_a_trial(arguments: list[str], config: Config) -> list[str]:

@@ -13,7 +13,6 @@ from typing import Any
 from cctrain.config import Config, StepKind, TuneConfig
 from cctrain.doctor.overrides import changed, overrides
 from cctrain.request.checks import Layout
-from cctrain.request.data import DEFAULT_SEQ_LEN
 from cctrain.request.strategy import is_ddp, not_of_ddp
 from cctrain.tune.point import Point
 
@@ -168,10 +167,3 @@ def recipe_of(recipe: Mapping[str, Any], base: Point, point: Point) -> dict[str,
     for key in _left_out(recipe, base, point):
         del new["distributed"][key]
     return new
-
-
-def row_tokens(recipe: Mapping[str, Any], point: Point) -> int:
-    """The longest that a row can be, as far as the settings say."""
-    dataset = recipe.get("dataset") or {}
-    of_recipe = dataset.get("seq_len") or dataset.get("seq_length")
-    return point.packing or point.seq_len or (of_recipe if isinstance(of_recipe, int) else DEFAULT_SEQ_LEN)

@@ -19,6 +19,7 @@ from cctrain.campaign.ledger import Ledger, Standing
 from cctrain.campaign.plan import Trial
 from cctrain.campaign.run import Campaign, Watcher, settle_killed, standing_of
 from cctrain.errors import RequestError
+from cctrain.request.run_root import in_hydra
 from cctrain.samples import lines_of_ranks, parse_line
 from cctrain.tune import space
 from cctrain.tune.point import COMPLETE, FAILED, OUT_OF_MEMORY, Observation, Point
@@ -41,12 +42,13 @@ class Trials:
         self._base, self._keys = request.problem.base, Keys(platform_identity(request.gpus))
         ledger.opened(request.mode)
         settle_killed(ledger, request.run_root)
+        run_root = f"run_root={in_hydra(request.run_root)}"
         self._campaign = Campaign(
             trials={},
             standing={},
             ledger=ledger,
             run_root=request.run_root,
-            command=lambda trial: [sys.executable, "-m", "cctrain", *trial.settings, f"run_root={request.run_root}"],
+            command=lambda trial: [sys.executable, "-m", "cctrain", *trial.settings, run_root],
             watcher=watcher,
             deadline_s=request.config.tune.trial_timeout_s,
         )

@@ -8,7 +8,8 @@ from cctrain.campaign.plan import planned
 from cctrain.errors import RequestError
 from cctrain.report.words import SEED_LOSSES
 
-PLATFORM = {"gpu": ["NVIDIA H200"], "num_gpus": 8, "versions": {"torch": "2.13.0"}}
+VERSIONS = {"automodel": {"torch": "2.13.0"}, "hf": {"torch": "2.13.0", "peft": "0.20.0"}}
+PLATFORM = {"gpu": ["NVIDIA H200"], "num_gpus": 8, "versions": VERSIONS}
 EMULATED = ("recipe=tiny_llama_peft", "measure.steps=64", "tolls=b300")
 
 
@@ -93,6 +94,7 @@ def test_what_is_compared_stays_within_one_group_of_settings():
         (("recipe=a", "repeats=3"), "unknown key repeats. Did you mean campaign.repeats?"),
         (("recipe=a", "run_root=x,y"), "allowed is one value"),
         (("recipe=a", "dry_run=maybe"), "allowed is true or false"),
+        (("recipe=a", "cc=emulated", "tolls=b300", "cc.blocks=4,8"), "cc.blocks=4,8: allowed is one number"),
         (("campaign=sed",), "Did you mean seed?"),
         (("recipe=a", "campaign.allow=stedy"), "campaign.allow=stedy: allowed is status, steady"),
         (("recipe=a", "campaign.allow=identity."), "campaign.allow=identity.: allowed is status, steady"),
@@ -120,6 +122,10 @@ def test_the_seed_preset_is_the_four_published_rows_off_and_on():
     )
 
 
+def upgraded(engine):
+    return {**PLATFORM, "versions": {**VERSIONS, engine: {"torch": "2.14.0"}}}
+
+
 def test_a_key_knows_settings_repeat_and_platform_and_nothing_of_where_and_how_it_is_shown():
     def key(*arguments, platform=PLATFORM, number=0):
         return Keys(platform).key(trials(*EMULATED, "cc=off,emulated", *arguments)[number])
@@ -131,9 +137,12 @@ def test_a_key_knows_settings_repeat_and_platform_and_nothing_of_where_and_how_i
         key(number=3),
         key("train.optimizer.lr=0.1"),
         key(platform={**PLATFORM, "num_gpus": 1}),
-        key(platform={**PLATFORM, "versions": {"torch": "2.14.0"}}),
+        key(platform=upgraded("automodel")),
+        key("engine=hf", platform=PLATFORM),
+        key("engine=hf", platform=upgraded("hf")),
     }
-    assert len(others | {own}) == 6
+    assert len(others | {own}) == 8
+    assert key(platform=upgraded("hf")) == own
 
 
 def test_a_trial_that_could_never_start_is_named():

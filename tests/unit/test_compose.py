@@ -37,10 +37,6 @@ def test_every_recipe_composes_and_imports_only_what_is_allowed(name):
     assert config.recipe.name == name
 
 
-def test_a_key_of_ours_may_be_set_by_force_too():
-    assert composed("recipe=tiny_llama_peft", "++measure.steps=33").measure.steps == 33
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_measures_enough_steps_for_a_verdict_on_emulated_tolls(name):
     steps = composed(f"recipe={name}", "cc=emulated", "tolls=b300").measure.most_steps

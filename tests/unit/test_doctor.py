@@ -188,6 +188,14 @@ def test_a_recipe_for_the_cpu_needs_no_gpu():
     assert finding(NO_GPU, "recipe=tiny_llama_peft").fit is None
 
 
+def test_it_is_judged_at_the_length_that_its_data_have():
+    lengths = {"+train.dataset.seq_length=4096": 4096, "data=synthetic data.seq_len=256": 256, "data=recipe": 512}
+    found = {words: finding(ONE_H200, "recipe=llama8b_sft", *words.split()) for words in lengths}
+    assert {words: one.seq_len for words, one in found.items()} == lengths
+    needed = [one.fit.estimate_gib for one in found.values()]
+    assert needed[0] > needed[2] > 0
+
+
 def test_a_model_that_would_have_to_be_downloaded_is_unknown(tmp_path):
     text = (RECIPES / "llama8b_peft.yaml").read_text().replace("meta-llama/Llama-3.1-8B-Instruct", "someone/else")
     (tmp_path / "mine.yaml").write_text(text)

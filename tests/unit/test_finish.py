@@ -228,6 +228,24 @@ def test_damaged_samples_leave_a_record_that_says_so(tmp_path):
     assert not (run_dir / "running.json").exists()
 
 
+def test_a_run_whose_steps_are_all_there_and_cannot_be_summed_up_is_partial(tmp_path):
+    run_dir = make_run(tmp_path)
+    write_samples(run_dir, rank=0, world=1, num_steps=3, of_step=lambda number: {"arm": (ALL, OFF)[number % 2]})
+    (run_dir / "config.json").write_text('{"tolls": {"name": "no profile"}, "cc": {"explain": false}}')
+    record = finish_record(run_dir, None)
+    assert (record["status"], record["summary"], len(record["steps"])) == ("partial", None, 3)
+    assert "the samples could not be summed up" in record["failure"]
+
+
+def test_what_the_end_cannot_tell_of_the_machine_costs_a_note(tmp_path):
+    run_dir = make_run(tmp_path)
+    record = json.loads((run_dir / "run.json").read_text())
+    (run_dir / "run.json").write_text(json.dumps({**record, "platform": {"versions": "many"}}))
+    record = finish_record(run_dir, None)
+    assert record["status"] == "complete"
+    assert "what the run's end tells of the machine is not known (TypeError" in record["notes"][-1]
+
+
 def test_a_seed_figure_that_cannot_be_had_is_said_so(tmp_path):
     run_dir = make_run(tmp_path)
     (run_dir / "config.json").write_text('{"measure": {"kind": "seed"}}')

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from cctrain.__main__ import HELP
-from cctrain.campaign.keys import Keys
+from cctrain.campaign.keys import Keys, platform_identity
 from cctrain.campaign.matrix import parse
 from cctrain.campaign.plan import planned
 from cctrain.commands import explain
 from cctrain.packaged import CONF
+from cctrain.platform import gpu
 from cctrain.request.compose import compose_config
 from cctrain.request.recipe import build_recipe, check_shape
 from cctrain.request.startable import check_request, ranks_per_node
@@ -40,7 +41,7 @@ def liger_kernel(monkeypatch, tmp_path):
 def test_a_command_could_be_started(command):
     arguments = shlex.split(re.split(r" {3,}", command)[0])[3:]
     if arguments[0] == "campaign":
-        assert Keys({}).key(planned(parse(arguments[1:]))[-1])
+        assert Keys(platform_identity(gpu.observe())).key(planned(parse(arguments[1:]))[-1])
         return
     if arguments[0] == "tune":
         assert checked([*arguments[1:], "dry_run=true", "launch.nproc_per_node=1"]).problem.points

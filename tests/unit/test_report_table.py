@@ -69,3 +69,18 @@ def test_a_reader_that_leaves_is_told_to_the_program(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Closed())
     with pytest.raises(BrokenPipeError):
         console_of().print("a table")
+
+
+def test_phases_are_shares_of_the_steps_that_are_summed_up():
+    """Of an emulated run neither its plain steps nor the first of a block, which settle."""
+    unlike = {"data_wait": 9.0, "forward": 0.1}
+    steps = [
+        dataclasses.replace(step, arm=arm, is_warmup=is_warmup, phases_s=phases)
+        for step, (arm, is_warmup, phases) in zip(
+            run_record("off", 1, num_steps=40).steps,
+            15 * [("off", False, unlike), ("all", True, unlike), ("all", False, {"data_wait": 0.1, "forward": 0.3})],
+            strict=True,
+        )
+    ]
+    summary = summarize([step for step in steps if step.arm == "all"], 1, None)
+    assert "data_wait 25%, forward 75%" in printed(steps=tuple(steps), summary=summary)

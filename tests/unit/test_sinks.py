@@ -179,15 +179,18 @@ def test_an_emulated_run_is_marked_in_name_tags_and_job_type(tmp_path):
 
 
 def test_runs_that_differ_in_mode_only_are_one_group(tmp_path):
-    groups = set()
-    for mode in ("off", "on"):
-        (tmp_path / mode).mkdir()
-        start = start_of(RunDir(tmp_path / mode, run_record(mode, 1)).path)
-        groups.add(start.group)
-        assert start.job_type == f"cc-{mode}"
-    assert groups == {"llama8b_peft-5f1d100"}
-    (tmp_path / "own").mkdir()
-    assert start_of(RunDir(tmp_path / "own", track={"group": "tuesday"}).path).group == "tuesday"
+    def start(name, mode, track=None, **changes):
+        (tmp_path / name).mkdir()
+        return start_of(RunDir(tmp_path / name, run_record(mode, 1, **changes), track=track).path)
+
+    off, on = start("off", "off"), start("on", "on")
+    assert (off.job_type, on.job_type) == ("cc-off", "cc-on")
+    assert off.group == on.group
+    assert off.group.startswith("llama8b_peft-automodel-stock-")
+    changes = {"engine": {"engine": "hf"}, "step": {"step_kind": "graphed"}, "GPUs": {"num_gpus": 2}}
+    others = {start(name, "off", **change).group for name, change in changes.items()}
+    assert len({off.group, *others}) == 4
+    assert start("own", "off", track={"group": "tuesday"}).group == "tuesday"
 
 
 def test_no_secret_reaches_a_sink(tmp_path, monkeypatch):

@@ -81,6 +81,14 @@ def test_without_a_limit_of_memory_only_what_ran_out_is_avoided():
     assert model.chance(of_size(whole, 16, step="graphed")) == 1.0
 
 
+def test_what_ran_out_says_nothing_of_a_point_that_holds_no_gradients_beside_its_activations():
+    whole = problem(memory_gib=None, recipe={key: value for key, value in RECIPE.items() if key != "peft"})
+    accumulating, alone = (of_size(whole, micro_batch, global_batch=4) for micro_batch in (2, 4))
+    assert sum(whole.works[alone].memory_gib) < sum(whole.works[accumulating].memory_gib)
+    model = fit_memory(whole.works, [Observation(point=accumulating, outcome=OUT_OF_MEMORY)], None, 0.1)
+    assert model.chance(alone) == 1.0
+
+
 def test_checkpointing_takes_less_memory_and_more_time():
     whole = problem()
     plain, again = of_size(whole, 8), of_size(whole, 8, is_checkpointing=True)

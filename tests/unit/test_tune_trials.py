@@ -6,6 +6,8 @@ import pytest
 
 from cctrain.campaign.ledger import Ledger
 from cctrain.report.tuned import Progress
+from cctrain.request.compose import compose_config
+from cctrain.request.recipe import build_recipe
 from cctrain.tune.point import FAILED, OUT_OF_MEMORY
 from cctrain.tune.request import checked
 from cctrain.tune.trials import Trials
@@ -34,6 +36,15 @@ def failed(tmp_path):
             return trials.run(request.problem.base)
 
     return observed
+
+
+def test_a_trial_is_told_where_its_run_goes_whatever_the_directory_is_called(tmp_path):
+    odd = tmp_path / "runs (1), of [May]"
+    request = checked([*TINY, f"run_root='{odd}'"])
+    with Ledger(request.ledger, verb="tune") as ledger:
+        trials = Trials(request, ledger, Progress(8, 0))
+        *_, last = trials._campaign.command(trials.named(request.problem.base)[1])
+    assert compose_config(["recipe=tiny_llama_peft", last], build_recipe).run_root == str(odd)
 
 
 def test_a_trial_ran_out_of_memory_whichever_rank_it_was(failed):

@@ -137,6 +137,14 @@ def test_repeats_give_the_gain_an_interval(tmp_path):
     assert "over 4 further pairs of runs" in out
 
 
+def test_a_gain_is_not_taken_from_the_search_where_further_runs_were_wanted_and_failed(tmp_path):
+    arguments = (*TINY, "tune.repeats=4")
+    done(tmp_path, arguments, lambda number, point: "broken" if number % 5 else complete(number, point), repeats=5)
+    code, out, _, facts = said(*arguments, f"run_root={tmp_path}")
+    assert (code, facts["gain"], facts["num_pairs"]) == (0, None, 0)
+    assert "gain: unknown, because none of the further pairs of runs completed" in out
+
+
 def test_a_gain_whose_interval_holds_1_is_called_unclear(tmp_path):
     def as_fast_later(number, point):  # five runs a point; that of the search flatters the largest micro-batch
         is_of_search = number % 5 == 0
@@ -273,6 +281,8 @@ def test_a_step_that_a_run_would_be_refused_with_costs_no_trial(tmp_path, settin
         ("tune.global_batch=8", "allowed is a list in brackets, [a,b]"),
         ("tune.global_batch=[8]", "tune.global_batch=[8]: allowed is [LOW,HIGH]"),
         ("step=[stock,graphed]", "one of auto, graphed, stock"),
+        ("step=auto", "step=auto: tune tries stock and graphed itself"),
+        ("++measure.steps=9", "++measure.steps=9: allowed is measure.steps=VALUE"),
         ("tune.min_keep=0.9", "tune.min_keep=0.9 is read with cc=emulated only"),
         ("launch.num_nodes=2", "launch.rdzv_endpoint"),
         ("launch=slurm", "launch=slurm launch.num_nodes=1: tune runs its trials on this machine"),
