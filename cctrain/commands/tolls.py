@@ -28,7 +28,7 @@ from cctrain.commands.flags import Parser
 from cctrain.config import CcMode
 from cctrain.emulation.injector import check_not_inside, process_environment
 from cctrain.emulation.profile import emulated_note, load_profile
-from cctrain.errors import RequestError, RunError
+from cctrain.errors import PlatformError, RequestError, RunError
 from cctrain.nearest import did_you_mean
 from cctrain.platform import cc, gpu, machine
 from cctrain.processes import take_stops_as_ctrl_c
@@ -113,6 +113,9 @@ def _measure(flags: argparse.Namespace) -> int:
             outcome = child.measure(names, len(gpus.names), progress.show, flags.tolls)
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C, SIGTERM or SIGHUP: nothing was written")
+    if not (outcome.readings or outcome.failed):
+        why = "; ".join(dict.fromkeys(outcome.waived.values()))
+        raise PlatformError(f"nothing of what was asked for can be measured here: {', '.join(names)} {why}")
     record = TollsRecord(
         mode=CcMode.emulated.value if profile else cc.seen_mode(gpus.cc),
         tolls={"name": profile.name, "sha256": profile.sha256} if profile else None,

@@ -38,6 +38,15 @@ def test_a_machine_without_a_gpu_measures_its_host_and_waives_the_rest(measured)
     assert "waived: matmul, launch, graphs" in done.stdout
 
 
+def test_a_machine_that_can_measure_nothing_of_what_was_asked_for_says_so(tmp_path, clean_environment):
+    out = tmp_path / "off.json"
+    command = [*COMMAND, "--only", "launch", "copies", "--out", str(out)]
+    done = subprocess.run(command, env=clean_environment, capture_output=True, text=True, check=False, timeout=150)
+    assert done.returncode == 3
+    assert "launch, copies needs a CUDA GPU" in done.stderr
+    assert not out.exists()
+
+
 def test_the_file_is_strict_json_of_readings_that_are_numbers_with_intervals(measured):
     def refuse(constant):
         raise AssertionError(f"the file holds {constant}")
