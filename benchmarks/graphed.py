@@ -58,7 +58,7 @@ from cctrain.errors import RequestError
 from cctrain.launcher import NO_MULTICAST
 from cctrain.peaks import peak_flops
 from cctrain.platform import host
-from cctrain.request.checks import check_layout
+from cctrain.request.checks import check_gpus, check_layout
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import prepare_data
 from cctrain.request.graphed import check_step, recipe_run
@@ -307,6 +307,8 @@ def configs(options: argparse.Namespace) -> dict[str, Config]:
     composed = {name: compose_config([*common, *overrides], build_recipe) for name, overrides in kinds.items()}
     for config in composed.values():
         check_step(config, check_layout(config.train, config.measure, 1))
+        if not is_cpu_recipe(config.train):
+            check_gpus(1, torch.cuda.device_count(), config.recipe.name)
     return composed
 
 

@@ -44,6 +44,7 @@ import peers_table
 
 from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError
+from cctrain.platform import gpu
 from cctrain.rundir import write_json
 from cctrain.tolls.record import read_tolls
 
@@ -351,9 +352,17 @@ def _same_settings(flags: argparse.Namespace) -> None:
     write_json(path, settings | known)
 
 
+def _check_gpu(flags: argparse.Namespace) -> None:
+    """End where cells would have to run on a GPU, and there is none."""
+    needs_gpu = [recipe for recipe in flags.tasks.values() if not recipe.startswith("tiny")]
+    if needs_gpu and flags.budget_s != 0 and not gpu.observe().names:
+        sys.exit(f"{needs_gpu[0]} needs a GPU, and this machine shows none; --tasks lora=tiny_llama_peft runs on a CPU")
+
+
 def main() -> None:
     """Run what is missing and may be run now, write and print the results."""
     flags = parse()
+    _check_gpu(flags)
     begin = time.monotonic()
     cells, left = flags.folder / "cells", 0
     cells.mkdir(parents=True, exist_ok=True)

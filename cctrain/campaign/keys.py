@@ -13,12 +13,13 @@ from enum import Enum
 from typing import Any
 
 from cctrain.campaign.plan import Trial
-from cctrain.config import Engine
+from cctrain.config import Config, Engine, LaunchKind
 from cctrain.errors import RequestError
 from cctrain.platform import versions
 from cctrain.platform.gpu import Gpus
+from cctrain.request.checks import check_gpus
 from cctrain.request.compose import compose_config
-from cctrain.request.recipe import build_recipe, check_shape
+from cctrain.request.recipe import build_recipe, check_shape, is_cpu_recipe
 from cctrain.request.startable import check_request, ranks_per_node
 
 _NOT_OF_THE_RUN = ("track", "tune", "run_root", "dry_run")
@@ -35,26 +36,39 @@ class Keys:
 
     def __init__(self, platform: dict[str, Any]) -> None:
         self._platform = platform
-        self._composed: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._configs: dict[tuple[str, ...], Config] = {}
 
     def key(self, trial: Trial) -> str:
         """A name of 16 hexadecimal digits. Raises RequestError where the trial could not be started anywhere."""
-        if trial.settings not in self._composed:
-            self._composed[trial.settings] = _composed(trial)
-        config = self._composed[trial.settings]
-        platform = {**self._platform, "versions": self._platform["versions"][config["engine"]["name"].value]}
-        what = {"config": config, "platform": platform, "repeat": trial.repeat}
+        config = self._config(trial)
+        platform = {**self._platform, "versions": self._platform["versions"][config.engine.name.value]}
+        what = {"config": _of_the_run(config), "platform": platform, "repeat": trial.repeat}
         text = json.dumps(what, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def check_here(self, trial: Trial) -> None:
+        """Raises RequestError where this machine has too few GPUs for the trial."""
+        config, num_gpus = self._config(trial), self._platform["num_gpus"]
+        if config.launch.kind is LaunchKind.torchrun and not is_cpu_recipe(config.train):
+            check_gpus(ranks_per_node(config, num_gpus), num_gpus, config.recipe.name)
 
-def _composed(trial: Trial) -> dict[str, Any]:
+    def _config(self, trial: Trial) -> Config:
+        if trial.settings not in self._configs:
+            self._configs[trial.settings] = _composed(trial)
+        return self._configs[trial.settings]
+
+
+def _composed(trial: Trial) -> Config:
     try:
         config = compose_config(list(trial.settings), build_recipe)
         check_shape(config.train, "the recipe with its overrides")
         check_request(config, ranks_per_node(config) * config.launch.num_nodes)
     except RequestError as error:
         raise RequestError(f"{trial.label}: {error}") from error
+    return config
+
+
+def _of_the_run(config: Config) -> dict[str, Any]:
     content = dataclasses.asdict(config)
     content["recipe"].pop("file")  # its content is in `train`; where it lies may change
     return {key: value for key, value in content.items() if key not in _NOT_OF_THE_RUN}

@@ -88,10 +88,12 @@ def run(arguments: list[str]) -> int:
         watcher = report.Progress(len(trials), num_left)
         campaign = Campaign(trials, standing, ledger, matrix.run_root, lambda one: _command(matrix, one), watcher)
         try:
+            for key in (key for key, one in standing.items() if not one.is_settled):
+                keys.check_here(trials[key])
             waits_for = campaign.run(mode)
         except KeyboardInterrupt:
             is_stopped = True
-        except PlatformError as error:
+        except (PlatformError, RequestError) as error:
             halt = error
     if waits_for:
         halt = PlatformError(_wait(waits_for, campaign.num_left, gpus))
@@ -188,6 +190,8 @@ def _say(
         for problem in problems:
             print(f"cctrain: {problem}", file=sys.stderr)
     if halt_text:
+        for problem in problems:
+            print(f"note: {problem}", file=sys.stderr)
         print(f"cctrain: {halt_text}", file=sys.stderr)
     states = [report.state(one) for one in standing.values()]
     facts = {

@@ -15,7 +15,6 @@ _IN_OUR_WORDS = {
     r"argument (\S+): invalid choice: '(.*?)' \(choose from '?(.*?)'?\)": "{} {}: allowed is {}",
     r"argument (\S+): ignored explicit argument '(.*)'": "{}={}: no value is allowed",
     r"argument (\S+): not allowed with argument (\S+)": "{} and {}: give one of them",
-    r"the following arguments are required: (.*)": "{} missing",
 }
 """argparse's errors."""
 
@@ -44,10 +43,17 @@ class Parser(argparse.ArgumentParser):
         for pattern, words in _IN_OUR_WORDS.items():
             found = re.fullmatch(pattern, message)
             message = words.format(*found.groups()).replace("', '", ", ") if found else message
+        if needed := re.fullmatch(r"the following arguments are required: (.*)", message):
+            message = "; ".join(map(self._missing, needed[1].split(", ")))
         without = re.match(r"argument (\S+): expected ", message)
         if without:
             message = f"{without[1]} needs {self._metavar_of(without[1])}"
         raise RequestError(f"{self._verb}: {message}")
+
+    def _missing(self, name: str) -> str:
+        names = ((*one.option_strings, one.metavar, one.dest) for one in self._actions)
+        allowed = next(one.help for one, known in zip(self._actions, names, strict=True) if name in known)
+        return f"{name} missing: allowed is {allowed}" if allowed else f"{name} missing"
 
     def _metavar_of(self, flag: str) -> str:
         metavar = next(action.metavar for action in self._actions if flag in action.option_strings)

@@ -78,7 +78,7 @@ def kept(runs: Sequence[Run], leave_out: Sequence[str]) -> tuple[list[Run], list
         notes += [f"left out: {one}" for one in why[:1]]
         found += [] if why else [run]
     if runs and not found:
-        raise RequestError(f"--leave-out {', '.join(leave_out)} leaves no run; {notes[0]}")
+        raise RequestError(f"--leave-out {', '.join(leave_out)} leaves no run; {'; '.join(notes)}")
     return found, notes
 
 

@@ -42,6 +42,7 @@ def _machine(seen: dict[str, Any]) -> list[tuple[str, str]]:
     seen_by = f" ({', '.join(guest['seen'])})" if guest["seen"] else ""
     sizes = [(name, swiotlb[f"{key}_bytes"]) for name, key in (("", "size"), ("used ", "used"), ("peak ", "peak_used"))]
     known = [f"{name}{size / 2**20:,.0f} MiB" for name, size in sizes if size is not None]
+    unknown = "size unknown: debugfs is not mounted, or only root may read it"
     parameter = f"swiotlb={swiotlb['parameter']}" if swiotlb["parameter"] else "no kernel parameter"
     offers = seen["multicast"]
     return [
@@ -49,7 +50,7 @@ def _machine(seen: dict[str, Any]) -> list[tuple[str, str]]:
         ("driver", f"{gpus['driver']}, CUDA up to {gpus['cuda'] or 'unknown'}" if gpus["driver"] else "none"),
         ("CC of the GPUs", _cc(gpus["cc"], seen["cc"])),
         ("guest", f"{guest['kind'] or 'unknown'}{seen_by}"),
-        ("SWIOTLB", f"{', '.join(known) or 'size unknown, only root may read it'}; {parameter}"),
+        ("SWIOTLB", f"{', '.join(known) or unknown}; {parameter}"),
         ("TDISP", seen["tdisp"]["state"]),
         ("topology", _topology(gpus["topology"].get("matrix", []))),
         ("multicast", f"offered by {sum(offers)} of {len(offers)} GPUs; never used" if offers else "unknown"),

@@ -177,7 +177,7 @@ def load_profile(name_or_path: str) -> Profile:
         if name_or_path not in packaged:
             raise RequestError(
                 f"no toll profile {shown(name_or_path)}: allowed is {', '.join(packaged)}, or a file whose name ends "
-                f"in .yaml or .json.{did_you_mean(name_or_path, packaged)}"
+                f"in .yaml or .json, as tolls= or --tolls.{did_you_mean(name_or_path, packaged)}"
             )
     where = f"toll profile {shown(Path(name_or_path))}"
     try:

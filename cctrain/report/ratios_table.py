@@ -28,7 +28,9 @@ _CAPTION = (
 def print_answer(answer: Answer, console: Console | None = None) -> None:
     """A table and the verdict in a sentence; to stdout where no console is given."""
     console = console_of(console, _WIDTH)
-    table = Table(title="What is kept of the throughput", caption=". ".join(filter(None, (_CAPTION, _note(answer)))))
+    is_of_cc = any(one.is_of_cc for one in answer.comparisons)
+    title = "What is kept of the throughput" if is_of_cc else "Throughput of the one over that of the other"
+    table = Table(title=title, caption=". ".join(filter(None, (_CAPTION, _note(answer)))))
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in (COLUMNS[0], "verdict") else "right", overflow="fold")
     for name, rows in rows_by_title(answer):

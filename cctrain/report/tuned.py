@@ -28,7 +28,7 @@ from cctrain.tune.space import joined
 _WIDTH = 140
 _MOST_PLANNED = 60
 SETTING = "setting: micro-batches a step x rows of each (x tokens of a row)"
-COLUMNS = ("trial", "setting", "real tokens/s/GPU", "kept", "tokens a step", "peak GiB", "")
+_COLUMNS = ("trial", "setting", "real tokens/s/GPU", "kept", "tokens a step", "peak GiB", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,9 +124,11 @@ def print_plan(problem: Problem) -> None:
     console_of(width=_WIDTH).print(table)
 
 
-def rows(problem: Problem, seen: Sequence[Observation], best: Observation | None) -> list[tuple[str, ...]]:
-    """A row a trial, for the terminal and the page."""
-    return [
+def trials(
+    problem: Problem, seen: Sequence[Observation], best: Observation | None
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns, and a row a trial, for the terminal and the page; without columns of which nothing is known."""
+    whole = [
         (
             str(number),
             one.point.label,
@@ -138,6 +140,8 @@ def rows(problem: Problem, seen: Sequence[Observation], best: Observation | None
         )
         for number, one in enumerate(seen, 1)
     ]
+    known = [index for index, cells in enumerate(zip(*whole, strict=True)) if any(cells)]
+    return tuple(_COLUMNS[index] for index in known), [tuple(row[index] for index in known) for row in whole]
 
 
 def _remark(problem: Problem, one: Observation, best: Observation | None) -> str:
@@ -162,9 +166,10 @@ def print_trials(problem: Problem, seen: Sequence[Observation], best: Observatio
     if not seen:
         return
     table = Table(title="Trials", caption=". ".join(filter(None, (SETTING, note(seen)))))
-    for column in COLUMNS:
+    columns, rows = trials(problem, seen, best)
+    for column in columns:
         table.add_column(column, justify="left" if column in ("setting", "") else "right", overflow="fold")
-    for row in rows(problem, seen, best):
+    for row in rows:
         table.add_row(*(Text(cell) for cell in row), style="bold" if best and "best" in row[-1].split(", ") else None)
     console_of(width=_WIDTH).print(table)
 
@@ -188,7 +193,7 @@ def _found(answer: Answer) -> list[str]:
     if best is None:
         return [why_none(answer)]
     if not answer.chosen:
-        return ["the recipe is fastest as it stands: there is nothing to add"]
+        return [f"the recipe is the {fastest(answer)}: there is nothing to add"]
     lines = [f"add: {shlex.join(answer.chosen)}", _gain(answer)]
     base = next((one for one in answer.result.seen if one.point == answer.problem.base), None)
     if base and base.real_tokens and best.real_tokens and abs(best.real_tokens / base.real_tokens - 1) > 0.02:
@@ -197,6 +202,12 @@ def _found(answer: Answer) -> list[str]:
             "stands: that is another training"
         )
     return lines
+
+
+def fastest(answer: Answer) -> str:
+    """That the recipe is so, of how many: why no more were tried is said beside it."""
+    num_seen = len({one.point for one in answer.result.seen})
+    return f"fastest as it stands, of {num_seen} tried of {len(answer.problem.points)} settings"
 
 
 def _gain(answer: Answer) -> str:

@@ -39,7 +39,7 @@ def page(answer: Answer, pictures: list[Picture]) -> str:
         found="".join(f"<p>{text(line)}</p>" for line in tuned.sentences(answer)),
         command=f"<pre>{text(answer.command)}</pre>" if answer.chosen is not None else "",
         figures="".join(map(figure, pictures)),
-        trials=table(tuned.COLUMNS, tuned.rows(answer.problem, answer.result.seen, answer.result.best), "trials"),
+        trials=table(*tuned.trials(answer.problem, answer.result.seen, answer.result.best), "trials"),
         why=text(answer.result.why),
         base=text(shlex.join(answer.arguments)),
     )
@@ -50,7 +50,7 @@ def _headline(answer: Answer) -> str:
     if best is None:
         return "no setting meets the limits"
     if not answer.chosen:
-        return "fastest as it stands"
+        return tuned.fastest(answer)
     rate = f"{best.rate:,.0f} real tokens/s/GPU"
     if answer.is_gain_unclear:
         return f"{rate}, unclear whether more than as it stands"

@@ -119,7 +119,7 @@ def check_hub(recipe: dict[str, Any], weights_path: str | None = None) -> None:
 
 
 _WAY_OUT = {
-    "config": "give a directory with the model's config.json; a relative path is relative to where you stand",
+    "config": "give a directory with the model's config.json, in a file of your own relative to where you stand",
     "model": "weights=random needs no download; weights=pretrained weights.path=DIRECTORY reads a local one",
     "dataset": "data=pydoc and data=synthetic need no download; data=jsonl data.path=FILE reads your own",
 }

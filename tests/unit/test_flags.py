@@ -35,12 +35,12 @@ def test_an_unknown_flag_is_refused_with_those_that_are_allowed_and_the_nearest(
         (["RUN", "--tolls"], "--tolls needs NAME|FILE"),
         (["RUN", "--diff", "a"], "--diff needs OFF ON"),
         (["RUN", "--allow"], "--allow needs a value"),
-        ([], "RUN missing"),
+        ([], "RUN missing: allowed is a run directory"),
     ],
 )
 def test_what_is_wrong_with_a_flag_is_said_with_what_is_allowed(arguments, said):
     parser = Parser("compare", None)
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--keep", type=float)
     parser.add_argument("--track", choices=("wandb",))
     parser.add_argument("--tolls", metavar="NAME|FILE")

@@ -51,7 +51,9 @@ def keep_ratios(answer: Answer, canvas: Canvas) -> Figure:
     _set_across(axes, canvas, lowest, highest)
     axes.set_ylim(y, 0)
     axes.set_yticks([])
-    axes.set_xlabel("keep ratio: throughput kept, 1 is free")
+    is_of_cc = any(one.is_of_cc for one in answer.comparisons)
+    what = "keep ratio: throughput kept, 1 is free" if is_of_cc else "throughput of the one over that of the other"
+    axes.set_xlabel(f"{what} (logarithmic)" if axes.get_xscale() == "log" else what)
     return figure
 
 
@@ -61,7 +63,7 @@ def _set_across(axes: Axes, canvas: Canvas, lowest: float, highest: float) -> No
     forth, back = (math.log, math.exp) if highest > _WIDE * lowest else (float, float)
     if forth is math.log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
     low, high = forth(lowest), forth(highest)

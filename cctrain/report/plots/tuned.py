@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,7 +23,7 @@ def curves(
     seen: Sequence[Observation], base: Point, best: Observation | None, num_ranks: int, recipe: str
 ) -> list[Picture]:
     """A picture for each number of tokens of which two were tried; none where only one setting completed."""
-    complete = [one for one in seen if one.is_complete]
+    complete = _of_like_tokens([one for one in seen if one.is_complete])
     shown, same = [], ""
     for name, what, ranks in (("step", "a step and GPU", num_ranks), ("micro_batch", "a micro-batch", None)):
         line = partial(tokens, num_ranks=ranks)
@@ -35,6 +37,18 @@ def curves(
         draw = partial(_curves, complete, [base, best.point if best else None], line, what)
         shown.append(Picture(f"by_{name}", title, caption, draw, f"{recipe}: {title[0].lower()}{title[1:]}"))
     return shown
+
+
+def _of_like_tokens(seen: Sequence[Observation]) -> list[Observation]:
+    """With the mean of their real tokens for all that train on the same rows: each counted its own span of steps."""
+    counted: dict[tuple[int, int | None, int], list[float]] = {}
+    for one in seen:
+        counted.setdefault(_rows_of(one.point), []).append(one.real_tokens or 0.0)
+    return [replace(one, real_tokens=fmean(counted[_rows_of(one.point)])) for one in seen]
+
+
+def _rows_of(point: Point) -> tuple[int, int | None, int]:
+    return point.global_batch, point.seq_len, point.packing
 
 
 def tokens(one: Observation, num_ranks: int | None) -> float:
