@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cctrain.emulation.profile import Profile, copy_toll_us, load_profile
+from cctrain.errors import RequestError
 from cctrain.tolls.record import Reading, read_tolls
 from cctrain.tolls.table import describe
 
@@ -240,8 +241,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--own", type=Path, metavar="OFF", help="take the machine's own times from this run of tolls")
     parser.add_argument("--profile", help="the profile's file, where it is none of cctrain's")
     flags = parser.parse_args(arguments)
-    record = read_tolls(flags.file)
-    other = read_tolls(flags.own) if flags.own else None
+    try:
+        record = read_tolls(flags.file)
+        other = read_tolls(flags.own) if flags.own else None
+        profile = load_profile(flags.profile or str((record.tolls or {}).get("name", "b300")))
+    except RequestError as error:
+        parser.error(f"{error} (--profile FILE names one that is none of cctrain's)")
     if other and other.tolls:
         parser.error(f"--own {flags.own} was measured under tolls itself: give one of `tolls` without --tolls")
     processes = [with_others(record.readings, other.readings)] if other else by_process(record.readings)
@@ -256,7 +261,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{flags.own or flags.file} lacks {', '.join(lacking)}, parts of the sums of all but collectives: measure "
             "launch and events, too"
         )
-    profile = load_profile(flags.profile or str(record.tolls["name"]))
     if profile.sha256 != record.tolls["sha256"]:
         parser.error(f"the profile {profile.name} has changed since it was measured")
     rows = middle_rows([row for pairs in processes for row in sums(pairs, profile)])

@@ -69,4 +69,4 @@ def _shown(value: Any) -> str:
 def _is_stale(content: Mapping[str, Any], oldest: float) -> bool:
     if is_here(content):
         return not is_alive(content)
-    return bool(content["time"] < oldest)
+    return not isinstance(content.get("time"), float) or content["time"] < oldest

@@ -278,7 +278,8 @@ class LaunchConfig:
         self._refuse_unread()
 
     def _check_torchrun(self) -> None:
-        if self.num_nodes > 1 and not re.fullmatch(r"[^\s:]+:\d{1,5}", self.rdzv_endpoint or ""):
+        endpoint = re.fullmatch(r"[^\s:]+:(\d{1,5})", self.rdzv_endpoint or "")
+        if self.num_nodes > 1 and not (endpoint and 0 < int(endpoint[1]) < 1 << 16):
             raise RequestError(
                 f"launch.rdzv_endpoint={self.rdzv_endpoint}: with launch.num_nodes={self.num_nodes} allowed is "
                 "HOST:PORT, the same on every machine, HOST being one of them"

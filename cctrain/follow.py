@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -124,6 +125,8 @@ class Follower:
     def _take(self, rank: int, line: dict[str, Any]) -> None:
         if line.get("event") == "start":
             self.ranks[rank] = Rank(line)
+        elif rank not in self.ranks:  # its first line is damaged
+            return
         elif line.get("event") == "ready":
             self.ranks[rank].data_rank = line["data_rank"]
         elif line.get("event") in ("end", "error"):
@@ -185,7 +188,8 @@ class Follower:
         """Have every rank write its stacks into its log (`faulthandler` in worker.py)."""
         for rank in self.ranks.values():
             if is_here(rank.start) and is_alive(rank.start):
-                os.kill(rank.start["pid"], signal.SIGUSR1)
+                with contextlib.suppress(ProcessLookupError):  # it ended just now
+                    os.kill(rank.start["pid"], signal.SIGUSR1)
         sleep(1.0)
 
     def _deadline(self) -> tuple[float, str]:

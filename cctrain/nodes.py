@@ -146,6 +146,8 @@ def _wait(
             over_at = over_at or time.monotonic()
             if time.monotonic() - over_at > _LEAVE_S:
                 return "node 0 has ended the run"
+        else:
+            over_at = None  # it could not be read for a moment
         time.sleep(_POLL_S)
     return f"the ranks of this machine ended with exit code {code}" if code else None
 

@@ -8,8 +8,11 @@ The host runs ahead of the GPU: for `blocked_s` of the step it only waits, and t
 tolls, G, delay the GPU itself, while the host's are paid and not after them. So a step takes longer by
 
     max(0, D - blocked_s, G)     the estimate: of host and GPU, the one that is held up longer counts
-    max(0, D - blocked_s)        at least: every toll at its low end, G hidden beside computation
+    max(0, D - blocked_s - W)    at least: every toll at its low end, G hidden beside computation
     D + G                        at most: every toll at its high end, and nothing hidden
+
+W is what launches take in the driver beyond 5 us each. A GPU whose queue is full makes them wait, and then little of D
+is seen; a slow host looks the same.
 
 Extra time travels between machines, ratios do not (a faster host is less of the bottleneck): it is added to the step
 time, or to that of a CC-off run elsewhere, before anything is divided. What a copy costs by draining its stream is not
@@ -40,6 +43,8 @@ _COUNTS = {
     "collectives": "collective_us",
 }
 """The counts of a record's crossings, and the toll that each pays."""
+_QUICK_LAUNCH_S = 5e-6
+"""In the driver, of a launch that waits for nothing: 5 to 8 us on the hosts seen (docs/evidence/README.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +130,12 @@ def predict(base: Base, profile: Profile, base_step_time_s: float | None = None)
     known = [(part.toll, part.extra_s) for part in parts if part.extra_s]
     host = _total(extra for toll, extra in known if toll != "collective_us")
     gpu = _total(extra for toll, extra in known if toll == "collective_us")
+    in_launches_s = base.in_driver_s - base.blocked_s
+    waited_s = max(0.0, in_launches_s - _QUICK_LAUNCH_S * counts.get("launch_us", 0.0))
     extra_s = Range(
-        max(0.0, host.low - base.blocked_s), max(0.0, host.value - base.blocked_s, gpu.value), host.high + gpu.high
+        max(0.0, host.low - base.blocked_s - waited_s),
+        max(0.0, host.value - base.blocked_s, gpu.value),
+        host.high + gpu.high,
     )
     return Prediction(
         parts=parts,

@@ -15,6 +15,8 @@ import numpy as np
 from cctrain import ratios, stats
 from cctrain.load import Floats, Ints, Run
 
+_UNSOUND = "a clock stood still or went backwards, or a step has no tokens"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
@@ -69,8 +71,8 @@ def arms_of(run: Run) -> tuple[Arm, ...]:
 def _arm(run: Run, mode: str, label: str, measured: Ints) -> Arm:
     steps = run.steps
     times = steps.step_time_s[measured]
-    ranks = steps.rank_step_time_s[measured]
-    is_sound = bool(len(measured) and np.all(times > 0) and np.all(ranks > 0))
+    ranks, padded = steps.rank_step_time_s[measured], steps.padded_tokens[measured]
+    is_sound = bool(len(measured) and np.all(times > 0) and np.all(ranks > 0) and np.all(padded > 0))
     found = stats.find_steady(times.tolist()) if is_sound else stats.Steady(0, None, is_settling=True)
     steady = measured[found.cut :]
     tokens = steps.padded_tokens[steady] / run.num_gpus
@@ -113,7 +115,7 @@ def has_unequal_steps(arm: Arm) -> bool:
 def _why_unsteady(run: Run, measured: Ints, found: stats.Steady, *, is_sound: bool) -> str | None:
     if not len(measured):
         return "no step was measured"
-    return found.why_not(run.steps.step[measured].tolist()) if is_sound else "a clock stood still or went backwards"
+    return found.why_not(run.steps.step[measured].tolist()) if is_sound else _UNSOUND
 
 
 def _phases(phases_s: Mapping[str, Floats], steady: Ints) -> dict[str, float]:

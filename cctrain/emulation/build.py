@@ -17,6 +17,8 @@ from cctrain.errors import PlatformError
 SOURCE = Path(__file__).parent / "injection" / "inject.c"
 # The threads' variables are asked for twice a launch: found through the loader they would be a third of its cost.
 _FLAGS = ("-O2", "-shared", "-fPIC", "-ftls-model=initial-exec", "-std=gnu11", "-Werror=implicit-function-declaration")
+_CALLS = ("cupti_driver_cbid.h", "generated_cuda_meta.h")
+"""CUPTI's headers that number the driver's calls: an upgrade in place brings others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ def build(cupti: Cupti, cache: Path, source: Path = SOURCE) -> Path:
     compiler = shlex.split(os.environ.get("CC") or "") or _found("cc") or _found("gcc") or _found("clang")
     command = [*_FLAGS, *(f"-I{folder}" for folder in cupti.headers)]
     sources = [path.read_bytes() for path in sorted(source.parent.glob("*.[ch]"))]
+    sources += [path.read_bytes() for folder in cupti.headers for name in _CALLS for path in folder.glob(name)]
     made_from = [*sources, "\0".join([*command, str(cupti.library)]).encode()]
     name = f"inject-{hashlib.sha256(b''.join(made_from)).hexdigest()[:16]}.so"
     if (cache / name).is_file():

@@ -6,7 +6,8 @@ as a toll left out, is not known: nothing is paid for it. The tolls, in microsec
 - launch_us, graph_launch_us: to a launch. wait_us: to a wait for a stream, an event or the device.
 - copy_DIRECTION_MEMORY_us: to a copy by its size, a table of [bytes, us]; see `copy_toll_us`.
 - DIRECTION_MEMORY_blocks: true where an asynchronous copy waits for its stream to drain.
-- alloc_host_us, alloc_device_us: to an allocation by the driver. collective_us: to a collective, on the GPU.
+- alloc_host_us, alloc_device_us: to an allocation by the driver. collective_us: to a collective, on the GPU,
+  beside the toll of its launch.
 - host_ratio: time of host code, on over off. matmul_ratio: rate of matmul likewise, a control that nothing pays.
 """
 

@@ -87,7 +87,11 @@ def who_pays(tolls: Collection[Difference]) -> str | None:
     """Whether work hides the toll of a launch: then the host pays it, else the GPU, and what emulation assumes first
     does not hold. None where nothing was measured, or a launch has no toll."""
     launch = next((one.toll for one in tolls if _is_launch(one)), 0.0)
-    busy = sorted((one.off.conditions["kernel_us"], one.toll) for one in tolls if one.off.name == "launch_busy")
+    busy = sorted(
+        (kernel_us, one.toll)
+        for one in tolls
+        if one.off.name == "launch_busy" and isinstance(kernel_us := one.off.conditions.get("kernel_us"), int)
+    )
     if not busy or launch <= 0:
         return None
     behind = ", ".join(f"{toll:.1f} us behind {kernel_us} us" for kernel_us, toll in busy)

@@ -90,7 +90,7 @@ def cores_of(rank: int, num_ranks: int, allowed: Iterable[int], siblings: str = 
         physical.setdefault(path.read_text(encoding="utf-8") if path.exists() else str(core), core)
     cores = list(physical.values())
     own = cores[rank * len(cores) // num_ranks : (rank + 1) * len(cores) // num_ranks]
-    return own[:: max(1, len(own) // _MOST_CORES)] if len(cores) >= num_ranks else []
+    return own[:: max(1, -(-len(own) // _MOST_CORES))] if len(cores) >= num_ranks else []
 
 
 def _reading(case: Case, blocks: Mapping[bool, Sequence[float]]) -> Reading:

@@ -68,6 +68,18 @@ def test_another_cupti_makes_another_library(cupti, tmp_path):
     assert build(cupti, tmp_path / "cache") != build(Cupti(cupti.headers, other), tmp_path / "cache")
 
 
+def test_calls_that_cupti_numbers_anew_make_another_library(cupti, tmp_path):
+    folders = []
+    for index, folder in enumerate(cupti.headers):
+        shutil.copytree(folder, tmp_path / str(index))
+        folders.append(tmp_path / str(index))
+    copied = Cupti(tuple(folders), cupti.library)
+    before = build(copied, tmp_path / "cache")
+    (header,) = (path for folder in folders for path in folder.glob("cupti_driver_cbid.h"))
+    header.write_text(header.read_text() + "/* upgraded in place */")
+    assert build(copied, tmp_path / "cache") != before
+
+
 def test_a_change_in_any_of_its_files_makes_another_library(cupti, tmp_path):
     shutil.copytree(Path(emulation.__file__).parent / "injection", tmp_path / "injection")
     source, header = (tmp_path / "injection" / name for name in ("inject.c", "copies.h"))

@@ -93,9 +93,15 @@ def test_the_host_pays_every_crossing_less_what_it_would_have_waited_for_the_gpu
 
 
 def test_the_range_is_from_low_tolls_hidden_to_high_tolls_with_nothing_hidden(predicted):
-    extra_s = predicted(RECORD).extra_s
-    assert extra_s.low == pytest.approx(HOST_S - 0.01 - 0.006 - 0.03)
-    assert extra_s.high == pytest.approx(HOST_S + 0.01 + 0.006 + 2 * GPU_S)
+    extra_s = predicted(with_crossings(in_driver_s=0.055)).extra_s  # 5 us a launch
+    assert extra_s.low == pytest.approx(0.05035 - 0.01 + 0.05 * (0.2 - 0.055) - 0.03)
+    assert predicted(RECORD).extra_s.high == pytest.approx(HOST_S + 0.01 + 0.006 + 2 * GPU_S)
+
+
+def test_what_launches_take_beyond_their_own_time_may_be_a_wait_that_hides_tolls(predicted):
+    prediction = predicted(with_crossings(in_driver_s=0.06))  # 6 us a launch
+    assert prediction.extra_s.low == pytest.approx(0.05035 - 0.01 + 0.05 * (0.2 - 0.06) - 0.03 - 0.005)
+    assert prediction.extra_s.value == pytest.approx(0.05035 + 0.1 * (0.2 - 0.06) - 0.03)
 
 
 def test_what_delays_the_gpu_counts_where_it_is_more_than_the_hosts(predicted):
