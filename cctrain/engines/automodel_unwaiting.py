@@ -9,21 +9,26 @@ from typing import Any
 
 import torch
 
-_MOST_POSITIONS = 1 << 17
-"""Of the table of rotations that is made once: 128 MiB of float32 at 128 a head."""
+_FEWEST_POSITIONS, _MOST_POSITIONS = 1 << 15, 1 << 17
+"""Of the table of rotations that is made once, 32 and 128 MiB of float32 at 128 a head. Rows may be longer than what a
+model says."""
 
 
 def free_rotary_of_waits(model: torch.nn.Module) -> None:
     """AutoModel's Llama asks the GPU for the largest position before each forward pass, to size a table: size it once,
-    for all positions that the model has."""
+    for all positions that the model has. A forward pass of longer rows than that then raises ValueError."""
     for module in model.modules():
         rotary: Any = module
         if type(module).__name__ != "LlamaRotaryEmbedding" or getattr(rotary, "rope_fusion", True):
             continue
         positions = getattr(rotary._rope_config, "max_position_embeddings", _MOST_POSITIONS)
-        rotary._ensure_cache(min(positions, _MOST_POSITIONS), next(model.parameters()).device)
+        most = min(max(positions, _FEWEST_POSITIONS), _MOST_POSITIONS)
+        rotary._ensure_cache(most, next(model.parameters()).device)
 
         def gathered(x: torch.Tensor, position_ids: torch.Tensor, *_: Any, rotary: Any = rotary, **__: Any) -> Any:
+            length, most = position_ids.shape[-1], len(rotary._cos_cache)
+            if length > most:
+                raise ValueError(f"rows of {length:,} tokens: step=graphed takes up to {most:,}; allowed is step=stock")
             return rotary._cos_cache[position_ids], rotary._sin_cache[position_ids]
 
         rotary.forward = gathered

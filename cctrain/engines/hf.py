@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from nemo_automodel.components.config.loader import translate_value
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -32,6 +33,10 @@ from cctrain.metrics import count_tokens
 from cctrain.request.hf import policy_dtype
 from cctrain.request.recipe import is_cpu_recipe
 from cctrain.samples import SampleFile
+
+_LOADING_S = 3600
+"""How long ranks wait for the first one, which draws or loads the whole model; who follows the run ends one that
+hangs."""
 
 
 def train(config: dict[str, Any], samples: SampleFile) -> dict[str, Any]:
@@ -71,6 +76,7 @@ def build(
 
     `is_polling`: the run may be told to stop, and its ranks agree about that at each step.
     """
+    train = as_read(train)
     arguments = training_arguments(train, output)
     sharding = _sharding(train, arguments)
     transformers.set_seed(arguments.seed)
@@ -86,6 +92,13 @@ def build(
     trainer = TimedTrainer(train, model, arguments, sharding, observer, is_polling=is_polling)
     trainer.observe(loader)
     return trainer
+
+
+def as_read(node: Any) -> Any:
+    """A recipe with its text as AutoModel reads it: `1e-5`, to YAML a word, is a number, and `none` is null."""
+    if isinstance(node, Mapping):
+        return {key: as_read(value) for key, value in node.items()}
+    return [as_read(value) for value in node] if isinstance(node, list) else translate_value(node)
 
 
 def training_arguments(train: Mapping[str, Any], output: Path) -> TrainingArguments:
@@ -113,7 +126,7 @@ def training_arguments(train: Mapping[str, Any], output: Path) -> TrainingArgume
         use_liger_kernel=bool(train["model"].get("use_liger_kernel")),
         use_cpu=is_cpu,
         ddp_backend=None if world == 1 else "gloo" if is_cpu else "nccl",
-        ddp_timeout=60 * (train.get("dist_env") or {}).get("timeout_minutes", 1),
+        ddp_timeout=max(60 * int((train.get("dist_env") or {}).get("timeout_minutes") or 1), _LOADING_S),
         ddp_find_unused_parameters=False,
         bf16=False,  # weights are of the type that is computed with: no autocast
         logging_steps=1,
@@ -225,11 +238,14 @@ class TimedTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """AutoModel's schedule; a constant rate where the recipe has none."""
-        recipe, base = self._train.get("lr_scheduler"), self._train["optimizer"]["lr"]
-        scale = (
-            (lambda _: 1.0) if recipe is None else lambda n: learning_rate(n, recipe, base, num_training_steps) / base
-        )
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, scale)
+        recipe, optimizer = self._train.get("lr_scheduler"), optimizer or self.optimizer
+        base = optimizer.param_groups[0]["lr"]
+        if recipe is None:
+            self.lr_scheduler = LambdaLR(optimizer, lambda _: 1.0)
+            return self.lr_scheduler
+        for group in optimizer.param_groups:
+            group["lr"] = 1.0  # the schedule gives rates, and LambdaLR multiplies
+        self.lr_scheduler = LambdaLR(optimizer, lambda n: learning_rate(n, recipe, base, num_training_steps))
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
@@ -239,7 +255,9 @@ class TimedTrainer(Trainer):
         kept = [{key: value for key, value in batch.items() if key in self._keys} for batch in batches]
         for batch in kept:
             batch["shift_labels"] = batch["labels"]  # already shifted
-        return kept, self._get_num_items_in_batch(kept, device)
+        num_labels = self._get_num_items_in_batch(kept, device)
+        # Of a step without any the loss is 0, as AutoModel's, and not 0/0.
+        return kept, num_labels.clamp(min=1) if isinstance(num_labels, torch.Tensor) else num_labels
 
     def _prepare_input(self, data: Any) -> Any:
         """To the device without waiting, as AutoModel and Accelerate's own loaders do."""

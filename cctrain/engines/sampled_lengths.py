@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from cctrain.steps.lengths import bucket_lengths
@@ -19,8 +23,21 @@ def lengths_for(loader: Any) -> tuple[int, ...]:
     data: Any = getattr(loader, "dataset", None)
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not getattr(loader, "batch_size", None):
         return ()
-    lengths = _tokenized(data) or _collated(data, getattr(loader, "collate_fn", None))
+    with _random_states_kept():
+        lengths = _tokenized(data) or _collated(data, getattr(loader, "collate_fn", None))
     return bucket_lengths(lengths, loader.batch_size) if lengths else ()
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Samples that are drawn at random are then the same as without having looked."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=()):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 def _evenly(data: Any, most: int) -> range:
@@ -46,5 +63,5 @@ def _collated(data: Any, collate: Any) -> list[int]:
         return []
     try:
         return [int(collate([data[index]])["labels"].shape[-1]) for index in _evenly(data, _COLLATED)]
-    except ValueError:
+    except Exception:  # noqa: BLE001 - whatever a data set's own code makes of a single sample
         return []

@@ -81,7 +81,7 @@ def recipe_run(config: Config, layout: Layout) -> dict[str, Any]:
         recipe["dataloader"].pop("pin_memory", None)
     if config.step.compile and recipe.get("peft"):
         recipe["peft"]["use_triton"] = False
-    waits = recipe.get("dist_env") or {}
-    if config.step.compile and layout.world > 1 and isinstance(waits.get("timeout_minutes"), int):
-        waits["timeout_minutes"] = max(waits["timeout_minutes"], _COMPILING_MINUTES)
+    if config.step.compile and layout.world > 1:
+        waits = recipe.setdefault("dist_env", {})
+        waits["timeout_minutes"] = max(int(waits.get("timeout_minutes") or 1), _COMPILING_MINUTES)
     return recipe

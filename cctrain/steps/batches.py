@@ -37,7 +37,8 @@ def padded(batch: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
         return dict(batch)
     wider = {name: torch.nn.functional.pad(value, (0, more), value=_FILLERS[name]) for name, value in along.items()}
     if "attention_mask" not in batch:  # so that what is padding can still be told
-        real = torch.ones(batch["labels"].shape, dtype=torch.long)
+        is_padding = batch.get("padding_mask", torch.zeros(batch["labels"].shape, dtype=torch.bool))
+        real = (~is_padding).long()
         wider["attention_mask"] = torch.nn.functional.pad(real, (0, more))
     return {**batch, **wider}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cctrain.metrics import IGNORED_LABEL
+from cctrain.metrics import IGNORED_LABEL, count_tokens
 from cctrain.steps.batches import by_documents, padded, unmasked
 from cctrain.steps.staging import shape_of
 
@@ -54,6 +54,13 @@ class TestPadded:
     def test_a_batch_without_a_mask_gets_one_that_tells_its_padding(self):
         batch = {name: value for name, value in text(3, 3).items() if name != "attention_mask"}
         assert padded(batch, (5,))["attention_mask"].tolist() == [[1, 1, 1, 0, 0]] * 2
+
+    def test_one_whose_padding_is_masked_otherwise_counts_the_same_tokens_as_before(self):
+        batch = {name: value for name, value in text(6, 2).items() if name != "attention_mask"}
+        batch["padding_mask"] = text(6, 2)["attention_mask"] == 0
+        wider = padded(batch, (9,))
+        assert wider["attention_mask"].sum(-1).tolist() == [6, 2]
+        assert count_tokens([wider])["real_tokens"] == count_tokens([batch])["real_tokens"] == 8
 
     def test_the_batch_given_is_not_changed(self):
         batch = text(3, 2)

@@ -299,3 +299,25 @@ def test_an_attention_that_the_recipe_does_not_name_is_automodels_choice(monkeyp
     monkeypatch.setattr(hf_model, "is_flash_attn_2_available", lambda: is_there)
     assert hf_model._attending({"attn_implementation": named}, made, is_packed=False) == chosen
     assert hf_model._attending({"attn_implementation": named}, made, is_packed=True) == named
+
+
+@pytest.fixture
+def worded(run_cctrain, tmp_path):
+    """A run of a recipe file that has numbers as YAML takes for words, and no rate of its optimizer's own."""
+    import yaml
+
+    recipe = yaml.safe_load((RECIPES / "tiny_llama_peft.yaml").read_text())
+    recipe["model"]["config"]["pretrained_model_name_or_path"] = str(RECIPES / "models" / "tiny-llama")
+    recipe["optimizer"] = {"_target_": "torch.optim.Adam"}
+    recipe["lr_scheduler"] = {"lr_decay_style": "cosine", "min_lr": "1e-5", "max_lr": "none", "lr_warmup_steps": "3"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    few = ("launch.nproc_per_node=1", "measure.warmup=2", "measure.steps=6", "track=none")
+    return lambda engine: run_cctrain(f"recipe={tmp_path}/mine.yaml", f"engine={engine}", *few)
+
+
+def test_what_automodel_reads_as_numbers_and_takes_as_defaults_is_so_here_too(worded):
+    runs = {engine: worded(engine) for engine in ("automodel", "hf")}
+    for run in runs.values():
+        assert run.code == 0, run.stderr
+    theirs, ours = (runs[engine].record["steps"] for engine in ("automodel", "hf"))
+    assert [[step[name] for name in COUNTS] for step in ours] == [[step[name] for name in COUNTS] for step in theirs]

@@ -383,3 +383,19 @@ def test_the_rotary_table_gives_what_automodels_own_does():
     automodel_unwaiting.free_rotary_of_waits(model)
     for found, own in zip(rotary(x, positions), expected, strict=True):
         torch.testing.assert_close(found, own, rtol=0, atol=0)
+
+
+def test_the_rotary_table_takes_rows_longer_than_the_model_says_and_names_those_that_it_does_not(monkeypatch):
+    from nemo_automodel.components.models.llama.rope_utils import LlamaRotaryEmbedding
+    from transformers import LlamaConfig
+
+    from cctrain.packaged import RECIPES
+
+    monkeypatch.setattr(automodel_unwaiting, "_FEWEST_POSITIONS", 128)
+    config = LlamaConfig.from_pretrained(RECIPES / "models" / "tiny-llama", max_position_embeddings=64)
+    model = torch.nn.ModuleDict({"rotary": LlamaRotaryEmbedding(config), "layer": torch.nn.Linear(1, 1)})
+    automodel_unwaiting.free_rotary_of_waits(model)
+    rotary, x = model["rotary"], torch.zeros(1, 128, 128)
+    assert rotary(x, torch.arange(128)[None])[0].shape[1] == 128
+    with pytest.raises(ValueError, match="rows of 129 tokens: step=graphed takes up to 128"):
+        rotary(x, torch.arange(129)[None])

@@ -1,7 +1,9 @@
 """The lengths of a loader's samples, from which the buckets of graphed steps are chosen."""
 
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +41,24 @@ class TestLengths:
         assert self.lengths(data, collate) == (64, 256)
         assert len(set(data.asked)) <= 64
         assert max(data.asked) > 950
+
+    def test_a_sample_that_cannot_be_collated_by_itself_leaves_none(self):
+        def collate(samples):
+            return {"labels": torch.zeros(len(samples[1]), 8)}
+
+        assert self.lengths(Samples(9, lambda _: {"conversation": "x"}), collate) == ()
+
+    def test_samples_that_are_drawn_at_random_are_afterwards_those_of_before(self):
+        def draw(_=None):
+            return {"input_ids": [0] * (64 + random.randrange(64) + int(torch.randint(64, ())) + np.random.randint(64))}
+
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(3)
+        expected = draw()
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(3)
+        self.lengths(Samples(9, draw))
+        assert draw() == expected
 
     @pytest.mark.parametrize("data", [iter(()), [], [torch.zeros(3)], [{"input_ids": torch.zeros(2, 3)}]])
     def test_data_that_cannot_tell_have_none(self, data):

@@ -94,6 +94,8 @@ def test_a_graphed_step_has_no_pinned_loader_and_no_kernels_that_the_compiler_ca
     assert "pin_memory" not in run["dataloader"]
     assert run["peft"]["use_triton"] is False
     assert (config.train["dist_env"]["timeout_minutes"], run["dist_env"]["timeout_minutes"]) == (1, 10)
+    unstated = composed("step=graphed", "~train.dist_env.timeout_minutes", recipe="llama70b_peft")
+    assert recipe_run(unstated, layout(unstated))["dist_env"]["timeout_minutes"] == 10
     uncompiled = composed("step=graphed", "step.compile=false", recipe="llama70b_peft")
     assert recipe_run(uncompiled, layout(uncompiled))["peft"]["use_triton"]
 

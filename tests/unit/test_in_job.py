@@ -54,6 +54,11 @@ def test_a_single_task_of_srun_is_a_rank_too():
     assert (job.rank, job.world) == (0, 1)
 
 
+def test_a_shell_of_srun_launches_its_own_ranks():
+    alone = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}
+    assert detect(SRUN | alone | {"SLURM_PTY_PORT": "34721", "SLURM_PTY_WIN_COL": "80"}) is None
+
+
 def test_a_batch_script_that_calls_cctrain_without_srun_launches_its_own_ranks():
     assert detect({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}) is None
 
