@@ -27,6 +27,7 @@ def main(run_json: Path, out: Path) -> None:
     record["steps"] = [dataclasses.asdict(step) for step in steps]
     console = Console(record=True, width=88, file=io.StringIO())
     print_summary(Path("runs") / record["run_id"], record, console)
+    console.print()  # the picture cuts off what its last line has below
     command = " ".join(record["command"][:4])
     picture = console.export_svg(title=f"{command} ...")
     picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)  # no font fetched from elsewhere

@@ -36,6 +36,7 @@ from cctrain.request.graphed import recipe_run, step_chosen
 from cctrain.request.identity import identity
 from cctrain.request.lost_gradient import lost_gradient
 from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located
+from cctrain.request.sections import unread
 from cctrain.request.startable import check_request, ranks_per_node
 from cctrain.sinks.tracking import Tracking, check_sinks
 
@@ -182,7 +183,12 @@ def _dry_run(config: Config) -> int:
     layout = check_request(config, nproc_per_node * config.launch.num_nodes)
     run_dir = Path(config.run_root).expanduser() / "RUN_DIR"
     recipe = located(recipe_run(config, layout), run_dir)
-    command = launcher.worker_command(nproc_per_node, run_dir, nodes.rendezvous(config.launch))
+    try:
+        meeting = nodes.rendezvous(config.launch)
+    except RequestError:  # where it is only looked at the machines need not be known: as on the one that is named
+        endpoint = str(config.launch.rdzv_endpoint)
+        meeting = launcher.Rendezvous(config.launch.num_nodes, endpoint, True, endpoint.rpartition(":")[0])
+    command = launcher.worker_command(nproc_per_node, run_dir, meeting)
     step, why = step_chosen(config, layout)
     print(f"# {shlex.join(command)}", *([f"# step={step.value}; {why}"] if why else ()), sep="\n")
     print(yaml.safe_dump(recipe, sort_keys=False))
@@ -234,7 +240,8 @@ def _notes(request: _Request) -> tuple[str, ...]:
     """What is known before the wait, and said then too."""
     tolls = request.config.tolls
     unpaid = unpaid_note(parse_profile(tolls), OPERATORS if request.is_cpu else CUPTI) if tolls else None
-    notes = tuple(note for note in (unpaid, lost_gradient(request.config, request.layout)) if note)
+    of_recipe = (unread(request.config.train), lost_gradient(request.config, request.layout))
+    notes = tuple(note for note in (unpaid, *of_recipe) if note)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return notes

@@ -28,10 +28,9 @@ _MOST_CARDS, _MOST_COMMANDS, _MOST_RECIPES = 12, 40, 20
 def page(answer: Answer) -> str:
     """The whole file."""
     drawn = pictures(answer)
-    worst = answer.worst
     return markup.page(
         "compare",
-        title=_text(f"{words.title(worst)}: {words.headline(worst)}"),
+        title=_text(words.first_line(answer)),
         about=_text(_about(answer)),
         cards="".join(_card(one, answer.options.margin) for one in answer.comparisons[:_MOST_CARDS]),
         allowed=_allowed(answer),

@@ -63,6 +63,12 @@ def title(one: Comparison) -> str:
     return f"{one.recipe}, {one.setting}" if one.setting else one.recipe
 
 
+def first_line(answer: Answer) -> str:
+    """What was found, of several comparisons the worst."""
+    worst, num = answer.worst, len(answer.comparisons)
+    return f"{title(worst)}: {headline(worst)}" + (f", the worst of {num}" if num > 1 else "")
+
+
 def headline(one: Comparison) -> str:
     """The verdict in some words."""
     subject = _subject(one)

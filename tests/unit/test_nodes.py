@@ -1,5 +1,6 @@
 """Several machines: which of them is node 0, by what its torchrun meets the others', and what is refused."""
 
+import json
 import socket
 import threading
 import time
@@ -8,6 +9,7 @@ import pytest
 
 from cctrain import nodes
 from cctrain.announcement import announce, announced
+from cctrain.commands import train
 from cctrain.config import LaunchConfig, LaunchKind
 from cctrain.errors import PlatformError, RequestError
 from cctrain.launcher import Rendezvous, worker_command
@@ -120,3 +122,10 @@ def test_an_old_announcement_of_another_machine_is_an_earlier_runs(tmp_path, mon
 def test_the_own_address_is_the_one_on_the_way_to_the_endpoint():
     meeting = nodes.rendezvous(LaunchConfig(num_nodes=2, rdzv_endpoint=ENDPOINT, node_rank=1))
     assert socket.inet_aton(meeting.address)[0] == 127
+
+
+def test_a_cluster_can_be_looked_at_from_where_it_is_not_known(capsys):
+    arguments = ("recipe=llama70b_peft", "weights=random", "data=synthetic", "launch.nproc_per_node=8", "dry_run=true")
+    assert train.run([*arguments, "launch.num_nodes=2", "launch.rdzv_endpoint=nowhere.invalid:29500"]) == 0
+    command = json.loads(capsys.readouterr().out.splitlines()[-1])["command"]
+    assert {"--nnodes=2", "--rdzv-endpoint=nowhere.invalid:29500", "--nproc-per-node=8"} <= set(command)

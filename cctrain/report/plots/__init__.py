@@ -21,12 +21,11 @@ __all__ = ["NARROW", "WIDE", "Picture", "pictures", "write_pngs"]
 
 def pictures(answer: Answer) -> dict[str, list[Picture]]:
     """All figures, under the title of the comparisons that they are of; under "" those of all together."""
-    worst = answer.worst
-    title = f"{words.title(worst)}: {words.headline(worst)}"
     kept = "Points are ratios, bars 95 % intervals over runs; dotted: from the noise within the runs only. "
     kept += "The green band is what counts as free."
     kept += " Squares are emulated, not measured under CC." * any(one.is_emulated for one in answer.comparisons)
-    shown = {"": [Picture("keep_ratio", "Throughput kept", kept, partial(keep.keep_ratios, answer), title)]}
+    ratios = partial(keep.keep_ratios, answer)
+    shown = {"": [Picture("keep_ratio", "Throughput kept", kept, ratios, words.first_line(answer))]}
     if losses.has_lines(answer):
         name, draw = f"loss_by_{losses.sweep_of(answer).name}", partial(losses.losses, answer)
         shown[""].append(Picture(name, losses.title(answer), losses.caption(answer), draw))
