@@ -352,17 +352,9 @@ def _same_settings(flags: argparse.Namespace) -> None:
     write_json(path, settings | known)
 
 
-def _check_gpu(flags: argparse.Namespace) -> None:
-    """End where cells would have to run on a GPU, and there is none."""
-    needs_gpu = [recipe for recipe in flags.tasks.values() if not recipe.startswith("tiny")]
-    if needs_gpu and flags.budget_s != 0 and not gpu.observe().names:
-        sys.exit(f"{needs_gpu[0]} needs a GPU, and this machine shows none; --tasks lora=tiny_llama_peft runs on a CPU")
-
-
 def main() -> None:
     """Run what is missing and may be run now, write and print the results."""
     flags = parse()
-    _check_gpu(flags)
     begin = time.monotonic()
     cells, left = flags.folder / "cells", 0
     cells.mkdir(parents=True, exist_ok=True)
@@ -380,6 +372,10 @@ def main() -> None:
         if flags.budget_s is not None and passed_s + 1.2 * took_s.get(kind, flags.cell_s / 1.2) > flags.budget_s:
             left += 1
             continue
+        if flags.tasks[cell.task] in TASKS.values() and not gpu.observe().names:
+            sys.exit(
+                f"{flags.tasks[cell.task]} needs a GPU, and none is here; --tasks lora=tiny_llama_peft runs on a CPU"
+            )
         print(f"{number}/{len(order)}: {cell.line}, {cell.task} {cell.shape}", file=sys.stderr, flush=True)
         done = run(cell, flags)
         took_s[kind] = done["seconds"]

@@ -60,9 +60,10 @@ def finish_record(run_dir: Path, failure: str | None, reduction: Reduction | Non
         broken = f"the samples could not be summed up ({type(error).__name__}: {error}); they are in samples/"
         found.append(broken)
     try:
-        seen = _platform(run_dir, record, ranks)
-        found += elsewhere.notes(record, seen["other_machines"])
-        found += filter(None, [contradiction(seen["nccl"], record["mode"], seen.get("cc") or {})])
+        if ranks or not broken:
+            seen = _platform(run_dir, record, ranks)
+            found += elsewhere.notes(record, seen["other_machines"])
+            found += filter(None, [contradiction(seen["nccl"], record["mode"], seen.get("cc") or {})])
     except Exception as error:  # noqa: BLE001 - the same
         found.append(f"what the run's end tells of the machine is not known ({type(error).__name__}: {error})")
     wanted = int(expected["warmup"]) + int(expected["steps"])

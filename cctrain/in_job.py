@@ -62,7 +62,7 @@ def detect(environment: Mapping[str, str]) -> Job | None:
         return Job(_file_name(key or "job"), rank, world, int(environment.get("LOCAL_RANK") or "0"))
     if environment.get("SLURM_PROCID"):
         world = int(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1")
-        if "SLURM_PTY_PORT" in environment:
+        if world == 1 and "SLURM_PTY_PORT" in environment:
             return None  # a shell of srun --pty, from which cctrain is called as from any
         if "SLURM_STEP_ID" not in environment and "SLURM_JOB_ID" in environment:
             return None  # an sbatch script that calls cctrain without srun

@@ -11,8 +11,8 @@ tolls, G, delay the GPU itself, while the host's are paid and not after them. So
     max(0, D - blocked_s - W)    at least: every toll at its low end, G hidden beside computation
     D + G                        at most: every toll at its high end, and nothing hidden
 
-W is what launches take in the driver beyond 5 us each. A GPU whose queue is full makes them wait, and then little of D
-is seen; a slow host looks the same.
+W is what calls other than waits and copies take in the driver, beyond 5 us a launch. A GPU whose queue is full makes
+launches wait, and then little of D is seen; a slow host looks the same.
 
 Extra time travels between machines, ratios do not (a faster host is less of the bottleneck): it is added to the step
 time, or to that of a CC-off run elsewhere, before anything is divided. What a copy costs by draining its stream is not
@@ -44,7 +44,7 @@ _COUNTS = {
 }
 """The counts of a record's crossings, and the toll that each pays."""
 _QUICK_LAUNCH_S = 5e-6
-"""In the driver, of a launch that waits for nothing: 5 to 8 us on the hosts seen (docs/evidence/README.md)."""
+"""In the driver, of a launch that waits for nothing: the least seen on a host (docs/evidence/README.md)."""
 
 
 @dataclass(frozen=True, slots=True)

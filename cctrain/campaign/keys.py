@@ -50,7 +50,10 @@ class Keys:
         """Raises RequestError where this machine has too few GPUs for the trial."""
         config, num_gpus = self._config(trial), self._platform["num_gpus"]
         if config.launch.kind is LaunchKind.torchrun and not is_cpu_recipe(config.train):
-            check_gpus(ranks_per_node(config, num_gpus), num_gpus, config.recipe.name)
+            try:
+                check_gpus(ranks_per_node(config, num_gpus), num_gpus, config.recipe.name)
+            except RequestError as error:
+                raise RequestError(f"{trial.label}: {error}") from error
 
     def _config(self, trial: Trial) -> Config:
         if trial.settings not in self._configs:

@@ -85,19 +85,38 @@ def run(arguments: list[str]) -> int:
         if num_left < len(trials):
             given_up = f", {num_failed} given up" if num_failed else ""
             _note(f"{len(trials) - num_left - num_failed} of {_counted(len(trials))} already done{given_up}")
+        runnable, too_large = _runnable(trials, standing, keys)
         watcher = report.Progress(len(trials), num_left)
-        campaign = Campaign(trials, standing, ledger, matrix.run_root, lambda one: _command(matrix, one), watcher)
+        its_standing = {key: standing[key] for key in runnable}
+        campaign = Campaign(runnable, its_standing, ledger, matrix.run_root, lambda one: _command(matrix, one), watcher)
         try:
-            for key in (key for key, one in standing.items() if not one.is_settled):
-                keys.check_here(trials[key])
             waits_for = campaign.run(mode)
         except KeyboardInterrupt:
             is_stopped = True
-        except (PlatformError, RequestError) as error:
+        except PlatformError as error:
             halt = error
     if waits_for:
         halt = PlatformError(_wait(waits_for, campaign.num_left, gpus))
+    halt = halt or too_large
     return _say(matrix, trials, standing, halt, is_stopped=is_stopped)
+
+
+def _runnable(
+    trials: Mapping[str, Trial], standing: Mapping[str, Standing], keys: Keys
+) -> tuple[dict[str, Trial], RequestError | None]:
+    """The trials without those to come that this machine has too few GPUs for, and what to say of these. To try one
+    would only use up its tries."""
+    runnable, refusals = dict(trials), []
+    for key in (key for key, one in standing.items() if not one.is_settled):
+        try:
+            keys.check_here(trials[key])
+        except RequestError as error:
+            del runnable[key]
+            refusals.append(error)
+    if not refusals:
+        return runnable, None
+    more = f" (and {_counted(len(refusals) - 1)} more likewise)" if len(refusals) > 1 else ""
+    return runnable, RequestError(f"{refusals[0]}{more}")
 
 
 def _command(matrix: Matrix, trial: Trial) -> list[str]:

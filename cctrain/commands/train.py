@@ -187,7 +187,8 @@ def _dry_run(config: Config) -> int:
         meeting = nodes.rendezvous(config.launch)
     except RequestError:  # where it is only looked at the machines need not be known: as on the one that is named
         endpoint = str(config.launch.rdzv_endpoint)
-        meeting = launcher.Rendezvous(config.launch.num_nodes, endpoint, True, endpoint.rpartition(":")[0])
+        is_host = not config.launch.node_rank
+        meeting = launcher.Rendezvous(config.launch.num_nodes, endpoint, is_host, endpoint.rpartition(":")[0])
     command = launcher.worker_command(nproc_per_node, run_dir, meeting)
     step, why = step_chosen(config, layout)
     print(f"# {shlex.join(command)}", *([f"# step={step.value}; {why}"] if why else ()), sep="\n")

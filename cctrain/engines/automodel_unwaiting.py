@@ -16,7 +16,7 @@ model says."""
 
 def free_rotary_of_waits(model: torch.nn.Module) -> None:
     """AutoModel's Llama asks the GPU for the largest position before each forward pass, to size a table: size it once,
-    for all positions that the model has. A forward pass of longer rows than that then raises ValueError."""
+    for the positions that the model has and those of common rows. Longer rows then raise ValueError."""
     for module in model.modules():
         rotary: Any = module
         if type(module).__name__ != "LlamaRotaryEmbedding" or getattr(rotary, "rope_fusion", True):

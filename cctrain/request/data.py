@@ -24,8 +24,8 @@ def row_tokens(recipe: Mapping[str, Any], seq_len: int | None, packing: int) -> 
     """The longest that a row can be, as far as the settings say: `packing` is the tokens of a packed row, `seq_len`
     what data.seq_len says."""
     dataset = recipe.get("dataset") or {}
-    of_recipe = dataset.get("seq_len") or dataset.get("seq_length")
-    return packing or seq_len or (of_recipe if isinstance(of_recipe, int) else DEFAULT_SEQ_LEN)
+    of_recipe = str(dataset.get("seq_len") or dataset.get("seq_length"))
+    return packing or seq_len or (int(of_recipe) if of_recipe.isdecimal() else DEFAULT_SEQ_LEN)
 
 
 def put_data(recipe: dict[str, Any], data: DataConfig, entry: RecipeConfig, *, is_vlm: bool) -> None:

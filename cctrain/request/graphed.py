@@ -83,5 +83,5 @@ def recipe_run(config: Config, layout: Layout) -> dict[str, Any]:
         recipe["peft"]["use_triton"] = False
     if config.step.compile and layout.world > 1:
         waits = recipe.setdefault("dist_env", {})
-        waits["timeout_minutes"] = max(int(waits.get("timeout_minutes") or 1), _COMPILING_MINUTES)
+        waits["timeout_minutes"] = max(float(waits.get("timeout_minutes") or 1), _COMPILING_MINUTES)
     return recipe

@@ -93,7 +93,7 @@ def build(project: str, entity: str | None) -> Dashboard:
         name=TITLE,
         sections=[ws.Section(name=part.title, panels=list(part.panels), is_open=True) for part in parts],
         settings=ws.WorkspaceSettings(x_axis="train/step", smoothing_weight=0, ignore_outliers=False),
-        runset_settings=ws.RunsetSettings(groupby=[ws.Metric("group"), ws.Config("mode"), ws.Config("tolls.name")]),
+        runset_settings=ws.RunsetSettings(groupby=[ws.Config("alike"), ws.Config("mode"), ws.Config("tolls.name")]),
     )
     blocks: list[Any] = [wr.P(_TEXT), wr.TableOfContents()]
     for part in parts:
@@ -107,7 +107,7 @@ def _runset(name: str, runs: str) -> Any:
     """Of the Report's own project. Bars and points are of runs that are alike, never a mean over recipes or batches."""
     import wandb_workspaces.reports.v2 as wr
 
-    alike = [] if runs == _COMPARED else ["group", "config.mode", "config.tolls.name"]
+    alike = [] if runs == _COMPARED else ["config.alike", "config.mode", "config.tolls.name"]
     return wr.Runset(name=name, filters=runs, groupby=alike)
 
 

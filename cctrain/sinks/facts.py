@@ -45,6 +45,7 @@ def start_of(run_dir: Path) -> Start:
         config={
             **{key: record[key] for key in facts},
             "step": record["step_kind"],
+            "alike": _group(record),
             "tolls": {key: tolls[key] for key in ("name", "sha256") if key in tolls} or None,
             "settings": settings,
             "automodel": config["train"],

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -137,29 +138,64 @@ def test_peft_computes_with_an_adapter_of_automodel_as_automodel_does(lora, weig
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    ("recipe", "base"),
     [
-        {},
-        {"lr_decay_style": "linear", "min_lr": 1e-5},
-        {"lr_decay_style": "constant"},
-        {"lr_warmup_steps": 0},
-        {"lr_warmup_steps": 7, "lr_decay_steps": 20, "init_lr": 0.0, "max_lr": 2e-3},
+        ({}, 1e-3),
+        ({}, 0.0),
+        ({"lr_decay_style": "linear", "min_lr": 1e-5}, 1e-3),
+        ({"lr_decay_style": "constant"}, 1e-3),
+        ({"lr_warmup_steps": 0}, 1e-3),
+        ({"lr_warmup_steps": 7, "lr_decay_steps": 20, "init_lr": 0.0, "max_lr": 2e-3}, 1e-3),
+        ({"max_lr": 2e-3}, 0.0),
     ],
 )
-def test_the_learning_rate_is_automodels_at_every_step(recipe):
+def test_the_learning_rate_is_automodels_at_every_step(recipe, base):
     import torch
     from nemo_automodel.components.optim.optimizer import LRSchedulerConfig
 
-    from cctrain.engines.hf_schedule import learning_rate
+    from cctrain.engines.hf import TimedTrainer
 
     class Steps:
         epoch_len, num_epochs, max_steps = None, 1, 30
 
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    optimizer, ours = (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=base) for _ in range(2))
     (theirs,) = LRSchedulerConfig(**recipe).build(optimizer, Steps())
-    for number in range(30):
-        assert learning_rate(number, recipe, 1e-3, 30) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+    trainer = SimpleNamespace(_train={"lr_scheduler": recipe}, optimizer=ours)
+    schedule = TimedTrainer.create_scheduler(trainer, 30)
+    for _ in range(30):
+        assert ours.param_groups[0]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
         theirs.step(1)
+        ours.step()
+        schedule.step()
+
+
+def test_a_rate_without_a_schedule_stays_as_it_is():
+    import torch
+
+    from cctrain.engines.hf import TimedTrainer
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.25)
+    TimedTrainer.create_scheduler(SimpleNamespace(_train={}, optimizer=optimizer), 30)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def test_a_step_without_labels_has_no_nan_for_a_loss():
+    import torch
+
+    from cctrain.engines.hf import TimedTrainer
+
+    none = {"input_ids": torch.ones(1, 4, dtype=torch.long), "labels": torch.full((1, 4), -100)}
+    trainer = SimpleNamespace(_keys=("input_ids", "labels"), _get_num_items_in_batch=lambda *_: torch.tensor(0))
+    _, num_labels = TimedTrainer.get_batch_samples(trainer, iter([none]), 1, torch.device("cpu"))
+    assert num_labels == 1
+
+
+def test_ranks_wait_longer_for_the_one_that_loads_than_a_recipe_lets_them_wait_for_each_other(monkeypatch, tmp_path):
+    from cctrain.engines.hf import training_arguments
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    recipe = {"step_scheduler": {"max_steps": 1}, "dist_env": {"backend": "gloo", "timeout_minutes": 1}, "model": {}}
+    assert training_arguments(recipe, tmp_path).ddp_timeout >= 3600
 
 
 @pytest.fixture(scope="module")

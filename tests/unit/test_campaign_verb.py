@@ -28,13 +28,16 @@ def own_signals():
         signal.signal(number, handler)
 
 
-def done(root, arguments, record_of):
-    """A run root in which every trial of the campaign but those without a record has been run."""
+def done(root, arguments, record_of, leave_open="no setting"):
+    """A run root in which every trial of the campaign but those without a record has been run, and those with the
+    setting `leave_open` not even tried."""
     matrix = parse([*arguments, f"run_root={root}"])
     keys = Keys(platform_identity(gpu.observe()))
     with Ledger(matrix.ledger) as ledger:
         for number, trial in enumerate(planned(matrix)):
             record = record_of(number, trial)
+            if leave_open in trial.settings:
+                continue
             outcomes = [("complete", write(root, record).name)] if record else [("failed", None)] * 2
             for attempt, (outcome, run) in enumerate(outcomes):
                 token = f"{number:06d}{attempt:02d}"
@@ -232,3 +235,20 @@ def test_a_campaign_over_models_and_layouts_ends_in_one_table(capsys, tmp_path):
     found = sorted((row["recipe"], row["setting"]) for row in compared["comparisons"])
     layouts = ("data 2", "tensor 2")
     assert found == [(recipe, layout) for recipe in ("llama1b_peft", "llama8b_peft") for layout in layouts], err
+
+
+def test_trials_that_this_machine_is_too_small_for_are_named_and_use_up_no_tries(capsys, tmp_path):
+    arguments = ["recipe=tiny_llama_peft,llama8b_peft", "cc=off", "campaign.repeats=1"]
+
+    def of_the_cpu(number, trial):
+        is_tiny = "recipe=tiny_llama_peft" in trial.settings
+        return run_record("off", number, recipe="tiny_llama_peft") if is_tiny else None
+
+    done(tmp_path, arguments, of_the_cpu, leave_open="recipe=llama8b_peft")
+    before = (tmp_path / "campaign.jsonl").read_text()
+    code, out, err = said(capsys, *arguments, f"run_root={tmp_path}")
+    facts = json.loads(out.splitlines()[-1])
+    assert (code, facts["num_complete"], facts["num_failed"], facts["num_left"]) == (2, 1, 0, 1)
+    assert "recipe=llama8b_peft cc=off repeat 1: recipe llama8b_peft needs 1 GPU" in err
+    added = (tmp_path / "campaign.jsonl").read_text().removeprefix(before)
+    assert '"begin"' not in added

@@ -56,7 +56,9 @@ def test_a_single_task_of_srun_is_a_rank_too():
 
 def test_a_shell_of_srun_launches_its_own_ranks():
     alone = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}
-    assert detect(SRUN | alone | {"SLURM_PTY_PORT": "34721", "SLURM_PTY_WIN_COL": "80"}) is None
+    shell = {"SLURM_PTY_PORT": "34721", "SLURM_PTY_WIN_COL": "80"}
+    assert detect(SRUN | alone | shell) is None
+    assert detect(SRUN | shell).world == 8  # what srun starts from there inherits that
 
 
 def test_a_batch_script_that_calls_cctrain_without_srun_launches_its_own_ranks():

@@ -21,11 +21,18 @@ __all__ = ["NARROW", "WIDE", "Picture", "pictures", "write_pngs"]
 
 def pictures(answer: Answer) -> dict[str, list[Picture]]:
     """All figures, under the title of the comparisons that they are of; under "" those of all together."""
+    is_of_cc = any(one.is_of_cc for one in answer.comparisons)
     kept = "Points are ratios, bars 95 % intervals over runs; dotted: from the noise within the runs only. "
-    kept += "The green band is what counts as free."
+    kept += "The green band is what counts as free." if is_of_cc else "In the green band is no difference."
     kept += " Squares are emulated, not measured under CC." * any(one.is_emulated for one in answer.comparisons)
     ratios = partial(keep.keep_ratios, answer)
-    shown = {"": [Picture("keep_ratio", "Throughput kept", kept, ratios, words.first_line(answer))]}
+    shown = {
+        "": [
+            Picture(
+                "keep_ratio", "Throughput kept" if is_of_cc else "Throughput", kept, ratios, words.first_line(answer)
+            )
+        ]
+    }
     if losses.has_lines(answer):
         name, draw = f"loss_by_{losses.sweep_of(answer).name}", partial(losses.losses, answer)
         shown[""].append(Picture(name, losses.title(answer), losses.caption(answer), draw))
