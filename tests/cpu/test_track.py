@@ -104,11 +104,12 @@ def test_wandb_holds_every_step_with_every_key(run):
 def test_wandb_holds_provenance_and_marks_an_emulated_run_everywhere(run):
     (about,) = read_back(run.run_dir)["run"]
     assert (about["project"], about["job_type"]) == ("mine", "cc-emulated")
-    assert about["run_group"] == f"tiny_llama_peft-{run.record['identity']['recipe_hash']}"
+    assert about["run_group"].startswith("tiny_llama_peft-automodel-stock-")
     assert about["display_name"] == f"emulated CC b300 {run.run_dir.name}"
     assert {"cc-emulated", "b300"} <= set(about["tags"])
     config = summary_of(run)["config"]
     assert config["identity"] == run.record["identity"]
+    assert config["alike"] == about["run_group"]
     assert config["command"][:4] == ["python", "-m", "cctrain", EMULATED[0]]
     assert config["tolls"]["sha256"] == run.record["tolls"]["sha256"]
     assert config["platform"].keys() >= {"guest", "gpus", "host"}
