@@ -200,6 +200,13 @@ def test_a_clock_that_stood_still_cannot_be_allowed(tmp_path):
         answered(tmp_path, *records, allow=("steady",))
 
 
+def test_steps_without_tokens_cannot_be_allowed(tmp_path):
+    empty = emulated_record(1)
+    steps = tuple(dataclasses.replace(step, padded_tokens=0) if step.block == 2 else step for step in empty.steps)
+    with pytest.raises(RequestError, match="or a step has no tokens"):
+        answered(tmp_path, dataclasses.replace(empty, steps=steps), emulated_record(2), allow=("steady",))
+
+
 def test_runs_are_left_out_for_what_speaks_against_them_alone_and_are_named(tmp_path):
     cut = dataclasses.replace(run_record("off", 8), status="partial", failure="killed")
     why = refused(tmp_path, *pairs(2), cut)

@@ -37,6 +37,12 @@ def test_every_recipe_composes_and_imports_only_what_is_allowed(name):
     assert config.recipe.name == name
 
 
+def test_a_port_is_one_that_there_is():
+    for port in (0, 70000):
+        with pytest.raises(RequestError, match="allowed is HOST:PORT"):
+            composed("recipe=tiny_llama_peft", "launch.num_nodes=2", f"launch.rdzv_endpoint=node0:{port}")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_measures_enough_steps_for_a_verdict_on_emulated_tolls(name):
     steps = composed(f"recipe={name}", "cc=emulated", "tolls=b300").measure.most_steps

@@ -285,3 +285,10 @@ def test_a_stop_while_it_reads_leaves_the_files_to_the_runs_end(sampled):
     with pytest.raises(KeyboardInterrupt):
         sampled.follow()
     assert sampled.follower.reduction is None
+
+
+def test_a_rank_whose_first_line_is_damaged_ends_nobody_that_can_be_followed(sampled):
+    first = sampled.ranks[0].path
+    first.write_text(first.read_text()[20:])
+    assert sampled.follower.read()
+    assert set(sampled.follower.ranks) == {1}

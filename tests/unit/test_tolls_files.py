@@ -287,6 +287,8 @@ def test_nobody_is_said_to_pay_where_work_or_the_toll_of_a_launch_is_not_known()
     )
     assert who_pays(differences(*both(launch))) is None
     assert who_pays(differences(*both(launch, busy))) is None
+    dearer = ("launch_pipelined", 7.4, 26.0, "us", {"via": "torch"})
+    assert who_pays(differences(*both(dearer, ("launch_busy", 20.0, 38.0, "us", {"via": "driver"})))) is None
 
 
 # The command line

@@ -96,6 +96,7 @@ def test_more_ranks_than_cores_are_left_where_they_are(siblings):
 
 def test_of_many_cores_a_rank_goes_over_some():
     assert cores_of(1, 2, range(128), "/nowhere/{}") == list(range(64, 128, 4))
+    assert len(cores_of(0, 1, range(31), "/nowhere/{}")) <= 16
 
 
 def test_all_ranks_stop_where_the_one_that_decides_does():
