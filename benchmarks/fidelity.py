@@ -244,13 +244,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         record = read_tolls(flags.file)
         other = read_tolls(flags.own) if flags.own else None
-        profile = load_profile(flags.profile or str((record.tolls or {}).get("name", "b300")))
+        profile = load_profile(flags.profile or str(record.tolls["name"])) if record.tolls else None
     except RequestError as error:
         parser.error(f"{error} (--profile FILE names one that is none of cctrain's)")
     if other and other.tolls:
         parser.error(f"--own {flags.own} was measured under tolls itself: give one of `tolls` without --tolls")
     processes = [with_others(record.readings, other.readings)] if other else by_process(record.readings)
-    if not record.tolls or not processes:
+    if not profile or not processes:
         parser.error(
             f"{flags.file} holds nothing measured with and without a profile: `tolls --tolls NAME` measures so"
         )

@@ -293,9 +293,8 @@ def model_flops(shape: Shape, training: Training, sequences: Sequences, savings:
 def hardware_flops(shape: Shape, training: Training, sequences: Sequences, savings: Savings = Savings()) -> float:
     """FLOPs that are computed for a micro-batch, padding and activation checkpointing included: the numerator of HFU.
 
-    A row's padding is a part of its one document, or a document of its own where the row is packed. What a fused
-    attention kernel computes again inside its backward pass is not counted, as usual; nor is what a kernel computes of
-    a mask and throws away, as sdpa does of padded rows and of rows packed by `neat`: HFU is too low by that.
+    A row's padding is a part of its one document, or a document of its own where the row is packed. Not counted is
+    what fused attention computes again in its backward pass, as usual, and what sdpa masks after computing it.
     """
     needed, repeated = _flops_per_unit(shape, training)
     computed: list[int] = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from cctrain.config import Config, TuneConfig
+from cctrain.config import Config
 from cctrain.packaged import RECIPES
 from cctrain.peaks import peak_flops
 from cctrain.request.checks import Layout
@@ -23,6 +23,7 @@ from cctrain.tune.point import COMPLETE, OUT_OF_MEMORY, Observation, Point
 from cctrain.tune.search import Problem, is_allowed
 from cctrain.tune.step_time import asked, log_step_time, prior_of
 from cctrain.tune.work import Model, work_of
+from cctrain.tune_config import TuneConfig
 
 H200_GIB = 139.7
 PEAK = peak_flops("NVIDIA H200")

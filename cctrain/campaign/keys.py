@@ -47,11 +47,13 @@ class Keys:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def check_here(self, trial: Trial) -> None:
-        """Raises RequestError where this machine has too few GPUs for the trial."""
+        """Raises RequestError where the trial cannot be run by the GPUs of this machine."""
         config, num_gpus = self._config(trial), self._platform["num_gpus"]
         if config.launch.kind is LaunchKind.torchrun and not is_cpu_recipe(config.train):
+            ranks = ranks_per_node(config, num_gpus)
             try:
-                check_gpus(ranks_per_node(config, num_gpus), num_gpus, config.recipe.name)
+                check_gpus(ranks, num_gpus, config.recipe.name)
+                check_request(config, ranks * config.launch.num_nodes)
             except RequestError as error:
                 raise RequestError(f"{trial.label}: {error}") from error
 

@@ -10,11 +10,12 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cctrain.config import Config, StepKind, TuneConfig
+from cctrain.config import Config, StepKind
 from cctrain.doctor.overrides import changed, overrides
 from cctrain.request.checks import Layout
 from cctrain.request.strategy import is_ddp, not_of_ddp
 from cctrain.tune.point import Point
+from cctrain.tune_config import TuneConfig
 
 MICRO_BATCH, CHECKPOINTING, LAYOUT, STEP = "micro_batch", "activation_checkpointing", "layout", "step"
 

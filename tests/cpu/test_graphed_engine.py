@@ -369,14 +369,19 @@ def test_the_squares_of_a_ranks_gradients_are_summed_also_where_it_has_none():
     assert (float(nothing), nothing.dtype) == (0.0, torch.float64)
 
 
-def test_the_rotary_table_gives_what_automodels_own_does():
+def rotating(**changes):
+    """Of a model no more than what rotates its tiny Llama's positions."""
     from nemo_automodel.components.models.llama.rope_utils import LlamaRotaryEmbedding
     from transformers import LlamaConfig
 
     from cctrain.packaged import RECIPES
 
-    config = LlamaConfig.from_pretrained(RECIPES / "models" / "tiny-llama")
-    model = torch.nn.ModuleDict({"rotary": LlamaRotaryEmbedding(config), "layer": torch.nn.Linear(1, 1)})
+    config = LlamaConfig.from_pretrained(RECIPES / "models" / "tiny-llama", **changes)
+    return torch.nn.ModuleDict({"rotary": LlamaRotaryEmbedding(config), "layer": torch.nn.Linear(1, 1)})
+
+
+def test_the_rotary_table_gives_what_automodels_own_does():
+    model = rotating()
     rotary, x = model["rotary"], torch.zeros(2, 6, 128)
     positions = torch.tensor([[0, 1, 2, 3, 4, 5], [7, 8, 0, 1, 9000, 2]])
     expected = rotary(x, positions)
@@ -386,14 +391,8 @@ def test_the_rotary_table_gives_what_automodels_own_does():
 
 
 def test_the_rotary_table_takes_rows_longer_than_the_model_says_and_names_those_that_it_does_not(monkeypatch):
-    from nemo_automodel.components.models.llama.rope_utils import LlamaRotaryEmbedding
-    from transformers import LlamaConfig
-
-    from cctrain.packaged import RECIPES
-
     monkeypatch.setattr(automodel_unwaiting, "_FEWEST_POSITIONS", 128)
-    config = LlamaConfig.from_pretrained(RECIPES / "models" / "tiny-llama", max_position_embeddings=64)
-    model = torch.nn.ModuleDict({"rotary": LlamaRotaryEmbedding(config), "layer": torch.nn.Linear(1, 1)})
+    model = rotating(max_position_embeddings=64)
     automodel_unwaiting.free_rotary_of_waits(model)
     rotary, x = model["rotary"], torch.zeros(1, 128, 128)
     assert rotary(x, torch.arange(128)[None])[0].shape[1] == 128

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic_steps import H200_GIB, RECIPE, Machine, problem
 
-from cctrain.config import Config, TuneConfig
+from cctrain.config import Config
 from cctrain.errors import RequestError
 from cctrain.request.checks import Layout
 from cctrain.request.compose import compose_config
@@ -17,6 +17,7 @@ from cctrain.tune.memory import fit_memory
 from cctrain.tune.point import COMPLETE, OUT_OF_MEMORY, Observation
 from cctrain.tune.problem import Gpu, problem_of
 from cctrain.tune.step_time import asked, fit_step_time, log_step_time
+from cctrain.tune_config import TuneConfig
 
 
 def with_peak(point, peak_gib):

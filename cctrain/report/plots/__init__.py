@@ -25,17 +25,11 @@ def pictures(answer: Answer) -> dict[str, list[Picture]]:
     kept = "Points are ratios, bars 95 % intervals over runs; dotted: from the noise within the runs only. "
     kept += "The green band is what counts as free." if is_of_cc else "In the green band is no difference."
     kept += " Squares are emulated, not measured under CC." * any(one.is_emulated for one in answer.comparisons)
-    ratios = partial(keep.keep_ratios, answer)
-    shown = {
-        "": [
-            Picture(
-                "keep_ratio", "Throughput kept" if is_of_cc else "Throughput", kept, ratios, words.first_line(answer)
-            )
-        ]
-    }
+    heading, draw = "Throughput kept" if is_of_cc else "Throughput", partial(keep.keep_ratios, answer)
+    shown = {"": [Picture("keep_ratio", heading, kept, draw, words.first_line(answer))]}
     if losses.has_lines(answer):
-        name, draw = f"loss_by_{losses.sweep_of(answer).name}", partial(losses.losses, answer)
-        shown[""].append(Picture(name, losses.title(answer), losses.caption(answer), draw))
+        name, draw_losses = f"loss_by_{losses.sweep_of(answer).name}", partial(losses.losses, answer)
+        shown[""].append(Picture(name, losses.title(answer), losses.caption(answer), draw_losses))
     for number, (name, group) in enumerate(by_title(answer).items()):
         file = f"{number}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:60]}"
         shown[name] = [
