@@ -10,6 +10,7 @@ row's documents, several where rows are packed, of the shape (steps, micro-batch
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("overrides", nargs="+")
     flags = parser.parse_args()
-    part = flags.out.with_name(flags.out.name + ".part")
+    part = flags.out.with_name(f"{flags.out.name}.{os.getpid()}.part")
     torch.save(rows(flags.overrides, flags.steps), part)
     part.replace(flags.out)
 

@@ -44,7 +44,6 @@ LIBRARIES = ("torchtitan", "torchtune", "axolotl", "unsloth")
 PACKED = ("torchtune",)
 """Those that are given packed rows."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
-RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519"}
 MODELS = Path(__file__).resolve().parents[2] / "recipes" / "models"
 
 
@@ -60,6 +59,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile, as the library has it")
     parser.add_argument("--tolls", metavar="NAME|FILE", help="a profile; only under python -m cctrain emulate")
     parser.add_argument("--blocks", type=int, default=4, help="with --tolls: pairs of blocks")
+    parser.add_argument("--hold", type=int, metavar="STEPS", help="stop by SIGSTOP after so many, until a SIGCONT")
     parser.set_defaults(models=MODELS)
     options = parser.parse_args()
     switch = None
@@ -79,8 +79,8 @@ def main() -> None:
     options.is_packed = any((rows.seq_lens > 0).sum(1).max() > 1 for rows in options.rows)
     if options.is_packed and options.name not in PACKED:
         parser.error(f"--rows {path}: its rows are packed; allowed with {', '.join(PACKED)}")
-    os.environ |= RANK_OF_ONE | OFFLINE
-    steps = Steps(StepTimer(clock()), options.steps, options.warmup, switch)
+    os.environ |= OFFLINE
+    steps = Steps(StepTimer(clock()), options.steps, options.warmup, switch, hold=options.hold)
     options.folder = Path(tempfile.mkdtemp())
 
     def end(code: int) -> None:

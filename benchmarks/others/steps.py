@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 from cctrain.emulation.blocks import ALL, OFF
@@ -14,10 +16,14 @@ MODES = {OFF: "off", ALL: "tolled"}
 
 
 class Steps:
-    """The ends of `num` steps after `warmup` others; a `switch` puts each under its tolls."""
+    """The ends of `num` steps after `warmup` others; a `switch` puts each under its tolls. After `hold` steps, if
+    given, the process stops itself until somebody continues it."""
 
-    def __init__(self, timer: StepTimer, num: int, warmup: int, switch: TollSwitch | None = None) -> None:
+    def __init__(
+        self, timer: StepTimer, num: int, warmup: int, switch: TollSwitch | None = None, *, hold: int | None = None
+    ) -> None:
         self._timer, self._num, self._warmup, self._switch = timer, num, warmup, switch
+        self._hold, self._done = hold, 0
 
     def begin(self) -> None:
         """The first step begins here."""
@@ -29,6 +35,9 @@ class Steps:
         self._timer.step_end("step", arm=facts.get("arm", OFF), is_settling=facts.get("is_settling", False))
         if self._switch and self._switch.next(drain):
             self._timer.resume()
+        self._done += 1
+        if self._done == self._hold:
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def times_s(self) -> dict[str, list[float]]:
         """Of the measured steps so far, by mode."""

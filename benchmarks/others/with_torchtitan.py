@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -11,9 +12,13 @@ from typing import Any
 import torch
 from steps import Steps, timed
 
+RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+"""It asks for them. The others would take themselves for ranks, and set up what a plain start does without."""
+
 
 def train(options: argparse.Namespace, steps: Steps) -> None:
     """On the rows of `options`."""
+    os.environ |= RANK_OF_ONE
     from torchtitan.tools import utils
 
     if not torch.cuda.is_available():

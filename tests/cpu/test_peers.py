@@ -29,8 +29,8 @@ def peers(folder, environment, *more):
                 "--line",
                 "broken: engine=hf train.distributed.tp_size=2",
             ),
-            *("--ours", "Trainer + PEFT", "--repeats", "1", "--warmup", "2", "--steps", "16", "--blocks", "2"),
-            *("--matmul-tflops", "0.1", *more),
+            *("--ours", "Trainer + PEFT", "--repeats", "1", "--warmup", "60", "--steps", "16", "--blocks", "2"),
+            *("--together", "2", "--matmul-tflops", "0.1", *more),
         ],
         env=environment,
         capture_output=True,
@@ -111,10 +111,10 @@ def test_packed_rows_for_other_libraries_say_how_long_their_documents_are(monkey
     import torch
 
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import peers
+    import peers_lines
     import peers_rows
 
-    overrides = ["recipe=tiny_llama_peft", "weights=random", *peers.shape_overrides("packed512")]
+    overrides = ["recipe=tiny_llama_peft", "weights=random", *peers_lines.shape_overrides("packed512")]
     found = peers_rows.rows(overrides, 4)
     assert found["input_ids"].shape == found["labels"].shape == (4, 1, 512)
     for ids, labels, seq_lens in zip(*(found[key][:, 0] for key in ("input_ids", "labels", "seq_lens")), strict=True):
@@ -234,9 +234,9 @@ def test_libraries_on_transformers_get_each_row_in_order_with_labels_that_they_s
 
 def test_both_scripts_give_the_same_libraries_packed_rows(others, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import peers
+    import peers_lines
 
-    assert others.run.PACKED == peers.PACKED
+    assert others.run.PACKED == peers_lines.PACKED
 
 
 def test_packed_rows_are_refused_for_libraries_that_would_let_their_documents_see_each_other(tmp_path):

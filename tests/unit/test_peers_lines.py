@@ -67,6 +67,7 @@ def settings(peers, folder, others, **more):
         "warmup": 1,
         "blocks": 2,
         "cell_s": 60.0,
+        "together": 1,
         "folder": folder,
     }
     return SimpleNamespace(**(known | {"others": others} | more))
@@ -162,9 +163,11 @@ def test_the_most_telling_lines_come_first_and_the_next_repeat_turns_the_order_r
 
 
 def test_a_recipes_line_has_its_own_further_overrides(peers, tmp_path):
+    import peers_run
+
     flags = settings(peers, tmp_path, None, tasks={"lora": "llama8b_peft", "sft": "llama8b_sft"}, lines=peers.LINES)
     lora, full, plain = (
-        peers.command(peers.Cell(task, "2x32", line, 0), flags)
+        peers_run.command(peers.Cell(task, "2x32", line, 0), flags)
         for task, line in (
             ("lora", "AutoModel, layers compiled"),
             ("sft", "AutoModel, layers compiled"),
