@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import peers_table
+import psutil
 from peers_lines import FURTHER, OTHERS, Cell, shape_overrides
-from peers_turns import READY_STEPS, Turn, held_too_late
+from peers_turns import READY_STEPS, Turn, held_too_late, tree
 
 _HERE = Path(__file__).resolve().parent
 _ROOT = str(_HERE.parent)
@@ -121,7 +123,9 @@ def _finished(
         try:
             stdout, stderr = process.communicate(timeout=_GRACE_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            for one in reversed(tree(process)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
             stdout, stderr = process.communicate()
     except KeyboardInterrupt:  # a terminal's Ctrl-C the program has had as well, a SIGTERM it has not
         process.terminate()

@@ -13,7 +13,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from cctrain.samples import parse_line, step_of
 READY_STEPS = 3
 """After so many a run is held: compilers have seen a second step, and graphs are recorded."""
 _POLL_S = 0.05
+_LOOK_S = 2.0
 _DRAIN_S = 2.0
 """For what the last one held has queued."""
 
@@ -39,27 +40,22 @@ class Turn:
         self.is_over = False
         """Nothing more is to be started."""
         self._runs = runs
-        self._held: list[psutil.Process] = []
 
     def hold(self) -> bool:
         """Hold it if it is ready. Returns whether it is held: by this, or by itself (`others/run.py --hold`)."""
-        below = _below(self.process)
-        ready = [process for process in below if self._num_steps(process.pid) >= READY_STEPS]
-        for process in ready:
-            process.suspend()
-        self._held = ready or [process for process in below if process.status() == psutil.STATUS_STOPPED]
-        if self._held:
+        for process in tree(self.process):
+            if self._num_steps(process.pid) >= READY_STEPS:
+                process.suspend()
+        if _stopped(self.process):
             self.held_at = time.time()
-        return bool(self._held)
+        return self.held_at is not None
 
     def go_on(self) -> None:
-        """Let go of it."""
-        for process in self._held:
+        """Let go of it, or of what it has become since: where a program fails, another may follow that holds itself."""
+        for process in _stopped(self.process):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
-        if self._held and self.held_at:
-            self.waited_s += time.time() - self.held_at
-        self._held = []
+            self.waited_s = self.waited_s or time.time() - (self.held_at or time.time())
 
     def end(self) -> None:
         """Tell it to stop, as a run does that ends as a partial record."""
@@ -77,11 +73,22 @@ class Turn:
         return 0
 
 
-def _below(process: subprocess.Popen[str] | None) -> list[psutil.Process]:
+def tree(process: subprocess.Popen[str] | None) -> list[psutil.Process]:
+    """The process with what it has started, and those have; empty where there is none any more."""
     with contextlib.suppress(psutil.NoSuchProcess):
         if process:
-            return [one for one in psutil.Process(process.pid).children(recursive=True) if one.is_running()]
+            top = psutil.Process(process.pid)
+            return [top, *top.children(recursive=True)]
     return []
+
+
+def _stopped(process: subprocess.Popen[str] | None) -> list[psutil.Process]:
+    found = []
+    for one in tree(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if one.status() == psutil.STATUS_STOPPED:
+                found.append(one)
+    return found
 
 
 def side_by_side(runs: Sequence[Callable[[Turn], Any]], folder: Path) -> list[Any]:
@@ -95,8 +102,9 @@ def side_by_side(runs: Sequence[Callable[[Turn], Any]], folder: Path) -> list[An
                 time.sleep(_POLL_S)
             time.sleep(_DRAIN_S)
             for turn, future in zip(turns, done, strict=True):
-                turn.go_on()
-                future.exception()  # waits
+                while not future.done():
+                    turn.go_on()
+                    wait([future], _LOOK_S)
         except BaseException:
             for turn in turns:
                 turn.end()

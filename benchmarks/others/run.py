@@ -47,8 +47,8 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
 MODELS = Path(__file__).resolve().parents[2] / "recipes" / "models"
 
 
-def main() -> None:
-    """Train, read the stamps, print."""
+def parse() -> tuple[argparse.Namespace, TollSwitch | None]:
+    """The command line, and what puts each step under its tolls."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=LIBRARIES)
     parser.add_argument("--task", choices=("lora", "sft"), default="lora", help="adapters, or all weights")
@@ -79,12 +79,19 @@ def main() -> None:
     options.is_packed = any((rows.seq_lens > 0).sum(1).max() > 1 for rows in options.rows)
     if options.is_packed and options.name not in PACKED:
         parser.error(f"--rows {path}: its rows are packed; allowed with {', '.join(PACKED)}")
+    return options, switch
+
+
+def main() -> None:
+    """Train, read the stamps, print."""
+    options, switch = parse()
     os.environ |= OFFLINE
     steps = Steps(StepTimer(clock()), options.steps, options.warmup, switch, hold=options.hold)
     options.folder = Path(tempfile.mkdtemp())
 
     def end(code: int) -> None:
         """With what there is."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         tokens = options.micro_batch * options.seq_len
         modes = {
             mode: {"step_times_s": seconds, "tokens_per_step": tokens} for mode, seconds in steps.times_s().items()
@@ -93,9 +100,12 @@ def main() -> None:
         shutil.rmtree(options.folder, ignore_errors=True)  # Axolotl's model is in it
         os._exit(code)
 
-    signal.signal(signal.SIGTERM, lambda *_: end(1))  # its deadline
+    # Its deadline. Where a signal comes the timer may be reading, so that its times are asked for after that.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         importlib.import_module(f"with_{options.name}").train(options, steps)
+    except KeyboardInterrupt:
+        end(1)
     except Exception as error:
         # Said on stdout as well, as a progress bar may have the last word on stderr.
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)

@@ -37,6 +37,7 @@ def turns(monkeypatch):
     import peers_turns as module
 
     monkeypatch.setattr(module, "_DRAIN_S", 0.1)
+    monkeypatch.setattr(module, "_LOOK_S", 0.2)
     return module
 
 
@@ -69,6 +70,16 @@ def test_one_that_ends_before_it_is_ready_keeps_nobody_waiting(turns, tmp_path):
     runs = [partial(run, tmp_path, "short", num_steps=1), partial(run, tmp_path, "a")]
     assert turns.side_by_side(runs, tmp_path) == [0, 0]
     assert len(stamps(tmp_path, "a")) == 30
+
+
+def test_one_that_follows_on_one_that_failed_and_holds_itself_is_let_go_of(turns, tmp_path):
+    def twice(turn):
+        run(tmp_path, "first", turn)
+        turn.process = subprocess.Popen([sys.executable, "-c", RANK, tmp_path / "second", "6", "holds itself"])
+        return turn.process.wait()
+
+    assert turns.side_by_side([twice, partial(run, tmp_path, "a")], tmp_path) == [0, 0]
+    assert len(stamps(tmp_path, "second")) == 6
 
 
 def test_what_one_of_them_raises_is_raised_when_all_are_over(turns, tmp_path):
