@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,12 @@ PAUSE, BOTH = "the pause alone", "the pause and an exchange"
 
 
 @triton.jit
-def ncclDevKernel_Test(pointer):  # noqa: N802, D103 - the library knows a collective by such a name
+def ncclDevKernel_Test(pointer):  # type: ignore[no-untyped-def]  # noqa: N802, D103 - the library knows a collective by such a name
     tl.store(pointer, 1.0)
 
 
-@triton.jit
-def _read_timer(pointer, count: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def _read_timer(pointer, count: tl.constexpr):  # type: ignore[no-untyped-def]
     for i in range(count):
         tl.store(pointer + i, tl.extra.cuda.globaltimer())
 
@@ -125,8 +126,8 @@ def by_cycles(exchange: Callable[[], object], num_calls: int) -> dict[float, Tim
         pause(pause_us)
         exchange()
 
-    blocks = {(PAUSE, us): captured(lambda us=us: pause(us), exchange, num_calls) for us in _PAUSES_US}
-    blocks |= {(BOTH, us): captured(lambda us=us: behind(us), exchange, num_calls) for us in _PAUSES_US}
+    blocks = {(PAUSE, us): captured(partial(pause, us), exchange, num_calls) for us in _PAUSES_US}
+    blocks |= {(BOTH, us): captured(partial(behind, us), exchange, num_calls) for us in _PAUSES_US}
     found = medians(blocks)
     less = {us: found[BOTH, 0.0] + found[PAUSE, us] - found[PAUSE, 0.0] if us else 0 for us in _PAUSES_US}
     return {us: found[BOTH, us] - less[us] for us in _PAUSES_US}

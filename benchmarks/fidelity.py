@@ -93,15 +93,17 @@ def calls_before_last_wait(reading: Reading) -> int | None:
 
     if reading.name in ("copy", *COLLECTIVES):
         family = copies if reading.name == "copy" else collectives
-        return family.num_calls(int(reading.conditions["bytes"] or 0))
-    return {
+        num: int = family.num_calls(int(reading.conditions["bytes"] or 0))
+        return num
+    num_calls: dict[str, int] = {
         "launch_pipelined": launch.CALLS,
         "launch_wait": launch.WAITED_CALLS,
         "graph_launch_pipelined": graphs.REPLAYS,
         "graph_launch_wait": graphs.REPLAYS,
         "event_wait": events.CALLS,
         "idle_wait": events.CALLS,
-    }.get(reading.name)
+    }
+    return num_calls.get(reading.name)
 
 
 def stretch_us(reading: Reading, own_us: float, profile: Profile, own: Mapping[str, float]) -> float:
@@ -261,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{flags.own or flags.file} lacks {', '.join(lacking)}, parts of the sums of all but collectives: measure "
             "launch and events, too"
         )
-    if profile.sha256 != record.tolls["sha256"]:
+    if profile.sha256 != (record.tolls or {}).get("sha256"):
         parser.error(f"the profile {profile.name} has changed since it was measured")
     rows = middle_rows([row for pairs in processes for row in sums(pairs, profile)])
     print(f"{'':52}{'own':>12}{'expected':>12}{'up to':>12}{'measured':>12}   off")

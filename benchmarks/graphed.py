@@ -41,7 +41,7 @@ from typing import Any
 
 import torch
 from instrument import RANK_OF_ONE
-from peers import shape_overrides
+from peers_lines import shape_overrides
 from rich.console import Console
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -49,6 +49,7 @@ class Cell:
 
 def shape_overrides(shape: str) -> tuple[str, ...]:
     """Of `4x256` (4 samples of 256 tokens) and `packed4096` (samples of SQuAD's lengths, packed into 4096)."""
+    data: tuple[str, ...]
     batch, packed = re.fullmatch(r"(\d+)x(\d+)", shape), re.fullmatch(r"packed(\d+)", shape)
     if batch:
         micro, data = batch[1], (f"data.seq_len={batch[2]}",)

@@ -86,7 +86,7 @@ def _timed(
     printed, error = _finished(argv, deadline, turn)
     if not error and is_emulated and not any(one.get("processes") for one in printed):
         error = "the emulation met no process of it: is there a GPU?"
-    timed = next((one["timed"] for one in printed if one.get("timed")), {})
+    timed: dict[str, Any] = next((one["timed"] for one in printed if one.get("timed")), {})
     if not error and len(timed) < (len(peers_table.MODES) if is_emulated else 1):
         error = f"it printed no step times{' of both modes' * is_emulated}"
     return timed, error

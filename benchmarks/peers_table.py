@@ -79,8 +79,8 @@ def _row(
     row: dict[str, Any] = dict(zip(("task", "shape", "line"), key, strict=True))
     row["floor_tokens_per_s_per_gpu"] = floor
     for mode in MODES.values():
-        sides = [{repeat: of[mode] for repeat, of in side.items() if mode in of} for side in (found, ours)]
-        row[mode] = _figures(*sides, floor)
+        theirs, own = ({repeat: of[mode] for repeat, of in side.items() if mode in of} for side in (found, ours))
+        row[mode] = _figures(theirs, own, floor)
     both = [of for of in found.values() if len(of) == len(MODES)]
     if both:
         values = [[of[mode].tokens_per_s_per_gpu for of in both] for mode in ("off", "tolled")]

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cctrain import rundir
@@ -81,15 +82,17 @@ def measured(run_dir: Path, ranks: int, steps_per_s: float, seconds: float) -> d
     }
 
 
-def begin(run_dir: Path, ranks: int) -> list[object]:
+def begin(run_dir: Path, ranks: int) -> list[TextIO]:
     """A run directory whose ranks have started; their samples files."""
     for name in ("samples", "logs"):
         (run_dir / name).mkdir(parents=True)
-    track = {"sinks": [], "project": None, "group": None}
+    track: dict[str, Any] = {"sinks": [], "project": None, "group": None}
     rundir.write_json(run_dir / "config.json", {"track": track, "measure": {"warmup": 5}, "train": {"model": {}}})
     rundir.write_text(run_dir / "run.json", to_json(make_records.run_record("off", 1, num_gpus=ranks)))
     rundir.write_json(run_dir / "running.json", {})
-    files = [(run_dir / "samples" / f"rank{rank}.jsonl").open("w", encoding="utf-8") for rank in range(ranks)]
+    files: list[TextIO] = [
+        (run_dir / "samples" / f"rank{rank}.jsonl").open("w", encoding="utf-8") for rank in range(ranks)
+    ]
     for rank, file in enumerate(files):
         file.write(json.dumps({"event": "start", "rank": rank, "world_size": ranks}) + "\n")
         file.write(json.dumps({"event": "ready", "data_rank": rank, "data_ranks": ranks}) + "\n")

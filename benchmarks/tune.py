@@ -78,7 +78,7 @@ def record(grid: Path, settings: list[str], for_s: float | None, share: tuple[in
 def _begin(grid: Path, request: Request) -> None:
     """The first line: what the points are of."""
     problem = request.problem
-    header = {
+    header: dict[str, Any] = {
         "arguments": list(request.arguments),
         "mode": request.mode,
         "gpu": sorted(set(request.gpus.names)),

@@ -76,9 +76,10 @@ def attempt(name: str, folder: Path) -> dict[str, Any]:
     python = home / "bin" / "python"
     packages = home / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     (packages / "zz_base.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    install = [python, "-m", "pip", "install", "-q", "--no-deps", *PACKAGES[name]]
+    install: list[str | Path] = [python, "-m", "pip", "install", "-q", "--no-deps", *PACKAGES[name]]
     probe = f"import importlib.metadata as m, {IMPORTS[name]}; print(m.version({name!r}))"
-    for stage, command in (("install", install), ("import", [python, "-c", probe])):
+    commands: dict[str, list[str | Path]] = {"install": install, "import": [python, "-c", probe]}
+    for stage, command in commands.items():
         try:
             done = subprocess.run(
                 command,

@@ -47,7 +47,7 @@ def follow(trainer: Any, steps: Steps) -> None:
     """Have a step end whenever one of transformers' Trainer does."""
     import transformers
 
-    class Begin(transformers.TrainerCallback):
+    class Begin(transformers.TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             steps.begin()
 

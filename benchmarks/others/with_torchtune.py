@@ -52,6 +52,7 @@ def train(options: argparse.Namespace, steps: Steps) -> None:
             return built
 
         def _setup_data(self, **_: Any) -> Any:
+            data: list[Any]
             if options.is_packed:  # which is masked as it is taken
                 data, collate = [packs(rows) for rows in options.rows], padded_collate_packed
             else:
