@@ -62,7 +62,7 @@ from cctrain.request.checks import check_gpus, check_layout
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import prepare_data
 from cctrain.request.graphed import check_step, recipe_run
-from cctrain.request.recipe import VLM, build_recipe, is_cpu_recipe, located
+from cctrain.request.recipe import VLM, is_cpu_recipe, located
 from cctrain.samples import SampleFile
 from cctrain.tolls import matmul
 
@@ -304,7 +304,7 @@ def configs(options: argparse.Namespace) -> dict[str, Config]:
         "track=none",
         "measure.steps=100000",
     ]
-    composed = {name: compose_config([*common, *overrides], build_recipe) for name, overrides in kinds.items()}
+    composed = {name: compose_config([*common, *overrides]) for name, overrides in kinds.items()}
     for config in composed.values():
         check_step(config, check_layout(config.train, config.measure, 1))
         if not is_cpu_recipe(config.train):

@@ -48,7 +48,7 @@ from cctrain.engines import automodel
 from cctrain.metrics import count_tokens
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import prepare_data
-from cctrain.request.recipe import build_recipe, located
+from cctrain.request.recipe import located
 from cctrain.samples import SampleFile, SampleThread
 
 RANK_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
@@ -87,7 +87,6 @@ class Bench:
                 "measure.steps=100000",
                 *options.override,
             ],
-            build_recipe,
         )
         prepare_data(config.data, folder, is_vlm=False)
         (folder / "checkpoints").mkdir()

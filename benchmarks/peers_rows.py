@@ -24,7 +24,7 @@ from cctrain.engines.hf_model import build_loader
 from cctrain.metrics import count_tokens
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import prepare_data
-from cctrain.request.recipe import build_recipe, located
+from cctrain.request.recipe import located
 
 KEYS = ("input_ids", "labels")
 
@@ -40,7 +40,7 @@ def batches(train: dict[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
 
 def rows(overrides: list[str], num_steps: int) -> dict[str, torch.Tensor]:
     """Of the first `num_steps` steps of the run that these overrides ask for; a step is one micro-batch."""
-    config = compose_config(overrides, build_recipe)
+    config = compose_config(overrides)
     with tempfile.TemporaryDirectory() as folder:
         prepare_data(config.data, Path(folder), is_vlm=False)
         taken = list(islice(batches(located(config.train, Path(folder))), num_steps))

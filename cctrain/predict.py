@@ -64,7 +64,6 @@ class Range:
 class Base:
     """What a prediction starts from: the plain steps of a run, on the rank that launched most."""
 
-    path: Path
     counted_by: str
     step_time_s: float
     """Mean."""
@@ -187,12 +186,12 @@ def read_base(path: Path) -> Base:
     except ValueError as error:
         raise RequestError(f"{shown(file)} is no run.json: {error}") from error
     try:
-        return _parse(path, node)
+        return _parse(node)
     except ValueError as error:
         raise RequestError(f"{shown(file)} cannot be predicted from: {error}") from error
 
 
-def _parse(path: Path, node: Any) -> Base:
+def _parse(node: Any) -> Base:
     expect(node, dict, "the file")
     if node.get("mode") == "on":
         raise ValueError("its steps have paid CC's tolls already; give a run with CC off")
@@ -210,7 +209,6 @@ def _parse(path: Path, node: Any) -> Base:
     copies = {} if by_operators else _copies(crossings)
     times = {key: 0.0 if by_operators else number(crossings.get(key), key) for key in ("in_driver_s", "blocked_s")}
     return Base(
-        path=path,
         counted_by="operators" if by_operators else "cupti",
         step_time_s=step_time_s,
         is_steady=expect(summary.get("steady_state"), dict, f"{name}.steady_state").get("is_steady") is True,

@@ -73,7 +73,7 @@ class SamplesTail:
         """Each rank that has written whole lines since the last call, and these: of many, the first. Until nothing
         comes, there may be more."""
         for number, path in _files(self._folder):
-            whole = _whole_lines(path, self._offsets.get(path, 0), _BLOCK_BYTES)
+            whole = _whole_lines(path, self._offsets.get(path, 0))
             if whole:
                 self._offsets[path] = self._offsets.get(path, 0) + len(whole)
                 yield number, list(io.BytesIO(whole))
@@ -91,17 +91,17 @@ def _files(folder: Path) -> Iterator[tuple[int, Path]]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     offset = 0
-    while whole := _whole_lines(path, offset, _BLOCK_BYTES):
+    while whole := _whole_lines(path, offset):
         offset += len(whole)
         yield from io.BytesIO(whole)
 
 
-def _whole_lines(path: Path, offset: int, num_bytes: int = -1) -> bytes:
-    """From `offset` on, those that end within `num_bytes`, or the first; all of them by default."""
+def _whole_lines(path: Path, offset: int) -> bytes:
+    """From `offset` on, those that end within a block, or the first."""
     with path.open("rb") as file:  # not kept open: a thousand ranks are more files than a process may have
         file.seek(offset)
-        block = file.read(num_bytes)
-        while b"\n" not in block and (more := file.read(num_bytes)):
+        block = file.read(_BLOCK_BYTES)
+        while b"\n" not in block and (more := file.read(_BLOCK_BYTES)):
             block += more
     return block[: block.rfind(b"\n") + 1]
 

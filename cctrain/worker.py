@@ -13,6 +13,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -67,12 +68,19 @@ def last_words(error: BaseException) -> dict[str, Any]:
     return {"event": "error", "time": time.time(), **explained(error)}
 
 
+_GPU_RAN_OUT = re.compile(r"CUDA (driver )?error: out of memory|STATUS_ALLOC_FAILED")
+"""Of the driver and of cuBLAS, which torch's own allocator has no part in."""
+_HOST_RAN_OUT = re.compile(r"can't allocate memory|Cannot allocate memory|bad_alloc")
+"""Of torch's allocator on a CPU, of the system, of C++."""
+
+
 def explained(error: BaseException) -> dict[str, Any]:
     """Its kind and its message, for the record."""
     name, text = type(error).__name__, str(error).strip()
-    where = {"OutOfMemoryError": "GPU", "MemoryError": "host"}.get(name, "")
-    if "can't allocate memory" in text:  # torch's allocator on CPU
-        where = "host"
+    if name == "OutOfMemoryError" or _GPU_RAN_OUT.search(text):
+        where = "GPU"
+    else:
+        where = "host" if name == "MemoryError" or _HOST_RAN_OUT.search(text) else ""
     if where:
         hint = "lower train.step_scheduler.local_batch_size or data.seq_len, or set activation_checkpointing"
         return {"kind": "out_of_memory", "message": f"out of {where} memory: {hint} (train.distributed)"}

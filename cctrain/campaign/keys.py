@@ -19,7 +19,8 @@ from cctrain.platform import versions
 from cctrain.platform.gpu import Gpus
 from cctrain.request.checks import check_gpus
 from cctrain.request.compose import compose_config
-from cctrain.request.recipe import build_recipe, check_shape, is_cpu_recipe
+from cctrain.request.data_files import check_jsonl
+from cctrain.request.recipe import is_cpu_recipe
 from cctrain.request.startable import check_request, ranks_per_node
 
 _NOT_OF_THE_RUN = ("track", "tune", "run_root", "dry_run")
@@ -65,8 +66,8 @@ class Keys:
 
 def _composed(trial: Trial) -> Config:
     try:
-        config = compose_config(list(trial.settings), build_recipe)
-        check_shape(config.train, "the recipe with its overrides")
+        config = compose_config(list(trial.settings))
+        check_jsonl(config.data)
         check_request(config, ranks_per_node(config) * config.launch.num_nodes)
     except RequestError as error:
         raise RequestError(f"{trial.label}: {error}") from error

@@ -22,7 +22,6 @@ from cctrain.packaged import CONF
 from cctrain.platform import cc, gpu, machine
 from cctrain.records import finite
 from cctrain.request.compose import compose_config
-from cctrain.request.recipe import build_recipe
 
 
 def run(arguments: list[str]) -> int:
@@ -40,7 +39,7 @@ def run(arguments: list[str]) -> int:
     with ThreadPoolExecutor(1) as pool:  # the driver may take a second to answer, and so do the recipes
         looking = pool.submit(look)
         names = flags.recipe or sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
-        configs = [compose_config([f"recipe={name}"], build_recipe) for name in names]
+        configs = [compose_config([f"recipe={name}"]) for name in names]
         gpus, seen = looking.result()
     here = Machine(len(gpus.names), min(gpus.memory_gib, default=0.0))
     findings = [judge(config, here) for config in configs]

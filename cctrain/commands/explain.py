@@ -10,12 +10,12 @@ measure.steps= there are 5 steps a block.
 from __future__ import annotations
 
 from cctrain.commands import train
+from cctrain.config import DEFAULT_BLOCKS
 from cctrain.emulation.arms import arms
 from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError
 
 _STEPS_OF_A_BLOCK = 5
-_ROUNDS = 8
 
 
 def run(arguments: list[str]) -> int:
@@ -39,6 +39,6 @@ def settings(arguments: list[str]) -> list[str]:
     if "measure.steps" not in given:
         has_graphs = (given.get("step") or given.get("step.kind") or "stock") != "stock"
         num_arms = len(arms(load_profile(given["tolls"]), is_explained=True, num_ranks=2, has_graphs=has_graphs))
-        rounds = int(given["cc.blocks"]) if given.get("cc.blocks", "").isdigit() else _ROUNDS
+        rounds = int(given["cc.blocks"]) if given.get("cc.blocks", "").isdigit() else DEFAULT_BLOCKS
         own.append(f"measure.steps={num_arms * rounds * _STEPS_OF_A_BLOCK}")
     return [*own, "cc=emulated", "cc.explain=true"]

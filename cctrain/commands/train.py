@@ -35,7 +35,7 @@ from cctrain.request.data_files import check_jsonl, prepare_data
 from cctrain.request.graphed import recipe_run, step_chosen
 from cctrain.request.identity import identity
 from cctrain.request.lost_gradient import lost_gradient
-from cctrain.request.recipe import VLM, build_recipe, check_shape, is_cpu_recipe, located
+from cctrain.request.recipe import VLM, is_cpu_recipe, located
 from cctrain.request.sections import unread
 from cctrain.request.startable import check_request, ranks_per_node
 from cctrain.sinks.tracking import Tracking, check_sinks
@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> int:
     """Train as `arguments` (overrides) say. Returns the exit code; raises CctrainError for what the user must mend."""
     job = in_job.detect(os.environ)
     if job:
-        is_dry = any(argument.lower().lstrip("+") == "dry_run=true" for argument in arguments)
+        is_dry = any(_is_true(argument.lstrip("+"), "dry_run") for argument in arguments)
         if not is_dry:
             return in_job.run_rank(job, arguments)
         if job.rank:
@@ -86,23 +86,26 @@ def run(arguments: list[str]) -> int:
     return _run(arguments)
 
 
+def _is_true(argument: str, key: str) -> bool:
+    """In the words that OmegaConf takes for it."""
+    name, _, value = argument.partition("=")
+    return name == key and value.lower() in ("true", "yes", "y", "on", "1")
+
+
 def _run(arguments: list[str]) -> int:
     with stops_held():
-        config = compose_config(arguments, build_recipe)
-    check_shape(config.train, "the recipe with its overrides")
-    if not config.run_root:
-        raise RequestError("run_root is empty: allowed is a directory, runs by default")
+        config = compose_config(arguments)
     check_jsonl(config.data)
-    run_root = Path(config.run_root).expanduser()
     if config.launch.kind is not LaunchKind.torchrun:
         return _submit(config, arguments)
     if config.dry_run:
         return _dry_run(config)
-    _finish_abandoned(run_root)
     starter = in_job.first_rank(os.environ)
     if starter:
         _check_world(starter.world, config, arguments)
     request = _check(config, world=starter.world if starter else None)
+    run_root = Path(config.run_root).expanduser()
+    _finish_abandoned(run_root)
     # A scheduler's SIGTERM and a closed terminal end the run like a Ctrl-C: as a partial record.
     take_stops_as_ctrl_c()
     if request.rendezvous and not request.rendezvous.is_host:
@@ -154,7 +157,7 @@ def _check(config: Config, world: int | None) -> _Request:
     check_not_inside(os.environ, "with cc=emulated tolls=NAME")
     gpus = gpu.observe()
     is_cpu = is_cpu_recipe(config.train)
-    nproc_per_node = config.launch.nproc_per_node or max(1, 0 if is_cpu else len(gpus.names))
+    nproc_per_node = ranks_per_node(config, 0 if is_cpu else len(gpus.names))
     num_ranks = world or nproc_per_node * config.launch.num_nodes
     layout = check_request(config, num_ranks)
     if not is_cpu and world is None:
@@ -173,7 +176,7 @@ def _check(config: Config, world: int | None) -> _Request:
 def _submit(config: Config, arguments: list[str]) -> int:
     from cctrain.submit import job
 
-    check_request(config, (config.launch.nproc_per_node or 1) * config.launch.num_nodes)
+    check_request(config, ranks_per_node(config) * config.launch.num_nodes)
     return job.submit(config.launch, arguments, is_cpu=is_cpu_recipe(config.train), dry_run=config.dry_run)
 
 

@@ -72,7 +72,8 @@ def _arm(run: Run, mode: str, label: str, measured: Ints) -> Arm:
     steps = run.steps
     times = steps.step_time_s[measured]
     ranks, padded = steps.rank_step_time_s[measured], steps.padded_tokens[measured]
-    is_sound = bool(len(measured) and np.all(times > 0) and np.all(ranks > 0) and np.all(padded > 0))
+    went_back = any(np.any(spans[measured] < 0) for spans in steps.phases_s.values())
+    is_sound = bool(len(measured) and np.all(times > 0) and np.all(ranks > 0) and np.all(padded > 0) and not went_back)
     found = stats.find_steady(times.tolist()) if is_sound else stats.Steady(0, None, is_settling=True)
     steady = measured[found.cut :]
     tokens = steps.padded_tokens[steady] / run.num_gpus

@@ -129,7 +129,7 @@ def _called(recipe: str, setting: Setting) -> str:
 
 def _grouped(runs: Sequence[Run], options: Options) -> dict[Cell, dict[str, Group]]:
     """By recipe and setting, then by mode: off, on, emulated with each profile, unknown."""
-    labels = _labels(runs)
+    labels = labels_of(runs)
     groups: dict[Cell, dict[str, Group]] = {}
     for run in sorted(runs, key=_order):
         *own_off, arm = arms_of(run)
@@ -154,7 +154,7 @@ def _order(run: Run) -> tuple[object, ...]:
     )
 
 
-def _labels(runs: Sequence[Run]) -> dict[str, str]:
+def labels_of(runs: Sequence[Run]) -> dict[str, str]:
     """By run: the mode, with the profile's name, and its hash where two profiles go by one name."""
     hashes: dict[str, set[str]] = {}
     for run in runs:

@@ -12,10 +12,11 @@ from cctrain.doctor.fit import MARGIN, Fit, Machine, fit, layout_of
 from cctrain.doctor.hurts import Hurt, hurts
 from cctrain.doctor.memory import estimate
 from cctrain.packaged import RECIPES
-from cctrain.request.checks import Layout, check_layout, smallest_world
+from cctrain.request.checks import Layout, smallest_world
 from cctrain.request.data import row_tokens
 from cctrain.request.hf import reasons
 from cctrain.request.recipe import is_cpu_recipe
+from cctrain.request.startable import check_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def judge(config: Config, machine: Machine) -> Finding:
     recipe, name = config.train, config.recipe.name
     data_ranks = (recipe.get("distributed") or {}).get("dp_size")
     fewest = smallest_world(recipe) * (data_ranks if isinstance(data_ranks, int) else 1)
-    check_layout(recipe, config.measure, fewest)
+    check_request(config, fewest)
     packing = (recipe.get("packed_sequence") or {}).get("packed_sequence_size") or 0
     seq_len = row_tokens(recipe, config.data.seq_len, packing)
     not_hf = tuple(reasons(recipe))

@@ -41,20 +41,12 @@ def _named(name: str) -> Any:
 
 
 def visible_indices(count: int) -> list[int]:
-    """Indices that CUDA_VISIBLE_DEVICES leaves; names (UUIDs, MIG) are counted, not looked up."""
+    """Indices that CUDA_VISIBLE_DEVICES leaves: those before the first that does not exist, as CUDA reads it."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return list(range(count))
     entries = [entry.strip() for entry in value.split(",") if entry.strip()]
-    # CUDA stops at the first that does not exist.
-    known = list(itertools.takewhile(lambda entry: _can_be_a_gpu(entry, count), entries))
-    if all(entry.isdigit() for entry in known):
-        return [int(entry) for entry in known]
-    return list(range(min(len(known), count)))
-
-
-def _can_be_a_gpu(entry: str, count: int) -> bool:
-    return int(entry) < count if entry.isdigit() else entry.startswith(("GPU-", "MIG-"))
+    return [int(e) for e in itertools.takewhile(lambda entry: entry.isdigit() and int(entry) < count, entries)]
 
 
 def answer(function: str, *arguments: Any) -> Any:

@@ -58,7 +58,8 @@ class Progress:
         by_sample = {rank.data_rank: rank.last_step["padded_tokens"] for rank in ranks.values() if rank.last_step}
         tokens = sum(by_sample.values()) / self._world
         loss = "not a number" if behind["loss"] is None else f"{behind['loss']:.3f}"
-        rate = f"{tokens / seconds:,.0f} tokens/s/GPU  loss {loss}"
+        speed = f"{tokens / seconds:,.0f}" if seconds > 0 else "?"
+        rate = f"{speed} tokens/s/GPU  loss {loss}"
         self._bar.update(self._task, description="step", completed=int(behind["step"]), rate=rate)
         if not self._console.is_terminal and self._clock() - self._said_at >= _EVERY_S:
             self._said_at = self._clock()

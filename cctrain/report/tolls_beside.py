@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cctrain.comparison.groups import labels_of
 from cctrain.load import Run
 from cctrain.tolls.published import PUBLISHED, SEED
 from cctrain.tolls.record import Facts
-from cctrain.tolls.table import number
+from cctrain.tolls.table import number, size
 
 _OF: dict[str, tuple[str, Facts]] = {
     "launch_us": ("launch_pipelined", {"via": "torch"}),
@@ -21,12 +22,13 @@ _OF: dict[str, tuple[str, Facts]] = {
 """The published reading that a toll follows from: CC off -> on, in us or GB/s; x: on over off; +: what CC adds."""
 
 
-def profiles(runs: Iterable[Run]) -> dict[str, Mapping[str, Any]]:
-    """The content of each profile that emulated runs paid, by name; empty where the record does not hold it."""
-    found: dict[str, Mapping[str, Any]] = {}
+def profiles(runs: Sequence[Run]) -> dict[str, Mapping[str, Any]]:
+    """The content of each profile that emulated runs paid, by name, with its hash where two go by one; empty where the
+    record does not hold it."""
+    labels, found = labels_of(runs), dict[str, Mapping[str, Any]]()
     for run in runs:
         if run.mode == "emulated":
-            found.setdefault(run.profile, _content(run.tolls or {}))
+            found.setdefault(labels[run.run_id].removeprefix("emulated "), _content(run.tolls or {}))
     return found
 
 
@@ -53,19 +55,12 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return "; ".join(f"{_shown(point[1])} at {_bytes(point[0])}" for point in value if _is_point(point))
+        return "; ".join(f"{_shown(point[1])} at {size(int(point[0]))}" for point in value if _is_point(point))
     return number(float(value)) if isinstance(value, (int, float)) else str(value)
 
 
 def _is_point(node: Any) -> bool:
     return isinstance(node, list) and len(node) == 2 and all(isinstance(value, (int, float)) for value in node)
-
-
-def _bytes(count: float) -> str:
-    for size, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if count >= size:
-            return f"{count / size:g} {unit}"
-    return f"{count:g} B"
 
 
 def _beside(toll: str) -> tuple[str, str]:

@@ -9,7 +9,6 @@ node `train`, so that any of its keys can be overridden with Hydra's own grammar
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,14 @@ from cctrain.packaged import CONF
 from cctrain.request.allowed import refuse_secret_interpolations
 from cctrain.request.emulated import check_emulated, take_tolls
 from cctrain.request.hydra_errors import explain, own_keys
+from cctrain.request.recipe import build_recipe, check_shape
 
 OWN_FILE = "own_file"
 """Name under which a recipe file given by path is known to Hydra."""
 
-BuildRecipe = Callable[[Config], dict[str, Any]]
 
-
-def compose_config(arguments: list[str], build_recipe: BuildRecipe, *, is_tuned: bool = False) -> Config:
-    """Compose `arguments` (`key=value`); `build_recipe` makes the AutoModel recipe of the first pass's config.
+def compose_config(arguments: list[str], *, is_tuned: bool = False) -> Config:
+    """Compose `arguments` (`key=value`) to a config whose `train` is the whole AutoModel recipe.
 
     `is_tuned`: for the verb tune, which alone reads tune.*. Raises RequestError for anything that is not a valid
     request.
@@ -67,6 +65,7 @@ def compose_config(arguments: list[str], build_recipe: BuildRecipe, *, is_tuned:
         composed = _compose(lines + train_lines, config.train, recipe_entry)
         resolved = _resolved(composed.train, train_lines, config.train)
         _check_numbers(config.train, resolved, "train")
+        check_shape(resolved, "the recipe with its overrides")
         config.train = resolved
     return config
 

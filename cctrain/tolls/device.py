@@ -27,10 +27,13 @@ def can_run() -> str | None:
     return None if free_gib >= _NEEDED_GIB else f"needs {_NEEDED_GIB} GiB of GPU memory, {free_gib:.1f} are free"
 
 
-def warm_up(seconds: float = 0.25) -> None:
+_WARM_UP_S = 0.25
+
+
+def warm_up() -> None:
     """Matmuls that bring up the GPU's clocks."""
     matrix, product = (torch.randn(4096, 4096, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + _WARM_UP_S
     while time.perf_counter() < end:
         for _ in range(20):
             torch.mm(matrix, matrix, out=product)

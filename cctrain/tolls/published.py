@@ -33,8 +33,8 @@ def _seed(name: str, conditions: Facts, b300: str, hopper: str | None) -> list[P
     return [Published(name, conditions, hardware, text, SEED) for hardware, text in columns if text]
 
 
-def _bulk(memory: str, direction: str = "h2d") -> Facts:
-    return {"direction": direction, "memory": memory, "bytes": 256 * _MIB}
+def _bulk(memory: str) -> Facts:
+    return {"direction": "h2d", "memory": memory, "bytes": 256 * _MIB}
 
 
 def _h100(direction: str, memory: str, num_bytes: int, text: str) -> Published:

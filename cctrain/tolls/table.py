@@ -88,13 +88,14 @@ def describe(conditions: Facts) -> str:
     words = []
     for key, value in conditions.items():
         if key == "bytes" and isinstance(value, int):
-            words.append(_size(value))
+            words.append(size(value))
         else:
             words.append(str(value) if isinstance(value, str) else f"{key} {value}")
     return ", ".join(words)
 
 
-def _size(num_bytes: int) -> str:
+def size(num_bytes: int) -> str:
+    """In binary units."""
     unit = max((unit for unit in (0, 10, 20, 30) if num_bytes >> unit), default=0)
     return f"{num_bytes / (1 << unit):g} {('B', 'KiB', 'MiB', 'GiB')[unit // 10]}"
 

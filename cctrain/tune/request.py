@@ -14,8 +14,8 @@ from cctrain.platform import cc, gpu
 from cctrain.request.checks import Layout, check_gpus, check_hub
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import check_jsonl
-from cctrain.request.recipe import build_recipe, check_shape, is_cpu_recipe
-from cctrain.request.startable import check_request
+from cctrain.request.recipe import is_cpu_recipe
+from cctrain.request.startable import check_request, ranks_per_node
 from cctrain.tune import space
 from cctrain.tune.problem import Gpu, problem_of
 from cctrain.tune.search import Problem
@@ -55,11 +55,8 @@ class Request:
 def checked(arguments: list[str]) -> Request:
     """Raises RequestError and PlatformError for what can be known to fail."""
     arguments = [*arguments, *_steps(arguments)]
-    config = compose_config(arguments, build_recipe, is_tuned=True)
-    check_shape(config.train, "the recipe with its overrides")
+    config = compose_config(arguments, is_tuned=True)
     check_jsonl(config.data)
-    if not config.run_root:
-        raise RequestError("run_root is empty: allowed is a directory, runs by default")
     if config.launch.kind is not LaunchKind.torchrun or config.launch.num_nodes > 1:
         raise RequestError(
             f"launch={config.launch.kind.value} launch.num_nodes={config.launch.num_nodes}: tune runs its trials on "
@@ -70,10 +67,10 @@ def checked(arguments: list[str]) -> Request:
     own = _of_a_trial(arguments, config)
     gpus = gpu.observe()
     is_cpu = is_cpu_recipe(config.train)
-    num_ranks = config.launch.nproc_per_node or max(1, 0 if is_cpu else len(gpus.names))
+    num_ranks = ranks_per_node(config, 0 if is_cpu else len(gpus.names))
 
     def layout_of(settings: tuple[str, ...]) -> Layout:
-        composed = compose_config([*space.joined(own, settings)], build_recipe)
+        composed = compose_config([*space.joined(own, settings)])
         return check_request(composed, num_ranks)
 
     layout = layout_of(())

@@ -25,9 +25,8 @@ from cctrain.tune import space
 from cctrain.tune.point import COMPLETE, FAILED, OUT_OF_MEMORY, Observation, Point
 from cctrain.tune.request import Request
 
-_RAN_OUT = re.compile(
-    r"out of (?:GPU |host )?memory|STATUS_ALLOC_FAILED|bad_alloc|Cannot allocate memory", re.IGNORECASE
-)
+_RAN_OUT = re.compile(r"out of (?:GPU|host) memory")
+"""Said of a recording that broke off, too."""
 _KIND = "out_of_memory"
 """What a rank's own error line calls it (worker.py)."""
 

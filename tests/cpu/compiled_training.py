@@ -19,7 +19,7 @@ from regression import FakeRecorder
 from cctrain.engines import automodel
 from cctrain.engines.automodel_graphed import GraphedTraining
 from cctrain.request.compose import compose_config
-from cctrain.request.recipe import build_recipe, located
+from cctrain.request.recipe import located
 from cctrain.samples import SampleFile
 
 TENSOR = torch.tensor
@@ -70,7 +70,7 @@ def train(recipe: dict, *, is_compiled: bool) -> tuple[list[float], dict[str, An
 
 def both(overrides: list[str]) -> dict[str, Any]:
     """One case."""
-    config = compose_config([*overrides, "data=recipe", "measure.warmup=1", "measure.steps=2"], build_recipe)
+    config = compose_config([*overrides, "data=recipe", "measure.warmup=1", "measure.steps=2"])
     recipe = located(config.train, Path(tempfile.mkdtemp()))
     uncompiled, _ = train(recipe, is_compiled=False)
     compiled, facts = train(recipe, is_compiled=True)

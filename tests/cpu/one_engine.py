@@ -23,7 +23,7 @@ import torch
 
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import prepare_data
-from cctrain.request.recipe import build_recipe, located
+from cctrain.request.recipe import located
 from cctrain.samples import SampleFile
 
 OF_DATA = (
@@ -51,7 +51,6 @@ def recipe_in(folder, weights):
             *("recipe=tiny_llama_peft", "weights=pretrained", f"weights.path={weights}", "data=pydoc"),
             *("data.seq_len=64", "measure.warmup=2", "measure.steps=4"),
         ],
-        build_recipe,
     )
     folder.mkdir()
     (folder / "samples").mkdir()

@@ -15,7 +15,6 @@ from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import check_layout
 from cctrain.request.compose import compose_config
 from cctrain.request.graphed import check_step
-from cctrain.request.recipe import build_recipe
 from tests.stub_nvml import NO_PERMISSION, StubNvml
 
 VERB = """
@@ -114,13 +113,13 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("tiny")])
 def test_every_override_composes_and_gives_a_recipe_that_may_start(name):
-    as_it_is = compose_config([f"recipe={name}"], build_recipe)
+    as_it_is = compose_config([f"recipe={name}"])
     all_wanted = set()
     for machine in MACHINES:
         seen = judge(as_it_is, machine)
         all_wanted |= {seen.fit.overrides, *(seen.fit.overrides + hurt.overrides for hurt in seen.hurts)}
     for wanted in all_wanted - {()}:
-        config = compose_config([f"recipe={name}", *wanted], build_recipe)
+        config = compose_config([f"recipe={name}", *wanted])
         check_recipe(config.train)
         check_step(config, check_layout(config.train, config.measure, config.launch.nproc_per_node))
         for override in wanted:
@@ -132,7 +131,7 @@ def test_every_override_composes_and_gives_a_recipe_that_may_start(name):
 
 
 def test_the_command_line_with_all_overrides_of_a_recipe_runs_dry(run_cctrain):
-    seen = judge(compose_config(["recipe=llama70b_peft"], build_recipe), Machine(8, 140.4))
+    seen = judge(compose_config(["recipe=llama70b_peft"]), Machine(8, 140.4))
     overrides = list(dict.fromkeys(override for hurt in seen.hurts for override in hurt.overrides))
     assert len(overrides) == 3
     run = run_cctrain("recipe=llama70b_peft", *overrides, "dry_run=true")

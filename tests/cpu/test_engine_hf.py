@@ -274,10 +274,10 @@ def test_what_of_a_vision_tower_is_frozen_has_no_adapter_that_trains(stated):
     """As AutoModel has it, for which a tower is frozen unless it is said."""
     from cctrain.engines.hf_model import build_model
     from cctrain.request.compose import compose_config
-    from cctrain.request.recipe import build_recipe, located
+    from cctrain.request.recipe import located
 
     lines = ["recipe=tiny_gemma_peft", "engine=hf", "train.peft.match_all_linear=true", "~train.peft.exclude_modules"]
-    train = located(compose_config(lines, build_recipe).train, Path())
+    train = located(compose_config(lines).train, Path())
     train["freeze_config"] = {"freeze_vision_tower": stated, "freeze_language_model": False}
     trained = [name for name, one in build_model(train).named_parameters() if one.requires_grad]
     assert trained

@@ -35,6 +35,12 @@ def test_token_counts_are_those_counted_by_hand(in_torchrun):
         assert 0.8 * 4 * 64 < step["label_tokens"] < 4 * 64  # the loss is on the answer, nearly all of a sample
 
 
+def test_a_dry_run_in_whatever_words_is_shown_once_and_ends_every_rank(run_cctrain):
+    run = run_cctrain("recipe=tiny_llama_peft", "dry_run=yes", launcher=TORCHRUN)
+    assert run.code == 0, run.stderr
+    assert run.last_line["dry_run"]
+
+
 def test_a_request_that_is_refused_ends_every_rank(run_cctrain):
     run = run_cctrain("recipe=tiny_llama_peft", "train.step_scheduler.local_batch_size=3", launcher=TORCHRUN)
     assert run.code != 0

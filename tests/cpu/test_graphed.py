@@ -22,7 +22,7 @@ from cctrain.reduce import Reduction, reduce_samples
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import prepare_data
 from cctrain.request.graphed import recipe_run
-from cctrain.request.recipe import VLM, build_recipe, located
+from cctrain.request.recipe import VLM, located
 from cctrain.request.startable import check_request
 from cctrain.steps.lengths import next_length
 from tests.questions import write_recipe
@@ -96,7 +96,7 @@ class Trained:
 
 def prepare(case, kind, run_dir):
     """All that ranks need."""
-    config = compose_config([*case.overrides, *SHORT, f"step={kind}"], build_recipe)
+    config = compose_config([*case.overrides, *SHORT, f"step={kind}"])
     recipe = located(recipe_run(config, check_request(config, case.num_ranks)), run_dir)
     for name in ("samples", "logs"):
         (run_dir / name).mkdir(parents=True)

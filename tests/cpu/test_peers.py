@@ -87,14 +87,14 @@ def test_the_rows_for_other_libraries_are_those_that_automodels_own_loader_gives
 
     from cctrain.request.compose import compose_config
     from cctrain.request.data_files import prepare_data
-    from cctrain.request.recipe import build_recipe, located
+    from cctrain.request.recipe import located
 
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import peers_rows
 
     overrides = ["recipe=tiny_llama_peft", "weights=random", "data=synthetic", "data.seq_len=512"]
     found = peers_rows.rows(overrides, 4)
-    config = compose_config(overrides, build_recipe)
+    config = compose_config(overrides)
     prepare_data(config.data, tmp_path, is_vlm=False)
     train = located(config.train, tmp_path)
     tokenizer = NeMoAutoTokenizer.from_pretrained(train["dataset"]["tokenizer"]["pretrained_model_name_or_path"])

@@ -18,7 +18,6 @@ from cctrain.errors import RequestError
 from cctrain.packaged import RECIPES
 from cctrain.request.checks import Layout
 from cctrain.request.compose import compose_config
-from cctrain.request.recipe import build_recipe
 
 EVIDENCE = Path(__file__).parents[2] / "docs/evidence/main-job"
 ONE_H200, TWO_H200, EIGHT_H200 = (Machine(number, 140.4) for number in (1, 2, 8))
@@ -27,7 +26,7 @@ NO_GPU = Machine(0, 0.0)
 
 @functools.cache
 def composed(*arguments):
-    return compose_config(list(arguments), build_recipe)
+    return compose_config(list(arguments))
 
 
 def finding(machine, *arguments):
@@ -211,10 +210,19 @@ def test_a_model_in_a_directory_is_read_there(tmp_path):
     assert mine.fit == packaged.fit
 
 
-def test_a_recipe_that_cannot_run_anywhere_is_refused_by_its_key(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "instead", "told"),
+    [
+        ("local_batch_size: 4", "local_batch_size: many", "local_batch_size=many"),
+        ("strategy: fsdp2", "strategy: fsdpp", "strategy=fsdpp"),
+        ("_target_: torch.optim.Adam\n", "_target_: os.system\n", "os.system"),
+    ],
+)
+def test_a_recipe_that_cannot_run_anywhere_is_refused_by_its_key(tmp_path, line, instead, told):
     text = (RECIPES / "llama8b_peft.yaml").read_text()
-    (tmp_path / "mine.yaml").write_text(text.replace("local_batch_size: 4", "local_batch_size: many"))
-    with pytest.raises(RequestError, match="local_batch_size=many"):
+    assert line in text
+    (tmp_path / "mine.yaml").write_text(text.replace(line, instead))
+    with pytest.raises(RequestError, match=told):
         finding(ONE_H200, f"recipe={tmp_path}/mine.yaml")
 
 

@@ -8,11 +8,10 @@ from cctrain.errors import RequestError
 from cctrain.packaged import CONF
 from cctrain.request.compose import compose_config
 from cctrain.request.hf import casts, check_engine, policy_dtype, reasons
-from cctrain.request.recipe import build_recipe
 
 
 def composed(*overrides, recipe="llama8b_peft"):
-    return compose_config([f"recipe={recipe}", "engine=hf", *overrides], build_recipe)
+    return compose_config([f"recipe={recipe}", "engine=hf", *overrides])
 
 
 @pytest.mark.parametrize(
@@ -111,4 +110,4 @@ def test_liger_needs_its_package(monkeypatch):
 
 
 def test_the_first_engine_takes_everything():
-    check_engine(compose_config(["recipe=llama70b_sft"], build_recipe))
+    check_engine(compose_config(["recipe=llama70b_sft"]))

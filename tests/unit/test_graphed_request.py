@@ -11,7 +11,7 @@ from cctrain.request.checks import Layout
 from cctrain.request.compose import compose_config
 from cctrain.request.graphed import check_step, recipe_run, step_chosen
 from cctrain.request.hf import check_engine
-from cctrain.request.recipe import build_recipe, recipe_hash
+from cctrain.request.recipe import recipe_hash
 
 PIPELINE = ("train.distributed.pp_size=2",)
 FP8 = ("+train.fp8.enabled=true",)
@@ -20,7 +20,7 @@ REDRAWN = ("+train.peft.dropout=0.1", "+train.distributed.activation_checkpointi
 
 
 def composed(*overrides, recipe="llama8b_peft"):
-    return compose_config([f"recipe={recipe}", *overrides], build_recipe)
+    return compose_config([f"recipe={recipe}", *overrides])
 
 
 def layout(config):

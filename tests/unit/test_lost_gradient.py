@@ -4,14 +4,13 @@ import pytest
 
 from cctrain.request.compose import compose_config
 from cctrain.request.lost_gradient import lost_gradient
-from cctrain.request.recipe import build_recipe
 from cctrain.request.startable import check_request
 
 PARALLEL = ("recipe=tiny_llama_sft", "train.distributed.tp_size=2")
 
 
 def note(*overrides):
-    config = compose_config(overrides, build_recipe)
+    config = compose_config(overrides)
     return lost_gradient(config, check_request(config, 2))
 
 

@@ -158,7 +158,7 @@ def test_gpus_that_are_not_visible_do_not_count(drivers):
     seen = drivers.ask(environment | {"CUDA_VISIBLE_DEVICES": "2,0"}, "observe")
     assert outcomes(seen["cc"]) == OFF_ONLY
     assert [device["bus_id"] for device in seen["devices"]] == ["0000:12:00.0", "0000:10:00.0"]
-    for hidden in ("0,9,1", "0,none,1"):  # CUDA stops at the first that is none
+    for hidden in ("0,9,1", "0,none,1", "0,GPU-stub-1"):  # CUDA stops at the first that is none
         seen = drivers.ask(environment | {"CUDA_VISIBLE_DEVICES": hidden}, "observe")
         assert [device["bus_id"] for device in seen["devices"]] == ["0000:10:00.0"]
     seen = drivers.ask(environment | {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, "observe")

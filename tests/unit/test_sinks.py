@@ -17,7 +17,7 @@ from cctrain.errors import RequestError
 from cctrain.records import strict_json, to_json
 from cctrain.redaction import REDACTED
 from cctrain.request.compose import compose_config
-from cctrain.request.recipe import build_recipe, recipe_hash
+from cctrain.request.recipe import recipe_hash
 from cctrain.sinks.child import stream
 from cctrain.sinks.compared import track_comparison
 from cctrain.sinks.facts import Steps, end_of, start_of
@@ -342,14 +342,14 @@ def test_wrong_settings_name_the_key(wrong, said):
 
 def test_every_choice_of_track_is_there_and_none_changes_what_is_trained():
     configs = {
-        kind: compose_config(["recipe=tiny_llama_peft", f"track={kind}"], build_recipe)
+        kind: compose_config(["recipe=tiny_llama_peft", f"track={kind}"])
         for kind in ("none", "wandb", "trackio", "both")
     }
     assert [config.track.sinks for config in configs.values()] == [[], ["wandb"], ["trackio"], ["wandb", "trackio"]]
     assert len({recipe_hash(config.train) for config in configs.values()}) == 1
     for config in configs.values():
         check_sinks(config.track.sinks)
-    assert compose_config(["recipe=tiny_llama_peft"], build_recipe).track.sinks == ["wandb"]
+    assert compose_config(["recipe=tiny_llama_peft"]).track.sinks == ["wandb"]
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,13 @@ import pytest
 
 from cctrain.errors import RequestError
 from cctrain.request.compose import compose_config
-from cctrain.request.recipe import build_recipe
 from cctrain.request.strategy import check_strategy
 
 REPLICAS = ("train.distributed.strategy=ddp", "train.distributed.tp_size=1")
 
 
 def check(*overrides, recipe="llama70b_peft"):
-    check_strategy(compose_config([f"recipe={recipe}", *overrides], build_recipe))
+    check_strategy(compose_config([f"recipe={recipe}", *overrides]))
 
 
 @pytest.mark.parametrize("recipe", ["llama70b_peft", "llama70b_sft", "gemma31b_peft", "tiny_llama_peft"])

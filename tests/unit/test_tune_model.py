@@ -10,7 +10,6 @@ from cctrain.config import Config
 from cctrain.errors import RequestError
 from cctrain.request.checks import Layout
 from cctrain.request.compose import compose_config
-from cctrain.request.recipe import build_recipe
 from cctrain.request.startable import check_request
 from cctrain.tune import expected, space
 from cctrain.tune.memory import fit_memory
@@ -224,10 +223,10 @@ def test_whole_replicas_are_tried_with_adapters_on_several_gpus(layout, recipe, 
 def of_gpus(*arguments, memory_gib=H200_GIB, ranks=2):
     """A search on two H200s, or GPUs like them."""
     own = ["weights=random", "data=synthetic", "train.step_scheduler.global_batch_size=8", *arguments]
-    config = compose_config([*own, "tune.over=[layout,step]"], build_recipe, is_tuned=True)
+    config = compose_config([*own, "tune.over=[layout,step]"], is_tuned=True)
 
     def check(settings):
-        return check_request(compose_config([*space.joined(own, settings)], build_recipe), ranks)
+        return check_request(compose_config([*space.joined(own, settings)]), ranks)
 
     found = problem_of(config, check(()), Gpu("NVIDIA H200", memory_gib), check)
     return own, config, found, check
@@ -243,7 +242,7 @@ def test_the_settings_of_whole_replicas_are_those_of_a_run(own):
     lines = space.settings(config.train, found.base, replicas[0])
     assert {"train.distributed.strategy=ddp", "~train.distributed.sequence_parallel"} <= set(lines)
     assert check(lines).data == 2
-    run = compose_config([*space.joined(arguments, lines)], build_recipe).train
+    run = compose_config([*space.joined(arguments, lines)]).train
     assert run["distributed"] == space.recipe_of(config.train, found.base, replicas[0])["distributed"]
 
 

@@ -29,11 +29,20 @@ def test_a_rank_says_the_first_line_and_what_it_announces(text, message):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+    ("error", "where"),
+    [
+        (MemoryError(), "host"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "host"),
+        (OSError(12, "Cannot allocate memory"), "host"),
+        (RuntimeError("std::bad_alloc"), "host"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "GPU"),
+        (RuntimeError("CUDA error: out of memory"), "GPU"),
+    ],
 )
-def test_out_of_memory_is_told_as_such_with_what_to_lower(error):
+def test_out_of_memory_is_told_as_such_with_what_to_lower(error, where):
     found = explained(error)
     assert found["kind"] == "out_of_memory"
+    assert f"out of {where} memory" in found["message"]
     assert "train.step_scheduler.local_batch_size" in found["message"]
 
 
