@@ -110,6 +110,11 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
 
 def _files_at(path: Path) -> list[Path]:
     try:
+        if not path.exists():
+            raise RequestError(
+                f"{shown(path)}: no such file or directory. Allowed is a run directory, its run.json, or the directory "
+                "that runs are in (run_root=, runs where nothing is said)"
+            )
         if not path.is_dir():
             return [path]
         if (path / "run.json").exists():

@@ -177,8 +177,8 @@ def load_profile(name_or_path: str) -> Profile:
         packaged = sorted(path.stem for path in (CONF / "tolls").glob("*.yaml"))
         if name_or_path not in packaged:
             raise RequestError(
-                f"no toll profile {shown(name_or_path)}: allowed is {', '.join(packaged)}, or a file whose name ends "
-                f"in .yaml or .json, as tolls= or --tolls.{did_you_mean(name_or_path, packaged)}"
+                f"no toll profile {shown(name_or_path)}: tolls= (or --tolls) takes {', '.join(packaged)}, or a file "
+                f"whose name ends in .yaml or .json.{did_you_mean(name_or_path, packaged)}"
             )
     where = f"toll profile {shown(Path(name_or_path))}"
     try:

@@ -39,7 +39,7 @@ def observed_mode(expected: CcMode, cc: dict[str, Any]) -> str:
     if expected is CcMode.on and cc.get("is_absent"):
         raise PlatformError(
             f"cc=on, but there is no GPU here that knows of confidential computing, or a driver too old to say so "
-            f"({_read(cc)}). Run with cc=off or cc=auto"
+            f"({_read(cc)}). Run with cc=off or cc=auto, or without a confidential machine with cc=emulated tolls=b300"
         )
     if expected in (CcMode.off, CcMode.on) and expected.value != seen:
         change = _change(cc, expected.value)

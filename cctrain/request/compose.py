@@ -85,6 +85,8 @@ def _parse(arguments: list[str]) -> list[Override]:
     for argument in arguments:
         if argument.startswith(("-", "=")) or ("=" not in argument and not argument.startswith("~")):
             recipe = f" Did you mean recipe={argument}?" if argument in _options("recipe") else ""
+            if Path(argument).is_dir():
+                recipe = " It is a directory: the verbs compare and predict read runs that there are."
             raise RequestError(
                 f"got {argument}: settings are written key=value, no space around =, quotes around a value with spaces."
                 f"{recipe} See `python -m cctrain --help`"

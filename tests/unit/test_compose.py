@@ -295,7 +295,7 @@ EMULATED = ["recipe=tiny_llama_peft", "cc=emulated", "tolls=b300", "measure.step
         ([*EMULATED, "cc.blocks=many"], ["cc.blocks=many", "a whole number"]),
         ([*EMULATED, "tolls=hopper"], ["given 2 times", "tolls=b300, tolls=hopper"]),
         ([*EMULATED[:2], "tolls=b30"], ["b30", "Did you mean b300?"]),
-        ([*EMULATED[:2], "tolls="], ["no toll profile", "allowed is b300, h100, hopper"]),
+        ([*EMULATED[:2], "tolls="], ["no toll profile", "takes b300, h100, hopper"]),
         ([*EMULATED[:2], "tolls=no/such.yaml"], ["no/such.yaml", "cannot be read"]),
         ([*EMULATED[:2], "tolls=${oc.env:HF_TOKEN}"], ["HF_TOKEN"]),
         ([*EMULATED, "+tolls=b300"], ["+tolls=b300", "tolls=NAME|FILE"]),
