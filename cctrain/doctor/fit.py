@@ -8,7 +8,7 @@ from typing import Any
 
 from cctrain.doctor.memory import estimate
 from cctrain.doctor.overrides import changed, overrides
-from cctrain.request.checks import Layout
+from cctrain.request.checks import NONE, Layout, layout_of
 
 MARGIN = 1.15
 """Samples may be longer than supposed, memory in pieces, and CUDA and NCCL take some that is not torch's."""
@@ -33,17 +33,6 @@ class Machine:
     num_gpus: int
     memory_gib: float
     """Of the smallest."""
-
-
-def layout_of(recipe: Mapping[str, Any], num_ranks: int) -> Layout | None:
-    """How ranks would share the work; None where they cannot."""
-    distributed = recipe.get("distributed") or {}
-    sizes = [distributed.get(f"{axis}_size") for axis in ("tp", "pp", "cp")]
-    tensor, pipeline, context = (size if isinstance(size, int) else 1 for size in sizes)
-    data, rest = divmod(num_ranks, tensor * pipeline * context)
-    if rest or not data:
-        return None
-    return Layout(world=num_ranks, data=data, tensor=tensor, pipeline=pipeline, context=context)
 
 
 def fit(
@@ -104,6 +93,6 @@ def sharing(recipe: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     scheduler = recipe["step_scheduler"]
     per_pass = scheduler.get("local_batch_size", 1) * layout.data
     is_whole = scheduler.get("global_batch_size", 1) % per_pass == 0
-    is_named = (recipe.get("distributed") or {}).get("dp_size") in (None, "none", "None", layout.data)
+    is_named = (recipe.get("distributed") or {}).get("dp_size") in (*NONE, layout.data)
     batch = {} if is_whole else {"step_scheduler.global_batch_size": per_pass}
     return batch if is_named else {"distributed.dp_size": "none", **batch}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cctrain.doctor.fit import layout_of, sharing
+from cctrain.doctor.fit import sharing
 from cctrain.doctor.overrides import changed, overrides
-from cctrain.request.checks import Layout
+from cctrain.request.checks import Layout, layout_of
 from cctrain.request.graphed import reasons as graphed_reasons
 from cctrain.request.strategy import strategy_of
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cctrain.config import Config
-from cctrain.doctor.fit import MARGIN, Fit, Machine, fit, layout_of
+from cctrain.doctor.fit import MARGIN, Fit, Machine, fit
 from cctrain.doctor.hurts import Hurt, hurts
 from cctrain.doctor.memory import estimate
 from cctrain.packaged import RECIPES
-from cctrain.request.checks import Layout, smallest_world
+from cctrain.request.checks import Layout, layout_of, smallest_world
 from cctrain.request.data import row_tokens
 from cctrain.request.hf import reasons
 from cctrain.request.recipe import is_cpu_recipe

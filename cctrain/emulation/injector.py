@@ -11,7 +11,7 @@ from typing import Any
 
 from cctrain.emulation.arms import CUPTI
 from cctrain.emulation.build import injection_library
-from cctrain.emulation.profile import CLASSES, Profile
+from cctrain.emulation.profile import CLASSES, SCALARS, Profile
 from cctrain.errors import PlatformError
 
 INJECTION = "CUDA_INJECTION64_PATH"
@@ -58,8 +58,7 @@ def tolls_text(profile: Profile | None) -> str:
     """`profile` as inject.c's cctrain_set_tolls takes it; None is no toll at all."""
     if profile is None:
         return "0 0 0 0 0 0 1" + " 0 0" * 4
-    scalars = ("launch_us", "graph_launch_us", "wait_us", "alloc_host_us", "alloc_device_us", "collective_us")
-    words = [profile.number(name) for name in (*scalars, "host_ratio")]
+    words = [profile.number(name) for name in (*SCALARS, "host_ratio")]
     for kind in _COPIES[:4]:
         points = profile.points(f"copy_{kind}_us")
         does_block = kind != "h2d_pageable" and profile.blocks(f"{kind}_blocks")

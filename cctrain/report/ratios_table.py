@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -94,7 +95,7 @@ def _facts_of(one: Comparison, margin: float) -> dict[str, Any]:
         "within_run_ci95": one.within_run_ci95,
         "keep_ratio_of_means": one.keep_ratio_of_means,
         "more_runs": one.more and {"num": one.more.num, "spread": one.more.spread, "is_assumed": one.more.is_assumed},
-        "tokens_per_step": _middle([arm.tokens_per_step for arm in one.base_arms]),
+        "tokens_per_step": statistics.median([arm.tokens_per_step for arm in one.base_arms]),
         "base_tokens_per_s_per_gpu": one.base_rates,
         "other_tokens_per_s_per_gpu": one.other_rates,
         "base_runs": [arm.run.run_id for arm in one.base_arms],
@@ -123,11 +124,6 @@ def _row(one: Comparison) -> list[str]:
 def _note(answer: Answer) -> str | None:
     """What emulated figures rest on; None where there are none."""
     return emulated_note() if any(one.is_emulated for one in answer.comparisons) else None
-
-
-def _middle(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def _lines(answer: Answer) -> list[str]:

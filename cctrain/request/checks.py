@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cctrain.config import MeasureConfig
 from cctrain.errors import RequestError
+
+NONE: tuple[Any, ...] = (None, "none", "None")
+"""What a recipe may write for nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,22 +33,21 @@ def check_layout(recipe: dict[str, Any], measure: MeasureConfig, world: int) -> 
     scheduler = recipe["step_scheduler"]
     if scheduler.get("max_steps") != measure.warmup + measure.most_steps:
         raise RequestError("train.step_scheduler.max_steps follows from measure.warmup + measure.steps: set those")
-    if measure.is_auto and scheduler.get("preemption_signal", "SIGTERM") in (None, "none", "None"):
+    if measure.is_auto and scheduler.get("preemption_signal", "SIGTERM") in NONE:
         raise RequestError(
             "measure.steps=auto ends the ranks through AutoModel's poll for a signal: "
             "train.step_scheduler.preemption_signal may not be null; leave it out, or give measure.steps a number"
         )
-    distributed = recipe.get("distributed") or {}
-    tensor, pipeline, context = (_size(distributed, key) for key in ("tp_size", "pp_size", "cp_size"))
-    model_ranks = tensor * pipeline * context
-    if world % model_ranks:
+    layout = layout_of(recipe, world)
+    if layout is None:
+        tensor, pipeline, context = _model_ranks(recipe)
         raise RequestError(
             f"{world} rank{'s' * (world > 1)} cannot hold train.distributed tp_size={tensor} x pp_size={pipeline} x "
-            f"cp_size={context}: launch.nproc_per_node must be a multiple of {model_ranks}, or lower those keys"
+            f"cp_size={context}: launch.nproc_per_node must be a multiple of {tensor * pipeline * context}, or lower "
+            "those keys"
         )
-    layout = Layout(world=world, data=world // model_ranks, tensor=tensor, pipeline=pipeline, context=context)
-    wanted = distributed.get("dp_size")
-    if wanted not in (None, "none", "None") and wanted != layout.data:
+    wanted = (recipe.get("distributed") or {}).get("dp_size")
+    if wanted not in NONE and wanted != layout.data:
         raise RequestError(
             f"train.distributed.dp_size={wanted}, but {world} ranks leave {layout.data} for data: "
             "override it with none, or change launch.nproc_per_node"
@@ -57,15 +59,28 @@ def check_layout(recipe: dict[str, Any], measure: MeasureConfig, world: int) -> 
     return layout
 
 
-def smallest_world(recipe: dict[str, Any]) -> int:
+def layout_of(recipe: Mapping[str, Any], world: int) -> Layout | None:
+    """How `world` ranks would share the work; None where they cannot. Raises RequestError for a size that is none."""
+    tensor, pipeline, context = _model_ranks(recipe)
+    data, rest = divmod(world, tensor * pipeline * context)
+    if rest or not data:
+        return None
+    return Layout(world=world, data=data, tensor=tensor, pipeline=pipeline, context=context)
+
+
+def smallest_world(recipe: Mapping[str, Any]) -> int:
     """The fewest ranks that can hold the recipe's layout."""
-    distributed = recipe.get("distributed") or {}
-    return math.prod(_size(distributed, key) for key in ("tp_size", "pp_size", "cp_size"))
+    return math.prod(_model_ranks(recipe))
+
+
+def _model_ranks(recipe: Mapping[str, Any]) -> list[int]:
+    """Along tensor, pipeline and context parallelism."""
+    return [_size(recipe.get("distributed") or {}, key) for key in ("tp_size", "pp_size", "cp_size")]
 
 
 def _size(distributed: dict[str, Any], key: str) -> int:
     value = distributed.get(key)
-    if value in (None, "none", "None"):
+    if value in NONE:
         return 1
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise RequestError(f"train.distributed.{key}={value}: allowed is a whole number from 1")

@@ -14,6 +14,7 @@ from typing import Any
 
 from cctrain.config import Config, Engine, MeasureKind, StepKind
 from cctrain.errors import RequestError
+from cctrain.request.checks import NONE
 
 DTYPES = {name: plain for plain in ("bfloat16", "float16", "float32") for name in (plain, f"torch.{plain}")}
 DTYPES |= {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -23,8 +24,7 @@ _DEFAULT_POLICY = {"param_dtype": "bfloat16", "reduce_dtype": "float32"}
 
 _CONFIG = "transformers.AutoConfig.from_pretrained"
 _ANY = ("anything",)
-_NONE: tuple[Any, ...] = (None, "none", "None")
-_OFF: tuple[Any, ...] = (*_NONE, False, 0, "0")
+_OFF: tuple[Any, ...] = (*NONE, False, 0, "0")
 _ONE: tuple[Any, ...] = (*_OFF, 1)
 _FLASH = ("flash_attention_2", "flash_attention_3")
 
@@ -38,14 +38,14 @@ _VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
         "_target_": ("NeMoAutoModelForCausalLM", "NeMoAutoModelForImageTextToText"),
         **dict.fromkeys(("pretrained_model_name_or_path", "config", "text_config", "use_cache"), _ANY),
         **dict.fromkeys(("force_hf", "use_sdpa_patching", "use_liger_kernel"), _ANY),
-        "torch_dtype": (*DTYPES, "auto", *_NONE),
-        "attn_implementation": ("eager", "sdpa", *_FLASH, *_NONE),
+        "torch_dtype": (*DTYPES, "auto", *NONE),
+        "attn_implementation": ("eager", "sdpa", *_FLASH, *NONE),
     },
     "step_scheduler": {
         **dict.fromkeys(("global_batch_size", "local_batch_size", "max_steps", "preemption_signal"), _ANY),
         **dict.fromkeys(("ckpt_every_steps", "val_every_steps", "save_checkpoint_every_epoch"), _ANY),
         **dict.fromkeys(("validate_on_checkpoint", "log_remote_every_steps", "loss_average_window_steps"), _ANY),
-        "num_epochs": _NONE,
+        "num_epochs": NONE,
     },
     "peft": {
         "_target_": ("PeftConfig",),
@@ -135,7 +135,7 @@ def _without(setting: str) -> str:
 
 
 def _word(value: Any) -> str:
-    return "none" if value in _NONE else str(value).lower() if isinstance(value, bool) else str(value)
+    return "none" if value in NONE else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _packing(recipe: Mapping[str, Any]) -> Iterator[str]:

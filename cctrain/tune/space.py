@@ -12,7 +12,7 @@ from typing import Any
 
 from cctrain.config import Config, StepKind
 from cctrain.doctor.overrides import changed, overrides
-from cctrain.request.checks import Layout
+from cctrain.request.checks import NONE, Layout
 from cctrain.request.strategy import is_ddp, not_of_ddp
 from cctrain.tune.point import Point
 from cctrain.tune_config import TuneConfig
@@ -110,7 +110,7 @@ def _layouts(config: Config, base: Point, layout: Layout, model: Mapping[str, An
 def _tensors(config: Config, layout: Layout, model: Mapping[str, Any]) -> list[int]:
     """Widths of tensor parallelism: powers of two that divide the ranks and the model's heads. One alone where the
     recipe says how many ranks are to see different samples."""
-    if (config.train.get("distributed") or {}).get("dp_size") not in (None, "none", "None"):
+    if (config.train.get("distributed") or {}).get("dp_size") not in NONE:
         return [layout.tensor]
     text = model.get("text_config", model)
     heads = [text[key] for key in ("num_attention_heads", "num_key_value_heads") if text.get(key)]

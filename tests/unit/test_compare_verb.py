@@ -92,7 +92,7 @@ def test_a_refusal_names_why_and_exits_2(capsys, runs):
         (["--html", "/nowhere/at/all.html"], "no file can be written there"),
         (["--json", "--markdown"], "--markdown and --json: give one"),
         (["--nonsense"], "unrecognized arguments"),
-        (["missing.json"], "missing.json cannot be read"),
+        (["missing.json"], "missing.json: no such file or directory"),
     ],
 )
 def test_a_wrong_request_says_what_is_allowed(capsys, runs, flags, text):

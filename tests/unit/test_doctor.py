@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cctrain.doctor.fit import Machine, layout_of
+from cctrain.doctor.fit import Machine
 from cctrain.doctor.hurts import hurts
 from cctrain.doctor.judge import judge
 from cctrain.doctor.memory import estimate
@@ -16,7 +16,7 @@ from cctrain.doctor.overrides import changed, overrides
 from cctrain.doctor.table import print_findings
 from cctrain.errors import RequestError
 from cctrain.packaged import RECIPES
-from cctrain.request.checks import Layout
+from cctrain.request.checks import Layout, layout_of
 from cctrain.request.compose import compose_config
 
 EVIDENCE = Path(__file__).parents[2] / "docs/evidence/main-job"
