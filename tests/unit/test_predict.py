@@ -104,6 +104,11 @@ def test_what_launches_take_beyond_their_own_time_may_be_a_wait_that_hides_tolls
     assert prediction.extra_s.value == pytest.approx(0.05035 + 0.1 * (0.2 - 0.06) - 0.03)
 
 
+def test_what_launches_take_beyond_any_hosts_is_a_wait_of_the_gpu(predicted):
+    prediction = predicted(with_crossings(in_driver_s=0.09))  # 12 us a launch
+    assert prediction.extra_s.value == pytest.approx(0.05035 + 0.1 * (0.2 - 0.09) - 0.03 - 5000 * 2e-6)
+
+
 def test_what_delays_the_gpu_counts_where_it_is_more_than_the_hosts(predicted):
     prediction = predicted(with_crossings(blocked_s=0.15))
     assert (prediction.extra_s.low, prediction.extra_s.value) == (0, pytest.approx(GPU_S))
