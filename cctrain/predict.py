@@ -44,8 +44,8 @@ _COUNTS = {
 }
 """The counts of a record's crossings, and the toll that each pays."""
 _LAUNCH_S = (5e-6, 10e-6)
-"""In the driver, of a launch that waits for nothing: the least and the most seen on hosts (docs/evidence/README.md). What
-takes longer waits for room on a GPU that has enough to do, and tolls are paid meanwhile."""
+"""In the driver, of a launch that waits for nothing: the least and the most seen on hosts (docs/evidence/README.md).
+What takes longer waits for room on a GPU that has enough to do, and tolls are paid meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
