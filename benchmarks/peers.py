@@ -20,7 +20,8 @@ its rows and labels to a file for them (`peers_rows.py`).
 
 A cell, one line at one shape once, has a deadline; what became of it, the error of one that failed included, is a file
 under DIR/cells, and what is there is not run again (`--again` runs those that failed). After a kill the same command
-goes on. The lines come in the order of --lines, so that a short budget has the first of them at every shape.
+goes on; what a SIGKILL of this one leaves stopped of --together has to be ended by hand. The lines come in the order of
+--lines, so that a short budget has the first of them at every shape.
 DIR/results.json and the last line of stdout hold the figures: tokens/s/GPU of each line with a 95 % interval over the
 repeats, off and tolled, the share of the floor (the model's FLOPs at the rate of this machine's large matrix products),
 how much faster ours is, what failed, and which lines are not run and why.
@@ -42,7 +43,7 @@ from typing import Any
 import peers_table
 from peers_lines import LINES, OURS, SHAPES, TASKS, Cell, shape_overrides, why_not
 from peers_run import run
-from peers_turns import Turn, side_by_side
+from peers_turns import READY_STEPS, Turn, side_by_side
 
 from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError
@@ -122,9 +123,21 @@ def parse() -> argparse.Namespace:
         if name not in known:
             parser.error(f"--lines {name}: allowed is {'; '.join(known)}; a new one is --line 'NAME: OVERRIDES'")
     flags.lines = {name: known[name] for name in flags.lines} | further
+    _check(flags, parser)
+    if flags.others:
+        flags.others = _others(flags.others, parser)
+    return flags
+
+
+def _check(flags: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Numbers, the profile, and names that have to be among others."""
     for name, least in (("repeats", 1), ("steps", 1), ("blocks", 1), ("warmup", 0), ("together", 1)):
         if getattr(flags, name) < least:
             parser.error(f"--{name} {getattr(flags, name)}: allowed is {least} or more")
+    if flags.together > 1 and flags.warmup <= READY_STEPS:
+        parser.error(
+            f"--warmup {flags.warmup}: allowed with --together is more than {READY_STEPS}, within which runs wait"
+        )
     try:
         load_profile(flags.tolls)
     except RequestError as error:
@@ -133,9 +146,6 @@ def parse() -> argparse.Namespace:
         parser.error(f"--only-repeat {flags.only_repeat}: allowed is 1 to {flags.repeats}, the --repeats")
     if flags.ours not in flags.lines:
         parser.error(f"--ours {flags.ours}: allowed is one of the lines, {'; '.join(flags.lines)}")
-    if flags.others:
-        flags.others = _others(flags.others, parser)
-    return flags
 
 
 def _further(line: str, parser: argparse.ArgumentParser) -> tuple[str, tuple[str, ...]]:

@@ -46,7 +46,7 @@ def recipe_overrides(cell: Cell, flags: argparse.Namespace) -> tuple[str, ...]:
 def run(cell: Cell, flags: argparse.Namespace, turn: Turn | None = None) -> dict[str, Any]:
     """Run a cell to its end or its deadline, with a `turn` in the company of others. Returns what its file says."""
     begin = time.monotonic()
-    deadline = begin + flags.cell_s * flags.together
+    deadline = begin + flags.cell_s
     found = (_run_other if cell.line in OTHERS else _run_recipe)(cell, flags, deadline, turn)
     seconds = round(time.monotonic() - begin - (turn.waited_s if turn else 0.0), 1)
     return {**asdict(cell), "run_dir": None, "error": None, **found, "seconds": seconds}
@@ -112,18 +112,21 @@ def _finished(
         return [], f"cannot start {argv[0]}: {error.strerror}"
     if turn:
         turn.process = process
+        if turn.is_over:
+            process.terminate()
     late = None
     try:
-        stdout, stderr = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
+        stdout, stderr = _communicate(process, deadline, turn)
     except subprocess.TimeoutExpired:
         late = "not done by its deadline"
+        below = tree(process)
         if turn:
             turn.go_on()
         process.send_signal(signal.SIGTERM)  # a run of cctrain ends as a partial record
         try:
             stdout, stderr = process.communicate(timeout=_GRACE_S)
         except subprocess.TimeoutExpired:
-            for one in reversed(tree(process)):
+            for one in reversed(below):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
             stdout, stderr = process.communicate()
@@ -135,6 +138,17 @@ def _finished(
     said = [str(one["error"]) for one in printed if one.get("error")] + stderr.strip().splitlines()[-1:]
     failed = (said or [f"exit code {process.returncode}"])[0][:500] if process.returncode else None
     return printed, late or failed
+
+
+def _communicate(process: subprocess.Popen[str], deadline: float, turn: Turn | None) -> tuple[str, str]:
+    """Its output. Raises TimeoutExpired at the deadline, to which the time adds that it waited for its turn."""
+    while True:
+        left = deadline + (turn.waited_s if turn else 0.0) - time.monotonic()
+        try:
+            return process.communicate(timeout=max(1.0, left))
+        except subprocess.TimeoutExpired:
+            if not (turn and (turn.is_waiting or time.monotonic() < deadline + turn.waited_s)):
+                raise
 
 
 def _json(line: str) -> dict[str, Any] | None:

@@ -35,11 +35,26 @@ class Turn:
     def __init__(self, runs: Path) -> None:
         self.process: subprocess.Popen[str] | None = None
         self.held_at: float | None = None
-        """Unix time."""
-        self.waited_s = 0.0
+        self.went_on_at: float | None = None
+        """Unix times."""
         self.is_over = False
         """Nothing more is to be started."""
         self._runs = runs
+        self._old = set(self._samples())
+        """Of earlier calls: a rank there may have had a pid that one has now."""
+
+    @property
+    def waited_s(self) -> float:
+        """How long it was held, so far."""
+        return (self.went_on_at or time.time()) - self.held_at if self.held_at else 0.0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is held, and not its turn yet."""
+        return self.held_at is not None and self.went_on_at is None
+
+    def _samples(self) -> list[Path]:
+        return list(self._runs.glob("*/samples/rank0.jsonl"))
 
     def hold(self) -> bool:
         """Hold it if it is ready. Returns whether it is held: by this, or by itself (`others/run.py --hold`)."""
@@ -52,10 +67,10 @@ class Turn:
 
     def go_on(self) -> None:
         """Let go of it, or of what it has become since: where a program fails, another may follow that holds itself."""
+        self.went_on_at = self.went_on_at or time.time()
         for process in _stopped(self.process):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
-            self.waited_s = self.waited_s or time.time() - (self.held_at or time.time())
 
     def end(self) -> None:
         """Tell it to stop, as a run does that ends as a partial record."""
@@ -66,7 +81,7 @@ class Turn:
 
     def _num_steps(self, pid: int) -> int:
         """How many the rank with that pid has on disk; 0 where it is none, or no run of this folder."""
-        for path in self._runs.glob("*/samples/rank0.jsonl"):
+        for path in set(self._samples()) - self._old:
             lines = path.read_bytes().splitlines()
             if lines and (parse_line(lines[0]) or {}).get("pid") == pid:
                 return sum(step_of(line) is not None for line in lines)
@@ -106,8 +121,10 @@ def side_by_side(runs: Sequence[Callable[[Turn], Any]], folder: Path) -> list[An
                     turn.go_on()
                     wait([future], _LOOK_S)
         except BaseException:
-            for turn in turns:
-                turn.end()
+            while not all(future.done() for future in done):  # one may have been about to start, or to hold itself
+                for turn in turns:
+                    turn.end()
+                wait(done, _LOOK_S)
             raise
     return [future.result() for future in done]
 
@@ -123,10 +140,11 @@ def _is_held_or_over(turn: Turn, future: Future[Any]) -> bool:
 def held_too_late(record: Path, turn: Turn | None, warmup: int) -> str | None:
     """What is wrong where a run was held when its warm-up was over: one of the measured steps is as long as it
     waited."""
-    if turn is None or turn.held_at is None:
+    if turn is None or turn.held_at is None or turn.went_on_at is None:
         return None
     steps = json.loads(record.read_text(encoding="utf-8"))["steps"]
-    begun = [step["step"] for step in steps if step["rank_begin_s"][0] <= turn.held_at]
+    # By when it went on: the GPU had done by then what the host had queued when it was held.
+    begun = [step["step"] for step in steps if step["rank_begin_s"][0] <= turn.went_on_at]
     if begun and begun[-1] > warmup:
         return f"it was held in step {begun[-1]}, after its warm-up of {warmup}; give it a longer --warmup"
     return None

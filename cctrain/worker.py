@@ -68,10 +68,13 @@ def last_words(error: BaseException) -> dict[str, Any]:
     return {"event": "error", "time": time.time(), **explained(error)}
 
 
-_GPU_RAN_OUT = re.compile(r"CUDA (driver )?error: out of memory|STATUS_ALLOC_FAILED")
-"""Of the driver and of cuBLAS, which torch's own allocator has no part in."""
-_HOST_RAN_OUT = re.compile(r"can't allocate memory|Cannot allocate memory|bad_alloc")
-"""Of torch's allocator on a CPU, of the system, of C++."""
+_GPU_RAN_OUT = re.compile(
+    r"CUDA out of memory|CUDA (driver )?error: out of memory|\[CUDA\]: out of memory|Cuda failure.*out of memory"
+    r"|STATUS_ALLOC_FAILED"
+)
+"""Of torch's allocator through its compiler, of the driver, of Triton, NCCL and cuBLAS."""
+_HOST_RAN_OUT = re.compile(r"can't allocate memory|bad_alloc")
+"""Of torch's allocator on a CPU, of C++. Not the system's "Cannot allocate memory": what a process may lock is, too."""
 
 
 def explained(error: BaseException) -> dict[str, Any]:

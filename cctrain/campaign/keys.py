@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from cctrain.campaign.plan import Trial
-from cctrain.config import Config, Engine, LaunchKind
+from cctrain.config import Config, DataConfig, Engine, LaunchKind
 from cctrain.errors import RequestError
 from cctrain.platform import versions
 from cctrain.platform.gpu import Gpus
@@ -38,6 +38,8 @@ class Keys:
     def __init__(self, platform: dict[str, Any]) -> None:
         self._platform = platform
         self._configs: dict[tuple[str, ...], Config] = {}
+        self._read: list[DataConfig] = []
+        """Whose files were read through."""
 
     def key(self, trial: Trial) -> str:
         """A name of 16 hexadecimal digits. Raises RequestError where the trial could not be started anywhere."""
@@ -50,6 +52,9 @@ class Keys:
     def check_here(self, trial: Trial) -> None:
         """Raises RequestError where the trial cannot be run by the GPUs of this machine."""
         config, num_gpus = self._config(trial), self._platform["num_gpus"]
+        if config.data not in self._read:
+            check_jsonl(config.data)
+            self._read.append(config.data)
         if config.launch.kind is LaunchKind.torchrun and not is_cpu_recipe(config.train):
             ranks = ranks_per_node(config, num_gpus)
             try:
@@ -67,7 +72,6 @@ class Keys:
 def _composed(trial: Trial) -> Config:
     try:
         config = compose_config(list(trial.settings))
-        check_jsonl(config.data)
         check_request(config, ranks_per_node(config) * config.launch.num_nodes)
     except RequestError as error:
         raise RequestError(f"{trial.label}: {error}") from error

@@ -12,11 +12,10 @@ from cctrain.doctor.fit import MARGIN, Fit, Machine, fit
 from cctrain.doctor.hurts import Hurt, hurts
 from cctrain.doctor.memory import estimate
 from cctrain.packaged import RECIPES
-from cctrain.request.checks import Layout, layout_of, smallest_world
+from cctrain.request.checks import Layout, check_layout, layout_of, smallest_world
 from cctrain.request.data import row_tokens
 from cctrain.request.hf import reasons
 from cctrain.request.recipe import is_cpu_recipe
-from cctrain.request.startable import check_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ def judge(config: Config, machine: Machine) -> Finding:
     recipe, name = config.train, config.recipe.name
     data_ranks = (recipe.get("distributed") or {}).get("dp_size")
     fewest = smallest_world(recipe) * (data_ranks if isinstance(data_ranks, int) else 1)
-    check_request(config, fewest)
+    check_layout(recipe, config.measure, fewest)
     packing = (recipe.get("packed_sequence") or {}).get("packed_sequence_size") or 0
     seq_len = row_tokens(recipe, config.data.seq_len, packing)
     not_hf = tuple(reasons(recipe))

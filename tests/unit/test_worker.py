@@ -33,10 +33,12 @@ def test_a_rank_says_the_first_line_and_what_it_announces(text, message):
     [
         (MemoryError(), "host"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "host"),
-        (OSError(12, "Cannot allocate memory"), "host"),
         (RuntimeError("std::bad_alloc"), "host"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "GPU"),
         (RuntimeError("CUDA error: out of memory"), "GPU"),
+        (RuntimeError("InductorError: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"), "GPU"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "GPU"),
+        (RuntimeError("NCCL error\nLast error:\nCuda failure 2 'out of memory'"), "GPU"),
     ],
 )
 def test_out_of_memory_is_told_as_such_with_what_to_lower(error, where):
@@ -44,6 +46,11 @@ def test_out_of_memory_is_told_as_such_with_what_to_lower(error, where):
     assert found["kind"] == "out_of_memory"
     assert f"out of {where} memory" in found["message"]
     assert "train.step_scheduler.local_batch_size" in found["message"]
+
+
+def test_what_a_network_may_lock_of_memory_keeps_its_own_words():
+    text = "ncclSystemError: Call to ibv_create_cq failed with error Cannot allocate memory"
+    assert explained(RuntimeError(text)) == {"kind": "RuntimeError", "message": f"RuntimeError: {text}"}
 
 
 RANK_OF_ANOTHER_JOB = """
