@@ -7,7 +7,7 @@ import pytest
 from make_records import emulated_record
 from test_compare import answered, pairs
 
-from cctrain.report import ratios_table, words
+from cctrain.report import ratios_table, tolls_beside, words
 
 
 def test_an_emulated_run_is_held_against_its_own_plain_steps(tmp_path):
@@ -22,6 +22,15 @@ def test_one_emulated_run_has_an_interval_from_its_blocks_only(tmp_path):
     assert (one.ci95, one.verdict) == (None, "unclear")
     assert one.within_run_ci95[0] < 0.8 < one.within_run_ci95[1]
     assert words.headline(one).startswith("Emulated CC (b300): unclear, ")
+
+
+def test_two_profiles_of_one_name_are_both_listed_with_what_each_took(tmp_path):
+    one, other = emulated_record(1), emulated_record(2)
+    dearer = {**other.tolls["content"], "tolls": {"launch_us": {"value": 99.0, "interval": None, "source": "mine"}}}
+    other = dataclasses.replace(other, tolls={**other.tolls, "sha256": "feedfacecafe", "content": dearer})
+    found = tolls_beside.profiles(answered(tmp_path, one, other).runs)
+    assert len(found) == 2
+    assert [content["tolls"]["launch_us"]["value"] for name, content in found.items() if "(feedface)" in name] == [99.0]
 
 
 def with_tokens(record, tokens):
