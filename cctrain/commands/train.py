@@ -100,12 +100,13 @@ def _run(arguments: list[str]) -> int:
         return _submit(config, arguments)
     if config.dry_run:
         return _dry_run(config)
+    run_root = Path(config.run_root).expanduser()
+    if config.run_root:
+        _finish_abandoned(run_root)
     starter = in_job.first_rank(os.environ)
     if starter:
         _check_world(starter.world, config, arguments)
     request = _check(config, world=starter.world if starter else None)
-    run_root = Path(config.run_root).expanduser()
-    _finish_abandoned(run_root)
     # A scheduler's SIGTERM and a closed terminal end the run like a Ctrl-C: as a partial record.
     take_stops_as_ctrl_c()
     if request.rendezvous and not request.rendezvous.is_host:
