@@ -203,7 +203,7 @@ def _run(group: Sequence[Cell], order: Sequence[Cell], flags: argparse.Namespace
         done = [run_to_file(group[0])]
     else:
         done = side_by_side([partial(run_to_file, cell) for cell in group], flags.folder / "runs")
-    return {(cell.task, cell.shape, cell.line): one["seconds"] for cell, one in zip(group, done, strict=True)}
+    return {cell.kind: one["seconds"] for cell, one in zip(group, done, strict=True)}
 
 
 def main() -> None:
@@ -220,12 +220,11 @@ def main() -> None:
     group_s = 0.0
     for cell in (order := list(plan(flags))):
         path = _path(cell, flags)
-        kind = (cell.task, cell.shape, cell.line)
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if known and not (flags.again and known["error"]):
-            took_s[kind] = known["seconds"]
+            took_s[cell.kind] = known["seconds"]
             continue
-        takes_s = 1.2 * took_s.get(kind, flags.cell_s / 1.2)
+        takes_s = 1.2 * took_s.get(cell.kind, flags.cell_s / 1.2)
         if flags.budget_s is not None and time.monotonic() - begin + group_s + takes_s > flags.budget_s:
             left += 1
             continue

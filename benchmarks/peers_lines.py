@@ -42,6 +42,11 @@ class Cell:
     repeat: int
 
     @property
+    def kind(self) -> tuple[str, str, str]:
+        """What its repeats have in common."""
+        return (self.task, self.shape, self.line)
+
+    @property
     def name(self) -> str:
         """Of its file."""
         return "-".join(re.sub(r"\W+", "_", str(part)) for part in asdict(self).values())

@@ -73,7 +73,7 @@ def _run_other(cell: Cell, flags: argparse.Namespace, deadline: float, turn: Tur
     program = [*other_command(cell, flags), *(["--hold", str(READY_STEPS)] if turn else [])]
     tolled = [*program, "--tolls", flags.tolls, "--blocks", str(flags.blocks)]
     timed, error = _timed([sys.executable, "-m", "cctrain", "emulate", "--", *tolled], deadline, turn, is_emulated=True)
-    if not error or time.monotonic() >= deadline:
+    if not error or _left_s(deadline, turn) <= 0:
         return {"timed": timed, "error": error}
     timed, plain_error = _timed(program, deadline, turn)
     return {"timed": timed, "error": f"emulated: {error}" + (f"; off: {plain_error}" if plain_error else "")}
@@ -143,12 +143,15 @@ def _finished(
 def _communicate(process: subprocess.Popen[str], deadline: float, turn: Turn | None) -> tuple[str, str]:
     """Its output. Raises TimeoutExpired at the deadline, to which the time adds that it waited for its turn."""
     while True:
-        left = deadline + (turn.waited_s if turn else 0.0) - time.monotonic()
         try:
-            return process.communicate(timeout=max(1.0, left))
+            return process.communicate(timeout=max(1.0, _left_s(deadline, turn)))
         except subprocess.TimeoutExpired:
-            if not (turn and (turn.is_waiting or time.monotonic() < deadline + turn.waited_s)):
+            if _left_s(deadline, turn) <= 0 and not (turn and turn.is_waiting):
                 raise
+
+
+def _left_s(deadline: float, turn: Turn | None) -> float:
+    return deadline + (turn.waited_s if turn else 0.0) - time.monotonic()
 
 
 def _json(line: str) -> dict[str, Any] | None:

@@ -350,3 +350,7 @@ class Config:
     """Further names that a recipe's _target_ and *_fn keys may import. Naming one here runs its code."""
     train: dict[str, Any] = field(default_factory=dict)
     """The AutoModel recipe itself; any of its keys can be overridden."""
+
+    def __post_init__(self) -> None:
+        if not self.run_root:
+            raise RequestError("run_root is empty: allowed is a directory, runs by default")

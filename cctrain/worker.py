@@ -80,10 +80,8 @@ _HOST_RAN_OUT = re.compile(r"can't allocate memory|bad_alloc")
 def explained(error: BaseException) -> dict[str, Any]:
     """Its kind and its message, for the record."""
     name, text = type(error).__name__, str(error).strip()
-    if name == "OutOfMemoryError" or _GPU_RAN_OUT.search(text):
-        where = "GPU"
-    else:
-        where = "host" if name == "MemoryError" or _HOST_RAN_OUT.search(text) else ""
+    ran_out = {"GPU": ("OutOfMemoryError", _GPU_RAN_OUT), "host": ("MemoryError", _HOST_RAN_OUT)}
+    where = next((of for of, (kind, words) in ran_out.items() if name == kind or words.search(text)), None)
     if where:
         hint = "lower train.step_scheduler.local_batch_size or data.seq_len, or set activation_checkpointing"
         return {"kind": "out_of_memory", "message": f"out of {where} memory: {hint} (train.distributed)"}

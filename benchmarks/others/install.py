@@ -65,7 +65,7 @@ IMPORTS = {
     "axolotl": "axolotl.train",
 }
 _WITHOUT_GPU = {"UNSLOTH_ALLOW_CPU": "1"}
-"""For an import only: to train it needs one."""
+"""For an import only."""
 _LONGEST_S = 600
 
 

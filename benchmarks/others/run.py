@@ -12,8 +12,9 @@ LoRA of rank 8 on all linear layers of attention and MLP, Adam, gradients clippe
 checkpointing. Attention is torch's sdpa, and flex attention in torchtitan, which no longer takes another, and in
 torchtune where rows are packed (on a CPU sdpa with a mask), so that documents do not see each other, padding being one
 more; the others are not given packed rows. torchtitan reads its loss each tenth step, its default, the others each
-step. Axolotl and Unsloth compute under autocast with float32 adapters, their default. Unsloth trains on a GPU only,
-under transformers' Trainer, and compiles its layers, its default, with --compile or not.
+step. Axolotl and Unsloth compute under autocast with float32 adapters, their default. Unsloth trains
+under transformers' Trainer, and compiles its layers, its default, with --compile or not; on a CPU it asks for
+UNSLOTH_FORCE_CPU=1 and takes other code.
 With --tolls, steps after the warm-up take turns in blocks, plain and tolled, as those of a run with cc=emulated do. The
 last line of stdout is one JSON object with the times of the steps after the warm-up, by mode.
 """

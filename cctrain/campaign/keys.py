@@ -50,18 +50,18 @@ class Keys:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def check_here(self, trial: Trial) -> None:
-        """Raises RequestError where the trial cannot be run by the GPUs of this machine."""
+        """Raises RequestError where the trial cannot be run by the GPUs of this machine, or its data cannot be read."""
         config, num_gpus = self._config(trial), self._platform["num_gpus"]
-        if config.data not in self._read:
-            check_jsonl(config.data)
-            self._read.append(config.data)
-        if config.launch.kind is LaunchKind.torchrun and not is_cpu_recipe(config.train):
-            ranks = ranks_per_node(config, num_gpus)
-            try:
+        try:
+            if config.data not in self._read:
+                check_jsonl(config.data)
+                self._read.append(config.data)
+            if config.launch.kind is LaunchKind.torchrun and not is_cpu_recipe(config.train):
+                ranks = ranks_per_node(config, num_gpus)
                 check_gpus(ranks, num_gpus, config.recipe.name)
                 check_request(config, ranks * config.launch.num_nodes)
-            except RequestError as error:
-                raise RequestError(f"{trial.label}: {error}") from error
+        except RequestError as error:
+            raise RequestError(f"{trial.label}: {error}") from error
 
     def _config(self, trial: Trial) -> Config:
         if trial.settings not in self._configs:

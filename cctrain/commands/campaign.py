@@ -104,8 +104,8 @@ def run(arguments: list[str]) -> int:
 def _runnable(
     trials: Mapping[str, Trial], standing: Mapping[str, Standing], keys: Keys
 ) -> tuple[dict[str, Trial], RequestError | None]:
-    """The trials without those to come that the GPUs of this machine cannot run, and what to say of these. To try one
-    would only use up its tries."""
+    """The trials without those to come that this machine cannot run, and what to say of these. To try one would only
+    use up its tries."""
     runnable, refusals = dict(trials), []
     for key in (key for key, one in standing.items() if not one.is_settled):
         try:

@@ -78,18 +78,17 @@ def run(arguments: list[str]) -> int:
     """Train as `arguments` (overrides) say. Returns the exit code; raises CctrainError for what the user must mend."""
     job = in_job.detect(os.environ)
     if job:
-        is_dry = any(_is_true(argument.lstrip("+"), "dry_run") for argument in arguments)
-        if not is_dry:
+        if not any(map(_asks_for_dry_run, arguments)):
             return in_job.run_rank(job, arguments)
         if job.rank:
             return 0
     return _run(arguments)
 
 
-def _is_true(argument: str, key: str) -> bool:
-    """In the words that OmegaConf takes for it."""
-    name, _, value = argument.partition("=")
-    return name == key and value.lower() in ("true", "yes", "y", "on", "1")
+def _asks_for_dry_run(argument: str) -> bool:
+    """In the words that OmegaConf takes for true."""
+    key, _, value = argument.lstrip("+").partition("=")
+    return key == "dry_run" and value.lower() in ("true", "yes", "y", "on", "1")
 
 
 def _run(arguments: list[str]) -> int:
@@ -101,8 +100,7 @@ def _run(arguments: list[str]) -> int:
     if config.dry_run:
         return _dry_run(config)
     run_root = Path(config.run_root).expanduser()
-    if config.run_root:
-        _finish_abandoned(run_root)
+    _finish_abandoned(run_root)
     starter = in_job.first_rank(os.environ)
     if starter:
         _check_world(starter.world, config, arguments)

@@ -46,7 +46,8 @@ def visible_indices(count: int) -> list[int]:
     if value is None:
         return list(range(count))
     entries = [entry.strip() for entry in value.split(",") if entry.strip()]
-    return [int(e) for e in itertools.takewhile(lambda entry: entry.isdigit() and int(entry) < count, entries)]
+    known = itertools.takewhile(lambda entry: entry.isdigit() and int(entry) < count, entries)
+    return list(map(int, known))
 
 
 def answer(function: str, *arguments: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,7 +61,11 @@ def _shown(value: Any) -> str:
 
 
 def _is_point(node: Any) -> bool:
-    return isinstance(node, list) and len(node) == 2 and all(isinstance(value, (int, float)) for value in node)
+    return isinstance(node, list) and len(node) == 2 and all(_is_number(value) for value in node)
+
+
+def _is_number(node: Any) -> bool:
+    return isinstance(node, (int, float)) and math.isfinite(node)
 
 
 def _beside(toll: str) -> tuple[str, str]:

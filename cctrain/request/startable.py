@@ -6,7 +6,6 @@ But for the user's own file, which is read through (`check_jsonl`): a search che
 from __future__ import annotations
 
 from cctrain.config import Config
-from cctrain.errors import RequestError
 from cctrain.request.allowed import check_recipe
 from cctrain.request.checks import Layout, check_layout, smallest_world
 from cctrain.request.data import check_packing
@@ -17,8 +16,6 @@ from cctrain.request.strategy import check_strategy
 
 def check_request(config: Config, num_ranks: int) -> Layout:
     """The layout on `num_ranks` ranks. Raises RequestError for what a run is refused with on any machine."""
-    if not config.run_root:
-        raise RequestError("run_root is empty: allowed is a directory, runs by default")
     check_recipe(config.train, config.allow_targets)
     check_engine(config)
     check_strategy(config)

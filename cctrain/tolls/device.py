@@ -14,6 +14,7 @@ import torch
 from cctrain.tolls.record import Facts
 from cctrain.tolls.sampling import Case
 
+_WARM_UP_S = 0.25
 _NEEDED_GIB = 6
 _RATE_FROM_BYTES = 16 << 20
 """Transfers from this size on are given as a rate, smaller ones as a time."""
@@ -25,9 +26,6 @@ def can_run() -> str | None:
         return "needs a CUDA GPU, torch sees none"
     free_gib = torch.cuda.mem_get_info()[0] / 2**30
     return None if free_gib >= _NEEDED_GIB else f"needs {_NEEDED_GIB} GiB of GPU memory, {free_gib:.1f} are free"
-
-
-_WARM_UP_S = 0.25
 
 
 def warm_up() -> None:

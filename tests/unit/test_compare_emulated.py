@@ -33,6 +33,11 @@ def test_two_profiles_of_one_name_are_both_listed_with_what_each_took(tmp_path):
     assert [content["tolls"]["launch_us"]["value"] for name, content in found.items() if "(feedface)" in name] == [99.0]
 
 
+def test_a_point_of_a_profile_that_is_no_number_is_left_out():
+    points = {"copy_h2d_pinned_us": {"value": [[float("inf"), 1.0], [4096, 2.0]], "source": "mine"}}
+    assert [row[:2] for row in tolls_beside.rows({"tolls": points})] == [("copy_h2d_pinned_us", "2.00 at 4 KiB")]
+
+
 def with_tokens(record, tokens):
     """The same run, with these tokens in its steps, which took no longer for it."""
     steps = [

@@ -51,7 +51,7 @@ def test_crossings_under_tolls_are_called_emulated_and_say_what_they_rest_on():
 
 def test_a_program_that_never_came_to_cuda_is_said_to_have_crossed_nothing():
     text = printed(lambda console: print_crossings({}, load_profile("b300"), console))
-    assert text.startswith("no CUDA call was seen; if one should have, lines of")
+    assert text.startswith("no CUDA call was seen; if one should have been, lines of")
 
 
 def rows(num_digits):
