@@ -28,7 +28,10 @@ class StepClock(Protocol):
         """Handles of the stamps in a graph that was just queued."""
 
     def read(self, handles: list[int]) -> list[float | None]:
-        """Seconds of each stamp; None for one that the device has not reached yet. Not for the hot path."""
+        """Seconds of each stamp; None for one that the device has not reached yet. Not for the hot path.
+
+        Handles ascend, also from one call to the next: what was passed over is not kept.
+        """
 
 
 class HostClock:
@@ -38,7 +41,7 @@ class HostClock:
 
     def __init__(self) -> None:
         self._stamps: dict[int, float] = {}
-        self._next = 0
+        self._first, self._next = 0, 0
         self.unix_offset_s = time.time() - time.perf_counter()
 
     def mark(self) -> int:
@@ -57,5 +60,9 @@ class HostClock:
         raise NotImplementedError
 
     def read(self, handles: list[int]) -> list[float | None]:
-        """Seconds of each stamp, always known. A stamp is read once."""
-        return [self._stamps.pop(handle) for handle in handles]
+        """Seconds of each stamp, always known."""
+        stamps: list[float | None] = [self._stamps[handle] for handle in handles]
+        while handles and self._first <= handles[-1]:
+            del self._stamps[self._first]
+            self._first += 1
+        return stamps

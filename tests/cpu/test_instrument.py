@@ -1,8 +1,11 @@
 """benchmarks/instrument.py: its statistics on steps of known times, and others' instruments around steps of none."""
 
 import itertools
+import json
 import math
 import random
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -122,3 +125,13 @@ def test_the_profiler_has_a_span_for_each_step(instrument):
     says = block(instrument.instruments.TorchProfiler())
     assert len(says) == 5
     assert all(0 < rate < math.inf for rate in says)
+
+
+def test_all_of_it_runs_on_a_tiny_recipe():
+    options = ("--recipe", "tiny_llama_peft", "--micro-batch", "2", "--seq-len", "32", "--rounds", "2", "--block", "2")
+    command = [sys.executable, str(BENCHMARKS / "instrument.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["stamps_over_wall"] == pytest.approx(1, abs=0.1)
+    assert found["says"].keys() == {"AutoModel's tps", "bare", "cctrain's stamps", "AutoModel's Timers"}
