@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cctrain.emulation.in_rank import toll_switch
 from cctrain.emulation.switch import TollSwitch
-from cctrain.engines.hf_model import build_loader, build_model, forward_keys
+from cctrain.engines.hf_model import DrawnBy, build_loader, build_model, forward_keys
 from cctrain.engines.hf_schedule import learning_rate
 from cctrain.engines.observer import Observer
 from cctrain.metrics import count_tokens
@@ -163,13 +163,15 @@ def _sharded_model(
     train: Mapping[str, Any], arguments: TrainingArguments, sharding: FullyShardedDataParallelPlugin
 ) -> Any:
     """The model on the CPU, which may not fit one device: drawn or loaded by the first rank, which sends it around."""
-    model = build_model(train, is_empty=arguments.process_index > 0)
+    with DrawnBy(arguments.device):
+        model = build_model(train, is_empty=arguments.process_index > 0)
     if set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}:
         # Accelerate cannot send the buffers of a checkpoint (Gemma 4 has some): each rank makes all of it.
         sharding.cpu_ram_efficient_loading = False
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         transformers.set_seed(arguments.seed)
-        model = build_model(train)
+        with DrawnBy(arguments.device):
+            model = build_model(train)
     # A model's list of layers may name some that this one has none of.
     present = {type(module).__name__ for module in model.modules()}
     sharding.transformer_cls_names_to_wrap = sorted(present & set(model._no_split_modules))

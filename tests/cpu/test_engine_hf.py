@@ -68,6 +68,23 @@ def test_full_fine_tuning_trains_as_many_parameters(sft, weights):
     assert f"Trainable parameters: {trained:,}\n" in (sft["automodel"].run_dir / "logs" / "rank0.log").read_text()
 
 
+def test_another_device_draws_what_lies_on_the_cpu():
+    import torch
+
+    from cctrain.engines.hf_model import DrawnBy, build_model
+
+    where = {"pretrained_model_name_or_path": str(RECIPES / "models" / "tiny-llama")}
+    recipe = {"recipe": "", "model": {"_target_": "transformers.AutoModelForCausalLM.from_config", "config": where}}
+    torch.manual_seed(0)
+    drawn = build_model(recipe).state_dict()
+    torch.manual_seed(0)
+    with DrawnBy(torch.device("cpu")):
+        again = build_model(recipe).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in drawn.items())
+    with DrawnBy(torch.device("meta")), pytest.raises(NotImplementedError, match="meta"):  # whose numbers are none
+        build_model(recipe)
+
+
 def test_the_record_names_its_engine_and_the_packages_that_make_it(sft):
     record, other = sft["hf"].record, sft["automodel"].record
     assert (record["engine"], other["engine"]) == ("hf", "automodel")
