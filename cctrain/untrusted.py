@@ -65,7 +65,8 @@ def expect(node: Any, kind: type, what: str) -> Any:
 def number(node: Any, what: str, low: float = 0.0, high: float = LARGEST) -> float:
     """`node`, where it is a number from `low` to `high`. Raises ValueError for anything else."""
     if isinstance(node, bool) or not isinstance(node, (int, float)) or not low <= node <= high:
-        raise ValueError(f"{what} is {shown(node)}, allowed is a number from {low:g} to {high:g}")
+        found = f"the text {shown(node)}" if isinstance(node, str) else shown(node)
+        raise ValueError(f"{what} is {found}, allowed is a number from {low:g} to {high:g}")
     return float(node)
 
 

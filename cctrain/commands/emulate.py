@@ -21,13 +21,14 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cctrain import launcher
 from cctrain.commands.flags import Parser
 from cctrain.config import CcMode
 from cctrain.emulation.arms import CUPTI, unpaid_note
 from cctrain.emulation.injector import left_behind, process_environment, refusals
-from cctrain.emulation.profile import load_profile
+from cctrain.emulation.profile import emulated_note, load_profile
 from cctrain.errors import PlatformError, RequestError
 from cctrain.platform import cc, gpu
 from cctrain.processes import STOPS
@@ -60,12 +61,14 @@ def run(arguments: list[str]) -> int:
     code = 128 - code if code < 0 else code
     if refused and not code:
         code = PlatformError.exit_code
-    from cctrain.report.crossings import print_crossings
+    from cctrain.report.crossings import has_paid, print_crossings
 
     print_crossings(crossings, profile)
     tolls = {"name": profile.name, "sha256": profile.sha256} if profile else None
     processes = [{"pid": pid, **counts} for pid, counts in crossings.items()]
-    found = {"exit_code": code, "tolls": tolls, "processes": processes, "refused": refused}
+    found: dict[str, Any] = {"exit_code": code, "tolls": tolls, "processes": processes, "refused": refused}
+    if profile or any(map(has_paid, crossings.values())):
+        found |= {"mode": CcMode.emulated.value, "emulated": emulated_note()}
     print(json.dumps(finite(found)))
     return code
 

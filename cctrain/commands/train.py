@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cctrain import in_job, launcher, nodes, rundir
-from cctrain.config import Config, LaunchKind
+from cctrain.config import CcMode, Config, LaunchKind
 from cctrain.emulation.arms import CUPTI, OPERATORS, unpaid_note
 from cctrain.emulation.injector import check_not_inside, process_environment
 from cctrain.emulation.profile import parse_profile
@@ -289,10 +289,11 @@ def _train(
 
         follower.reduction = finish.reduction_of(run_dir)
         let_go()
+        is_emulated = request.mode == CcMode.emulated.value
         num_gpus = 0 if request.is_cpu else min(request.num_ranks, request.nproc_per_node, len(request.gpus.names))
         with (
             nodes.announcing(run_dir, request.rendezvous, request.across_nodes),
-            Progress(measure.warmup + measure.most_steps, request.num_ranks) as progress,
+            Progress(measure.warmup + measure.most_steps, request.num_ranks, is_emulated=is_emulated) as progress,
             Telemetry(run_dir, num_gpus),
         ):
             if measure.is_auto:
@@ -350,6 +351,7 @@ def _last_line(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
         "steady": is_steady,
         "real_tokens_per_s_per_gpu": summary and summary["real_tokens_per_s_per_gpu"],
         **({"keep_ratio": record["keep_ratio"], "tolls": record["tolls"]["name"]} if record["tolls"] else {}),
+        **({"explain": record["explain"]} if record["explain"] else {}),
         "status": record["status"],
         "exit_code": RunError.exit_code if record["failure"] else 0,
         **({"error": record["failure"]} if record["failure"] else {}),

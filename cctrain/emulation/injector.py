@@ -7,7 +7,7 @@ import ctypes
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cctrain.emulation.arms import CUPTI
 from cctrain.emulation.build import injection_library
@@ -70,6 +70,8 @@ class Injector:
     """The library as this process's driver has loaded it."""
 
     counted_by = CUPTI
+    paid: ClassVar[str | None] = None
+    """What this process pays, as `tolls_text` has it; None: what it was started with."""
 
     def __init__(self, library: Path) -> None:
         """Raises PlatformError where it cannot be loaded."""
@@ -92,8 +94,16 @@ class Injector:
     def set_tolls(self, profile: Profile | None) -> None:
         """From now on every thread pays `profile`'s tolls, or none. Wait for the device before, or what is queued pays
         the new tolls of its collectives. Raises PlatformError where some toll could not be paid so far."""
-        if not self._library.cctrain_set_tolls(tolls_text(profile).encode()):
+        self._set(tolls_text(profile))
+
+    def restore(self, paid: str | None) -> None:
+        """Pay again what `paid` was once; as `set_tolls`."""
+        self._set(os.environ[TOLLS] if paid is None else paid)
+
+    def _set(self, text: str) -> None:
+        if not self._library.cctrain_set_tolls(text.encode()):
             raise PlatformError("emulation is not at work: the library does not take the tolls")
+        Injector.paid = text
         self.check()
 
     def read(self) -> tuple[int, ...]:
@@ -114,10 +124,10 @@ def attached() -> Injector | None:
 
 @contextlib.contextmanager
 def tolls(profile: Profile) -> Iterator[Injector]:
-    """Pay `profile`'s tolls inside the block, and none after it.
+    """Pay `profile`'s tolls inside the block, and after it what was paid before.
 
-    The process must have been started with `process_environment`, as `python -m cctrain emulate` does. Raises
-    PlatformError where it was not.
+    CUDA must be initialised, and the process have been started with `process_environment`, as `python -m cctrain
+    emulate` does. Raises PlatformError where it was not.
     """
     injector = attached()
     if injector is None:
@@ -126,11 +136,12 @@ def tolls(profile: Profile) -> Iterator[Injector]:
             "`python -m cctrain emulate --tolls NAME -- python ...`"
         )
     injector.check()
+    before = injector.paid
     injector.set_tolls(profile)
     try:
         yield injector
     finally:
-        injector.set_tolls(None)
+        injector.restore(before)
 
 
 def counted(words: tuple[int, ...]) -> Crossings:

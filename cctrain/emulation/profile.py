@@ -67,12 +67,12 @@ NO_GPU_COUNTED = "no GPU: operators of this CPU are counted in place of launches
 """Beside counts without tolls."""
 
 
-def emulated_note() -> str:
+def emulated_note(*, is_cpu: bool = False) -> str:
     """What an emulated figure is, rests on and leaves out, as text beside it."""
     return (
         "Emulated: tolls injected into a machine without CC, an estimate, never a measurement of CC. "
         f"Assumed: {'; '.join(ASSUMED)}. Not emulated: {'; '.join(NOT_EMULATED)}"
-    )
+    ) + f". {NO_GPU[0].upper()}{NO_GPU[1:]}" * is_cpu
 
 
 Points = tuple[tuple[int, float], ...]
@@ -173,20 +173,20 @@ def load_profile(name_or_path: str) -> Profile:
     Raises RequestError, in one printable line, for anything else.
     """
     is_path = "/" in name_or_path or name_or_path.endswith((".yaml", ".yml", ".json"))
-    if not is_path:
-        packaged = sorted(path.stem for path in (CONF / "tolls").glob("*.yaml"))
-        if name_or_path not in packaged:
-            raise RequestError(
-                f"no toll profile {shown(name_or_path)}: tolls= (or --tolls) takes {', '.join(packaged)}, or a file "
-                f"whose name ends in .yaml or .json.{did_you_mean(name_or_path, packaged)}"
-            )
+    packaged = sorted(path.stem for path in (CONF / "tolls").glob("*.yaml"))
+    if not is_path and name_or_path not in packaged:
+        raise RequestError(
+            f"no toll profile {shown(name_or_path)}: tolls= (or --tolls) takes {', '.join(packaged)}, or a file "
+            f"whose name ends in .yaml or .json.{did_you_mean(name_or_path, packaged)}"
+        )
     where = f"toll profile {shown(Path(name_or_path))}"
     try:
         return parse_profile(
             read_yaml(Path(name_or_path).expanduser() if is_path else CONF / "tolls" / f"{name_or_path}.yaml")
         )
     except OSError as error:
-        raise RequestError(f"{where} cannot be read: {error.strerror}") from error
+        comes_along = f" Did you mean {Path(name_or_path).stem}?" * (Path(name_or_path).stem in packaged)
+        raise RequestError(f"{where} cannot be read: {error.strerror}.{comes_along}") from error
     except (ValueError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         raise RequestError(f"{where}: {printable(str(error))}") from error
 
@@ -196,9 +196,10 @@ def parse_profile(node: Any) -> Profile:
     content = _mapping(node, "the file")
     if content.get("kind") != KIND:
         raise ValueError(f"kind is {shown(content.get('kind'))}, not {KIND}, which `tolls --diff` writes")
-    if content.get("schema_version") != SCHEMA_VERSION:
-        version = shown(content.get("schema_version"))
-        raise ValueError(f"schema_version is {version}, this cctrain reads {SCHEMA_VERSION}")
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        found = f"the text {shown(version)}" if isinstance(version, str) else shown(version)
+        raise ValueError(f"schema_version is {found}, this cctrain reads {SCHEMA_VERSION}")
     _refuse_others(content, ("kind", "schema_version", "name", "notes", "made_of", "tolls"), "the file")
     _mapping(content.get("made_of") or {}, "made_of")
     tolls = _mapping(content.get("tolls"), "tolls")

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from cctrain.console import Stdout
-from cctrain.emulation.profile import ASSUMED, NOT_EMULATED, Profile
+from cctrain.emulation.profile import ASSUMED, CLASSES, NOT_EMULATED, Profile
 
 _COUNTS = ("launches", "graph_launches", "graph_nodes", "waits", "collectives", "allocs_host", "allocs_device")
 
@@ -32,8 +32,13 @@ def print_crossings(crossings: Processes, profile: Profile | None, console: Cons
         )
         console.print(table)
         rest = rest[len(table.columns) - 1 :]
-    if profile:
+    if profile or any(map(has_paid, crossings.values())):
         print_assumptions(console)
+
+
+def has_paid(counts: Mapping[str, Any]) -> bool:
+    """Whether a process was made to wait: a program can set tolls of its own."""
+    return any(seconds > 0 for seconds in counts["injected_s"].values())
 
 
 def _width(table: Table, console: Console) -> int:
@@ -42,7 +47,10 @@ def _width(table: Table, console: Console) -> int:
 
 
 def _table(crossings: Processes, profile: Profile | None) -> Table:
+    paid = [name for name in CLASSES if any(counts["injected_s"][name] > 0 for counts in crossings.values())]
     title = f"crossings under the tolls of {profile.name}, emulated" if profile else "crossings"
+    if paid and not profile:
+        title += " under tolls that the program set, emulated"
     table = Table("per process", *(str(pid) for pid in crossings), title=title)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -54,10 +62,10 @@ def _table(crossings: Processes, profile: Profile | None) -> Table:
         table.add_row(name, *(f"{cell['count']:,} of {cell['bytes'] / 1e6:,.1f} MB" for cell in cells))
     table.add_row("other copies, unpaid", *(f"{counts['other_copies']:,}" for counts in crossings.values()))
     table.add_row("time in those calls", *(f"{counts['in_driver_s']:.3f} s" for counts in crossings.values()))
-    if profile:
-        for name in profile.classes():
-            waited = (counts["injected_s"][name] for counts in crossings.values())
-            table.add_row(f"injected: {name.replace('_', ' ')}", *(f"{seconds:.3f} s" for seconds in waited))
+    charged = profile.classes() if profile else ()
+    for name in (name for name in CLASSES if name in paid or name in charged):
+        waited = (counts["injected_s"][name] for counts in crossings.values())
+        table.add_row(f"injected: {name.replace('_', ' ')}", *(f"{seconds:.3f} s" for seconds in waited))
     return table
 
 

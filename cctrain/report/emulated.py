@@ -20,7 +20,11 @@ def emulated_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("step time, no tolls", f"{_ms(off['step_time_s']['median'])} median"))
     if kept and off and off["steady_state"]["is_steady"] and record["summary"]["steady_state"]["is_steady"]:
         rows.append(("keep ratio", _kept(kept)))
-        rows.append(("lost", f"{1 - kept['value']:.1%} of throughput to the tolls of {record['tolls']['name']}"))
+        lost, profile = 1 - kept["value"], record["tolls"]["name"]
+        if lost >= 0:
+            rows.append(("lost", f"{lost:.1%} of throughput to the tolls of {profile}"))
+        else:
+            rows.append(("gained", f"{-lost:.1%} of throughput: noise, as the tolls of {profile} make nothing faster"))
     elif off and not off["steady_state"]["is_steady"]:
         rows.append(("plain steps", off["steady_state"]["why"]))
     return rows

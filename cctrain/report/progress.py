@@ -24,9 +24,12 @@ class Progress:
         world: int,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        is_emulated: bool = False,
     ) -> None:
         self._console = console = console or Console(stderr=True)
         self._num_steps, self._world = num_steps, world
+        self._kind = "emulated, plain or tolled  " * is_emulated
         self._clock, self._said_at = clock, clock()
         rate = TextColumn("{task.fields[rate]}")
         columns = (
@@ -59,7 +62,7 @@ class Progress:
         tokens = sum(by_sample.values()) / self._world
         loss = "not a number" if behind["loss"] is None else f"{behind['loss']:.3f}"
         speed = f"{tokens / seconds:,.0f}" if seconds > 0 else "?"
-        rate = f"{speed} tokens/s/GPU  loss {loss}"
+        rate = f"{speed} tokens/s/GPU  {self._kind}loss {loss}"
         self._bar.update(self._task, description="step", completed=int(behind["step"]), rate=rate)
         if not self._console.is_terminal and self._clock() - self._said_at >= _EVERY_S:
             self._said_at = self._clock()

@@ -31,15 +31,18 @@ def seed_of(one: Comparison) -> tuple[str, float] | None:
 
 def beside_seed(one: Comparison) -> str:
     """How an emulated loss stands to the seed post's of this recipe, and what is different here: missed, unless the
-    interval holds it. Profiles are never tuned towards it. Empty for other comparisons."""
+    interval holds it; with none, how far from it. Profiles are never tuned towards it. Empty for other comparisons."""
     seed = seed_of(one)
     if not seed or not one.is_emulated:
         return ""
     hardware, lost = seed
-    if one.ci95 and one.ci95[0] <= 1 - lost <= one.ci95[1]:
+    distance = f"{(1 - one.keep_ratio - lost) * 100:+.1f} points"
+    if one.ci95 is None:
+        found = f"is {distance} from the seed post's {percent(lost)}, which takes several runs to hold or to miss"
+    elif one.ci95[0] <= 1 - lost <= one.ci95[1]:
         found = f"holds the seed post's {percent(lost)} within its interval"
     else:
-        found = f"misses the seed post's {percent(lost)} by {(1 - one.keep_ratio - lost) * 100:+.1f} points"
+        found = f"misses the seed post's {percent(lost)} by {distance}"
     return f"{found}; that is of {hardware} with AutoModel's own settings, this of {_setting(one)}"
 
 

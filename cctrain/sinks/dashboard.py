@@ -10,7 +10,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
-from cctrain.emulation.profile import CLASSES
+from cctrain.emulation.profile import CLASSES, emulated_note
 from cctrain.errors import RequestError
 from cctrain.sinks.wandb import EMULATED_VERDICTS, TOLLS, VERDICTS
 
@@ -129,7 +129,7 @@ def _parts() -> tuple[_Part, ...]:
     kept = _Part(
         "Keep ratio by recipe",
         "From `cctrain compare --track wandb`, with intervals over runs; below, emulated runs against their own plain "
-        "steps.",
+        f"steps. {emulated_note()}.",
         (("Comparisons", _COMPARED), emulated),
         (
             of_table("wandb/bar/v0", "Kept of the throughput", at(0, 0), label="compared", value="keep_ratio"),
@@ -185,7 +185,8 @@ def _parts() -> tuple[_Part, ...]:
     )
     batch = _Part(
         "Loss against batch",
-        "A launch costs the same however much it computes: the more tokens a step, the less is lost.",
+        "A launch costs the same however much it computes: the more tokens a step, the less is lost. "
+        f"{emulated_note()}.",
         (emulated, ("Comparisons", _COMPARED)),
         (
             wr.ScatterPlot(
@@ -200,7 +201,8 @@ def _parts() -> tuple[_Part, ...]:
     )
     tolls = _Part(
         "Tolls",
-        "What an emulated run paid for each operation, how often it did so, and, with `explain`, what each came to.",
+        "What an emulated run paid for each operation, how often it did so, and, with `explain`, what each came to. "
+        f"{emulated_note()}.",
         (emulated,),
         (
             wr.WeavePanelSummaryTable(table_name=TOLLS, layout=at(0, 0, full, 8)),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cctrain.emulation.profile import emulated_note
 from cctrain.peaks import peak_flops
 from cctrain.records import StepRecord, summed_up
 from cctrain.redaction import redacted
@@ -47,6 +48,7 @@ def start_of(run_dir: Path) -> Start:
             "step": record["step_kind"],
             "alike": _group(record),
             "tolls": {key: tolls[key] for key in ("name", "sha256") if key in tolls} or None,
+            "emulated": emulated_note(is_cpu=record["identity"]["gpu"] == ["cpu"]) if is_emulated else None,
             "settings": settings,
             "automodel": config["train"],
         },

@@ -22,6 +22,7 @@ _CAPTION = (
     "cctrain/tolls/published.py)"
 )
 _PLAIN = "without tolls: in turns with the others, in the same processes, which the injection library meets too"
+_UNPAID = "no GPU: nothing here pays a toll"
 _DIFF_CAPTION = (
     "on - off, undisturbed, with its 95 % interval from process to process; machines and days may differ by more"
 )
@@ -33,7 +34,8 @@ def print_tolls(record: TollsRecord, console: Console | None = None) -> None:
     machine = f"{num_gpus} x {record.identity['gpu']}" if num_gpus else "no GPU"
     tolls = f", tolls of {record.tolls['name']}" if record.tolls else ""
     value = "under tolls" if record.tolls else "measured"
-    caption = f"{value}: {_CAPTION}" + (f". {_PLAIN}. {emulated_note()}" if record.tolls else "")
+    beside = _PLAIN if num_gpus else _UNPAID
+    caption = f"{value}: {_CAPTION}" + (f". {beside}. {emulated_note()}" if record.tolls else "")
     table = Table(title=f"tolls  ·  {machine}  ·  CC {record.mode}{tolls}", caption=caption)
     measured = (*(("without tolls",) if record.tolls else ()), value, "95 % interval")
     for column in ("toll", "of", *measured, *HARDWARE):

@@ -110,6 +110,8 @@ def test_an_emulated_loss_says_whether_it_misses_the_seed_posts(tmp_path):
     assert "that is of 8 x B300 with AutoModel's own settings, this of 1 x" in missed
     assert "under b300" in missed
     assert "seq_len" in missed
+    one = answered(tmp_path / "one", emulated_record(1, keep=0.9, recipe="llama70b_peft"))
+    assert words.beside_seed(one.comparisons[0]).startswith("is -19.8 points from the seed post's 29.7 %, which takes")
     assert words.beside_seed(answered(tmp_path / "other", emulated_record(1)).comparisons[0]) == ""
 
 

@@ -41,6 +41,22 @@ def test_inside_the_context_manager_tolls_are_paid_and_after_it_none(start):
     assert (crossed["launches"], ns(crossed)) == (3, {"launch": 2000})
 
 
+@in_own_process
+def test_after_the_context_manager_the_tolls_before_it_are_paid_again(start):
+    gpu = start(tolls=tolls_text(profile(launch_us=4.0)))
+    paid = []
+
+    def launch():
+        paid.append(ns(gpu.crossed(lambda: gpu.call("cuLaunchKernel"))))
+
+    with tolls_of(profile(launch_us=2.0)):
+        with tolls_of(profile(launch_us=8.0)):
+            launch()
+        launch()
+    launch()
+    assert paid == [{"launch": 8000}, {"launch": 2000}, {"launch": 4000}]
+
+
 @pytest.mark.parametrize("name", ["b300", "h100", "hopper"])
 @in_own_process
 def test_a_shipped_profile_is_taken_as_it_is(start, name):

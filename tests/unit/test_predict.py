@@ -201,11 +201,11 @@ def test_on_a_cpu_too_the_measured_loss_stands_beside_the_prediction(predicted):
         (with_crossings(launches=True), "launches is true"),
         (with_crossings(launches=-1), "launches is -1"),
         (with_crossings(launches=10**400), "launches is 1000"),
-        (with_crossings(waits="\x1b[2J"), r'waits is "\u001b[2J"'),
+        (with_crossings(waits="\x1b[2J"), r'waits is the text "\u001b[2J"'),
         (with_crossings(in_driver_s=None), "in_driver_s is null"),
         (with_crossings(copies={}), "copies.h2d_pinned is null"),
         (with_crossings(copies=CROSSINGS["copies"] | {"h2d_pinned": {"count": 1e-300, "bytes": 8}}), "mean bytes"),
-        (changed(tolls={}, keep_ratio={"value": "x"}), "keep_ratio is x"),
+        (changed(tolls={}, keep_ratio={"value": "x"}), "keep_ratio is the text x"),
         (changed(tolls={}, keep_ratio={"value": 1, "ci95": [1]}), "ci95 is [1], not two numbers"),
     ],
 )

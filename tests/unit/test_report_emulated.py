@@ -34,10 +34,20 @@ def test_every_process_is_shown_whole_however_many_there_are(num):
 
 
 def test_crossings_of_a_program_that_pays_nothing_have_no_assumptions():
-    text = printed(lambda console: print_crossings({12: LARGE}, None, console))
+    unpaid = LARGE | {"injected_s": dict.fromkeys(LARGE["injected_s"], 0.0)}
+    text = printed(lambda console: print_crossings({12: unpaid}, None, console))
     assert "emulated" not in text
     assert "injected" not in text
     assert "assumed" not in text
+
+
+def test_crossings_of_a_program_that_set_tolls_itself_are_called_emulated_too():
+    paid = dict.fromkeys(LARGE["injected_s"], 0.0) | {"launch": 0.5}
+    text = printed(lambda console: print_crossings({12: LARGE | {"injected_s": paid}}, None, console))
+    assert "tolls that the program set, emulated" in text
+    assert "injected: launch" in text
+    assert "injected: wait" not in text
+    assert "assumed: " in text
 
 
 def test_crossings_under_tolls_are_called_emulated_and_say_what_they_rest_on():
@@ -131,6 +141,13 @@ def test_a_steady_run_shows_its_keep_ratio_with_the_interval_and_the_loss():
         ("keep ratio", "0.800 (95 % interval 0.790 to 0.810), 8 pairs of blocks"),
         ("lost", "20.0% of throughput to the tolls of b300"),
     ]
+
+
+def test_a_ratio_above_1_is_called_noise():
+    kept = {"value": 1.082, "ci95": [0.95, 1.2], "num_pairs": 8}
+    shown = dict(emulated_rows(record(keep_ratio=kept)))
+    assert shown["gained"] == "8.2% of throughput: noise, as the tolls of b300 make nothing faster"
+    assert "lost" not in shown
 
 
 @pytest.mark.parametrize("arm", ["summary", "summary_off", None])

@@ -10,6 +10,7 @@ from make_records import emulated_record, one_pair, run_record, write
 
 from cctrain.comparison.compare import compare
 from cctrain.comparison.groups import Options
+from cctrain.emulation.profile import emulated_note
 from cctrain.load import read_runs
 from cctrain.records import to_json
 from cctrain.report import html, plots
@@ -197,6 +198,20 @@ def test_records_without_phases_and_without_machines_make_a_page(tmp_path):
     text = "".join(Reader(html.page(answer(tmp_path))).text)
     assert "Phases" not in text
     assert "not recorded" in text
+
+
+def test_slides_of_emulated_runs_say_what_they_rest_on_and_others_do_not(tmp_path):
+    for number, mode in enumerate(("off", "on")):
+        write(tmp_path / "measured", run_record(mode, number))
+    assert {one.slide_note for group in plots.pictures(answer(tmp_path / "measured")).values() for one in group} == {
+        None
+    }
+    write(tmp_path / "emulated", emulated_record(1))
+    on_cpu = emulated_record(2)
+    write(tmp_path / "cpu", dataclasses.replace(on_cpu, identity={**on_cpu.identity, "gpu": ["cpu"]}))
+    for name, is_cpu in (("emulated", False), ("cpu", True)):
+        shown = plots.pictures(answer(tmp_path / name)).values()
+        assert {one.slide_note for group in shown for one in group} == {emulated_note(is_cpu=is_cpu)}
 
 
 def test_figures_are_written_for_slides(tmp_path):

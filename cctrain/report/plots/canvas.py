@@ -55,8 +55,12 @@ _RC: dict[str, Any] = {
 
 _SLIDE_RECT = (0.02, 0.07, 0.96, 0.82)
 """Left, bottom, width and height of what a slide's title and caption leave."""
+_PADS = {"w_pad": 2 / 72, "h_pad": 3 / 72}
+"""Inches."""
 _SLIDE_TITLE, _SLIDE_CAPTION = 70, 160
 """Characters in a line."""
+_SLIDE_LINE = 0.028
+"""The height of a further line of the caption."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Canvas:
         whole = max(self.height, height / _SLIDE_RECT[3]) if self.height else height
         figure = Figure(figsize=(self.width / 72, whole / 72), dpi=72)
         rect = _SLIDE_RECT if self.height else (0.0, 0.0, 1.0, 1.0)
-        figure.set_layout_engine("constrained", rect=rect, w_pad=2 / 72, h_pad=3 / 72)
+        figure.set_layout_engine("constrained", rect=rect, **_PADS)
         return figure
 
     def style(self, axes: Axes, *, grid: str = "x") -> None:
@@ -118,6 +122,8 @@ class Picture:
     draw: Callable[[Canvas], Figure]
     slide_title: str | None = None
     """Where a slide is to say more."""
+    slide_note: str | None = None
+    """What a slide is to say below its caption; a page has it once for all."""
 
     def svg(self, canvas: Canvas) -> str:
         """For a page: inline SVG in CSS variables, without anything that the page could not know."""
@@ -143,6 +149,9 @@ class Picture:
             figure = self.draw(SLIDE)
             title = textwrap.fill(self.slide_title or self.title, _SLIDE_TITLE)
             figure.text(0.025, 0.95, title, color=LIGHT["ink"], size=20, weight="bold", va="center")
-            caption = textwrap.fill(self.caption, _SLIDE_CAPTION)
+            caption = "\n".join(textwrap.fill(text, _SLIDE_CAPTION) for text in (self.caption, self.slide_note) if text)
             figure.text(0.025, 0.015, caption, color=LIGHT["muted"], size=11, va="bottom")
+            left, bottom, width, height = _SLIDE_RECT
+            more = caption.count("\n") * _SLIDE_LINE
+            figure.set_layout_engine("constrained", rect=(left, bottom + more, width, height - more), **_PADS)
             figure.savefig(path, format="png", dpi=144, facecolor=LIGHT["page"])
