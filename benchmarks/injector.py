@@ -1,10 +1,11 @@
-"""What meeting the driver's calls costs where nothing is paid.
+"""What meeting the driver's calls costs where nothing is paid, and what of it is CUPTI's own.
 
-    python -m cctrain emulate -- python benchmarks/injector.py [--launches-per-step 5380 --step-ms 195]
+    python benchmarks/injector.py [--launches-per-step 5380 --step-ms 195]
 
-One process launches in blocks, in turn with the library's callbacks on and off; the difference of the blocks is the
-cost of a launch, with its 95 % interval over the pairs. The cost of a wait and of a copy likewise. With the launches
-and the time of a step it is said as a share of the step; 0.5 % is promised. The last line is one JSON object.
+One process launches in blocks, in turn with the library's callbacks off and on, and with one that returns at once in
+their place (empty_callback.c); the difference of the blocks is the cost of a launch, with its 95 % interval over the
+rounds. The cost of a wait and of a copy likewise. With the launches and the time of a step it is said as a share of the
+step; 0.5 % is promised. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,17 +15,38 @@ import ctypes
 import json
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from scipy.stats.mstats import trimmed_mean_ci
 
-from cctrain.emulation.injector import INJECTION, attached
+from cctrain.emulation.build import build, find_cupti
+from cctrain.emulation.injector import CROSSINGS, INJECTION, TOLLS, attached, tolls_text
 from cctrain.tolls.device import can_run
 
-_PAIRS, _CALLS = 200, 500
+OURS, EMPTY = "ours", "empty"
+"""Callbacks."""
+_ROUNDS, _CALLS = 200, 500
+_SOURCE = Path(__file__).with_name("empty_callback.c")
+
+
+class Callbacks:
+    """Which of them the driver's calls are met with."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(os.environ[INJECTION])
+
+    def set(self, kind: str | None) -> None:
+        """None: with none. Raises RuntimeError where CUPTI refuses."""
+        if kind is None:
+            self._library.cctrain_meet(0)
+        elif not self._library.cctrain_meet_with(int(kind == EMPTY)):
+            raise RuntimeError("CUPTI took no other subscriber in place of its first one")
 
 
 def block_us(call: Callable[[], object]) -> float:
@@ -37,26 +59,40 @@ def block_us(call: Callable[[], object]) -> float:
     return (time.perf_counter() - begin) / _CALLS * 1e6
 
 
-def cost(call: Callable[[], object], meet: Callable[[int], int]) -> dict[str, float]:
-    """Trimmed mean of the differences, the half-width of its interval, and the median of the calls that were let
-    pass."""
-    differences, passed = [], []
-    for index in range(_PAIRS):
-        order = (0, 1) if index % 2 else (1, 0)
-        took = {}
-        for is_on in order:
-            meet(is_on)
-            took[is_on] = block_us(call)
-        differences.append(took[1] - took[0])
-        passed.append(took[0])
-    meet(1)
-    # A tenth at either end is left out: the host's interruptions.
-    low, high = map(float, trimmed_mean_ci(differences, limits=(0.1, 0.1)))
-    return {"cost_us": (low + high) / 2, "half_width_us": (high - low) / 2, "call_us": statistics.median(passed)}
+def cost(call: Callable[[], object], callbacks: Callbacks) -> dict[str, float]:
+    """Of both kinds the trimmed mean of the differences, the half-width of its interval, and the difference of the
+    fastest tenths; and the median of the calls that were let pass."""
+    kinds = (None, OURS, EMPTY)
+    took: dict[str | None, list[float]] = {kind: [] for kind in kinds}
+    for index in range(_ROUNDS):
+        for kind in kinds[index % 3 :] + kinds[: index % 3]:
+            callbacks.set(kind)
+            took[kind].append(block_us(call))
+    callbacks.set(OURS)
+    found = {"call_us": statistics.median(took[None])}
+    for kind in (OURS, EMPTY):
+        differences = [met - passed for met, passed in zip(took[kind], took[None], strict=True)]
+        # A tenth at either end is left out: the host's interruptions.
+        low, high = map(float, trimmed_mean_ci(differences, limits=(0.1, 0.1)))
+        fastest = statistics.quantiles(took[kind], n=10)[0] - statistics.quantiles(took[None], n=10)[0]
+        found |= {
+            f"{kind}_us": (low + high) / 2,
+            f"{kind}_half_width_us": (high - low) / 2,
+            f"{kind}_fastest_us": fastest,
+        }
+    return found
 
 
-def main() -> None:
-    """Measure and print."""
+def inside() -> int:
+    """This file again, in a process with the library. Returns its exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = build(find_cupti(), Path(folder), _SOURCE)
+        environment = {INJECTION: str(library), TOLLS: tolls_text(None), CROSSINGS: ""}
+        return subprocess.run([sys.executable, *sys.argv], env=os.environ | environment, check=False).returncode
+
+
+def main() -> int:
+    """Measure and print. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--launches-per-step", type=int, default=5380, help="of llama8b_peft, 4x256 (run.json)")
     parser.add_argument("--step-ms", type=float, default=195.0)
@@ -64,20 +100,26 @@ def main() -> None:
     if why := can_run():
         sys.exit(f"this benchmark {why}")
     if not attached():
-        sys.exit("start it by python -m cctrain emulate -- python benchmarks/injector.py, which loads the library")
-    meet = ctypes.CDLL(os.environ[INJECTION]).cctrain_meet
+        return inside()
     x, small, pinned = torch.zeros(1024, device="cuda"), torch.zeros(16, device="cuda"), torch.zeros(16).pin_memory()
+    callbacks = Callbacks()
     found = {
-        "launch": cost(lambda: x.add_(1), meet),
-        "wait": cost(torch.cuda.current_stream().synchronize, meet),
-        "copy": cost(lambda: small.copy_(pinned, non_blocking=True), meet),
+        "launch": cost(lambda: x.add_(1), callbacks),
+        "wait": cost(torch.cuda.current_stream().synchronize, callbacks),
+        "copy": cost(lambda: small.copy_(pinned, non_blocking=True), callbacks),
     }
+    per_ms = flags.launches_per_step / flags.step_ms / 1e3
+    shares = {kind: found["launch"][f"{kind}_us"] * per_ms for kind in (OURS, EMPTY)}
     for name, each in found.items():
-        print(f"{name:8}{each['cost_us']:+.3f} +- {each['half_width_us']:.3f} us on {each['call_us']:.2f} us")
-    share = found["launch"]["cost_us"] * flags.launches_per_step / flags.step_ms / 1e3
-    print(f"{flags.launches_per_step} launches in a step of {flags.step_ms:g} ms: {share:.2%} of it")
-    print(json.dumps({**found, "share_of_step": share, "gpu": torch.cuda.get_device_name()}))
+        print(f"{name}, {each['call_us']:.2f} us where it is let pass")
+        for kind in (OURS, EMPTY):
+            mean, width, fastest = (each[f"{kind}_{key}"] for key in ("us", "half_width_us", "fastest_us"))
+            print(f"    {kind:6} {mean:+.3f} +- {width:.3f} us, of the fastest tenths {fastest:+.3f} us")
+    for kind, share in shares.items():
+        print(f"{kind}: {flags.launches_per_step} launches in a step of {flags.step_ms:g} ms: {share:.2%} of it")
+    print(json.dumps({**found, "share_of_step": shares, "gpu": torch.cuda.get_device_name()}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,6 +17,12 @@ CUptiResult cuptiSubscribe(CUpti_SubscriberHandle *handle, CUpti_CallbackFunc ca
     return CUPTI_SUCCESS;
 }
 
+CUptiResult cuptiUnsubscribe(CUpti_SubscriberHandle handle) {
+    (void)handle;
+    subscriber = NULL;
+    return CUPTI_SUCCESS;
+}
+
 CUptiResult cuptiEnableCallback(uint32_t enable, CUpti_SubscriberHandle handle, CUpti_CallbackDomain domain,
                                 CUpti_CallbackId id) {
     (void)handle;

@@ -20,7 +20,7 @@ def start(tmp_path_factory):
     cupti = build_driver(tmp_path_factory.mktemp("driver"))
     library = build(cupti, tmp_path_factory.mktemp("cache"))
 
-    def start_cuda(tolls="", crossings="", **variables):
+    def start_cuda(tolls="", crossings="", library=library, **variables):
         os.environ |= {INJECTION: str(library), TOLLS: tolls, CROSSINGS: str(crossings)}
         os.environ |= {f"STUB_DRIVER_{name.upper()}": str(value) for name, value in variables.items()}
         return Gpu(cupti.library).init()

@@ -1,5 +1,6 @@
 """The injection library in the hands of who uses it: tolls switched, what is refused, counters that are left behind."""
 
+import ctypes
 import os
 import signal
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from cctrain.emulation import injector
+from cctrain.emulation.build import Cupti, build, find_cupti
 from cctrain.emulation.injector import INJECTION, TOLLS, Injector, attached, counted, left_behind, tolls_text
 from cctrain.emulation.injector import tolls as tolls_of
 from cctrain.emulation.profile import load_profile
 from cctrain.errors import PlatformError
 from tests.stub_driver import Gpu, in_own_process, ns, numbers, profile
+
+EMPTY_CALLBACK = Path(__file__).parents[2] / "benchmarks" / "empty_callback.c"
 
 # Switching, and what is refused
 
@@ -55,6 +59,17 @@ def test_after_the_context_manager_the_tolls_before_it_are_paid_again(start):
         launch()
     launch()
     assert paid == [{"launch": 8000}, {"launch": 2000}, {"launch": 4000}]
+
+
+@in_own_process
+def test_the_benchmarks_empty_callback_takes_the_librarys_place_and_gives_it_back(start, tmp_path):
+    library = build(Cupti(find_cupti().headers, start.stub), tmp_path, EMPTY_CALLBACK)
+    gpu = start(library=library)
+    launches = []
+    for is_empty in (1, 0):
+        assert ctypes.CDLL(str(library)).cctrain_meet_with(is_empty) > 0
+        launches.append(gpu.crossed(lambda: gpu.call("cuLaunchKernel"))["launches"])
+    assert launches == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["b300", "h100", "hopper"])
