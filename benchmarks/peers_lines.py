@@ -23,7 +23,7 @@ LINES: dict[str, tuple[str, ...]] = {
 }
 """Overrides; of those in OTHERS the arguments of `others/run.py`. What matters most comes first."""
 OTHERS = ("torchtune", "torchtune, compiled", "torchtitan", "torchtitan, compiled", "Axolotl", "Unsloth")
-PACKED = ("torchtune",)
+PACKED = ("torchtune", "axolotl", "unsloth")
 """Libraries that `others/run.py` gives packed rows."""
 FURTHER = {("llama8b_peft", "AutoModel, layers compiled"): ("train.peft.use_triton=false",)}
 """Overrides of a recipe's line. AutoModel's layers are compiled one by one, as each adapter is a class of its own; with

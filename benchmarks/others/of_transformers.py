@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import Rows, unshifted
+from rows import Rows, packs
 from steps import Steps, timed
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -34,13 +34,18 @@ def random_model(options: argparse.Namespace) -> Path:
     return path
 
 
-def samples(steps: Sequence[Rows]) -> list[dict[str, list[int]]]:
-    """One a row, in their order."""
-    return [
-        {"input_ids": row, "labels": label, "attention_mask": [1] * len(row)}
-        for rows in steps
-        for row, label in zip(rows.ids.tolist(), unshifted(rows.labels).tolist(), strict=True)
-    ]
+def samples(steps: Sequence[Rows], *columns: str) -> list[dict[str, Any]]:
+    """One a row, in their order, with what its library takes of: `input_ids`, `labels`, `attention_mask`,
+    `position_ids` that start anew with each document, `seq_lengths` of these, padding being one, `length` of them all.
+    A mask of the whole row would hide from transformers that it has several."""
+    found = []
+    for pack in (pack for rows in steps for pack in packs(rows)):
+        length = len(pack["tokens"])
+        sample = {"input_ids": pack["tokens"].tolist(), "labels": pack["labels"].tolist()}
+        sample |= {"position_ids": pack["input_pos"].tolist(), "seq_lengths": pack["seq_lens"].tolist()}
+        sample |= {"attention_mask": [1] * length, "length": length}
+        found.append({column: sample[column] for column in columns})
+    return found
 
 
 def follow(trainer: Any, steps: Steps) -> None:

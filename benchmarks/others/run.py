@@ -10,11 +10,13 @@ for as many steps), the weights (random), and a time stamp of cctrain's at each 
 shift labels by themselves, so that the last token of a row, whose label is the token after the row, has none there.
 LoRA of rank 8 on all linear layers of attention and MLP, Adam, gradients clipped to 1, bf16, no activation
 checkpointing. Attention is torch's sdpa, and flex attention in torchtitan, which no longer takes another, and in
-torchtune where rows are packed (on a CPU sdpa with a mask), so that documents do not see each other, padding being one
-more; the others are not given packed rows. torchtitan reads its loss each tenth step, its default, the others each
-step. Axolotl and Unsloth compute under autocast with float32 adapters, their default. Unsloth trains
-under transformers' Trainer, and compiles its layers, its default, with --compile or not; on a CPU it asks for
-UNSLOTH_FORCE_CPU=1 and takes other code.
+torchtune where rows are packed (on a CPU sdpa with a mask). Documents of packed rows do not see each other, padding
+being one more: Axolotl and Unsloth are told of them as their own packing has it, and on a GPU take torch's kernel for
+sequences of many lengths in place of sdpa, or sdpa by the document; Unsloth takes no loss then at the last token of
+each, and with LoRA does not compile its layers. torchtitan is not given packed rows. It reads its loss each tenth step,
+its default, the others each step. Axolotl and Unsloth compute under autocast with float32 adapters, their default.
+Unsloth trains under transformers' Trainer, and compiles its layers, its default, with --compile or not; on a CPU it
+asks for UNSLOTH_FORCE_CPU=1 and takes other code.
 With --tolls, steps after the warm-up take turns in blocks, plain and tolled, as those of a run with cc=emulated do. The
 last line of stdout is one JSON object with the times of the steps after the warm-up, by mode.
 """
@@ -42,7 +44,7 @@ from cctrain.timing.timer import StepTimer
 
 LIBRARIES = ("torchtitan", "torchtune", "axolotl", "unsloth")
 """Each trains by a file of its own, `with_NAME.py`."""
-PACKED = ("torchtune",)
+PACKED = ("torchtune", "axolotl", "unsloth")
 """Those that are given packed rows."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
 MODELS = Path(__file__).resolve().parents[2] / "recipes" / "models"

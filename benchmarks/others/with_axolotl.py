@@ -22,8 +22,9 @@ def train(options: argparse.Namespace, steps: Steps) -> None:
 
     folder, model = options.folder, random_model(options)
     num_steps = options.warmup + options.steps
+    columns = ("input_ids", "labels", *(("position_ids", "length") if options.is_packed else ("attention_mask",)))
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(sample) + "\n" for sample in samples(options.rows))
+        file.writelines(json.dumps(sample) + "\n" for sample in samples(options.rows, *columns))
 
     class Stamps(BasePlugin):  # type: ignore[misc]
         def post_trainer_create(self, _: Any, trainer: Any) -> None:
@@ -51,13 +52,16 @@ def train(options: argparse.Namespace, steps: Steps) -> None:
         },
         **{"gradient_checkpointing": False, "logging_steps": 1, "save_strategy": "no", "val_set_size": 0},
         **{
-            "sample_packing": False,
+            "sample_packing": options.is_packed,
             "curriculum_sampling": True,
             "torch_compile": options.compile,
             "pad_to_sequence_len": True,
         },
         "special_tokens": {"pad_token": "<pad>"},
     }
+    if options.is_packed:
+        # Its rows are packed already: each fills a bin, in their order, and its own positions are not written over.
+        settings |= {"sample_packing_sequentially": True, "skip_prepare_dataset": True}
     if options.task == "lora":
         settings |= {"adapter": "lora", "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_linear": True}
     if not torch.cuda.is_available():  # its kernels for LoRA, on by default, are Triton's

@@ -44,11 +44,15 @@ def train(options: argparse.Namespace, steps: Steps) -> None:
         save_strategy="no",
         report_to="none",
     )
-    trainer = transformers.Trainer(
-        model,
-        arguments,
-        train_dataset=Dataset.from_list(samples(options.rows)),
-        data_collator=transformers.default_data_collator,
-    )
+    columns, collate = ("input_ids", "labels", "attention_mask"), transformers.default_data_collator
+    if options.is_packed:  # as its SFTTrainer has it, whose collator turns lengths into positions and no mask
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # type: ignore[import-not-found]
+
+        columns, collate = ("input_ids", "labels", "seq_lengths"), DataCollatorForLanguageModeling(0, padding_free=True)
+        arguments.remove_unused_columns = False
+    rows = Dataset.from_list(samples(options.rows, *columns))
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, data_collator=collate)
+    if options.is_packed and torch.cuda.is_available():  # on a CPU it has no such kernels, and transformers masks
+        unsloth.utils.enable_sample_packing(model, trainer)
     follow(trainer, steps)
     trainer.train()

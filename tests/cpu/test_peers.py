@@ -239,10 +239,28 @@ def test_libraries_on_transformers_get_each_row_in_order_with_labels_that_they_s
         labels=torch.tensor([[6, 7, -100], [-100, 10, 11]]),
         seq_lens=torch.tensor([[3], [3]]),
     )
-    first, second, third = others.of_transformers.samples([rows, rows._replace(ids=rows.ids + 10)])[:3]
+    steps, columns = [rows, rows._replace(ids=rows.ids + 10)], ("input_ids", "labels", "attention_mask")
+    first, second, third = others.of_transformers.samples(steps, *columns)[:3]
     assert first == {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "attention_mask": [1, 1, 1]}
     assert (second["input_ids"], second["labels"]) == ([8, 9, 10], [-100, -100, 10])
     assert third["input_ids"] == [15, 16, 17]
+
+
+def test_libraries_on_transformers_are_told_of_a_packed_rows_documents_of_which_padding_is_one(others):
+    import torch
+
+    rows = others.rows.Rows(
+        ids=torch.tensor([[5, 6, 7, 8, 9, 0, 0]]),
+        labels=torch.tensor([[6, 7, -100, 9, 4, -100, -100]]),
+        seq_lens=torch.tensor([[3, 2, 0]]),
+    )
+    (sample,) = others.of_transformers.samples([rows], "labels", "position_ids", "seq_lengths", "length")
+    assert sample == {
+        "labels": [-100, 6, 7, -100, 9, 4, -100],
+        "position_ids": [0, 1, 2, 0, 1, 0, 1],
+        "seq_lengths": [3, 2, 2],
+        "length": 7,
+    }
 
 
 def test_both_scripts_give_the_same_libraries_packed_rows(others, monkeypatch):
@@ -259,9 +277,9 @@ def test_packed_rows_are_refused_for_libraries_that_would_let_their_documents_se
     torch.save({"input_ids": ids, "labels": ids, "seq_lens": torch.tensor([[[2, 2]]] * 2)}, tmp_path / "rows.pt")
     script = ROOT / "benchmarks" / "others" / "run.py"
     flags = ["--rows", tmp_path / "rows.pt", "--steps", "1", "--warmup", "1"]
-    done = subprocess.run([sys.executable, script, "axolotl", *flags], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, script, "torchtitan", *flags], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "its rows are packed; allowed with torchtune" in done.stderr
+    assert "its rows are packed; allowed with torchtune, axolotl, unsloth" in done.stderr
 
 
 def test_a_cell_past_its_deadline_is_ended_and_named(tmp_path, clean_environment):

@@ -193,7 +193,7 @@ def test_one_repeat_alone_is_the_same_as_among_all(peers, tmp_path):
         ({"torchtune": {"failed_at": "import", "error": "ImportError: no"}}, "torchtune", "2x32", "ImportError: no"),
         ({"torchtune": {"version": "0.6.1"}}, "torchtune", "2x32", "names no python for it"),
         ({"unsloth": {"failed_at": "import", "error": "ImportError: nms"}}, "Unsloth", "2x32", "ImportError: nms"),
-        ({"axolotl": {"python": "python"}}, "Axolotl", "packed64", "rows of one document"),
+        ({"torchtitan": {"python": "python"}}, "torchtitan", "packed64", "rows of one document"),
     ],
 )
 def test_a_line_that_is_not_run_says_why(peers, tmp_path, others, line, shape, why):
@@ -202,6 +202,14 @@ def test_a_line_that_is_not_run_says_why(peers, tmp_path, others, line, shape, w
     (row,) = peers.not_run(flags)
     assert (row["line"], row["shape"]) == (line, shape)
     assert why in row["why"]
+
+
+@pytest.mark.parametrize("line", ["torchtune", "Axolotl", "Unsloth"])
+def test_libraries_that_keep_documents_apart_are_run_on_packed_rows(peers, tmp_path, line):
+    ready = {peers.LINES[line][0]: {"python": "python"}}
+    flags = settings(peers, tmp_path, ready, shapes=["packed64"], lines={"ours": (), line: peers.LINES[line]})
+    assert {cell.line for cell in peers.plan(flags)} == {"ours", line}
+    assert peers.not_run(flags) == []
 
 
 @pytest.mark.parametrize(

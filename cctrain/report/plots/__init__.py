@@ -56,10 +56,11 @@ def _of_recipe(group: list[Comparison]) -> Iterator[tuple[str, str, str, Callabl
     if any(shares.phase_means(side) for side in sides(group)):
         caption = "Mean of the steady steps, of the slowest rank."
         yield "phases", "Phases of a step", caption, partial(shares.phases, group)
-    why = explained(arm.run for one in group for arm in one.other_arms)
+    runs = {arm.run.run_id: arm.run for one in group for arm in one.other_arms}
+    why = explained(runs.values())
     if why:
-        profiles = ", ".join(dict.fromkeys(f"{arm.run.profile}" for one in group for arm in one.other_arms))
-        caption = f"Emulated: what each class of the tolls of {profiles} adds to a step; lines are 95 % intervals."
+        profile = runs[why.run_id].profile
+        caption = f"Emulated: what each class of the tolls of {profile} adds to a step; lines are 95 % intervals."
         yield "explain", "Where the loss comes from", caption, partial(shares.costs, why)
 
 
