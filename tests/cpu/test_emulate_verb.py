@@ -84,7 +84,8 @@ def test_a_program_pays_the_tolls_of_the_profile_and_is_counted(emulate, stub):
     code, last, stdout, stderr = emulate("--tolls", "b300", "--", *program(stub, 50))
     assert code == 0, stderr
     assert stdout.startswith("trained 0")  # multicast is off, as under CC
-    assert last["tolls"]["name"] == "b300"
+    assert (last["mode"], last["tolls"]["name"]) == ("emulated", "b300")
+    assert "never a measurement of CC" in last["emulated"]
     (process,) = last["processes"]
     assert process["launches"] == 50
     assert process["injected_s"]["launch"] == pytest.approx(50 * 18.6e-6)
@@ -95,6 +96,7 @@ def test_a_program_pays_the_tolls_of_the_profile_and_is_counted(emulate, stub):
 def test_without_a_profile_it_is_only_counted(emulate, stub):
     code, last, stdout, _ = emulate("--", *program(stub, 7))
     assert (code, last["tolls"], last["exit_code"]) == (0, None, 0)
+    assert not {"mode", "emulated"} & last.keys()
     assert last["processes"][0]["launches"] == 7
     assert set(last["processes"][0]["injected_s"].values()) == {0}
     assert "emulated" not in stdout

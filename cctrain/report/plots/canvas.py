@@ -148,7 +148,7 @@ class Picture:
         with matplotlib.rc_context({**_RC, "font.size": SLIDE.font}):
             figure = self.draw(SLIDE)
             title = textwrap.fill(self.slide_title or self.title, _SLIDE_TITLE)
-            figure.text(0.025, 0.95, title, color=LIGHT["ink"], size=20, weight="bold", va="center")
+            figure.text(0.025, 0.98, title, color=LIGHT["ink"], size=20, weight="bold", va="top")
             caption = "\n".join(textwrap.fill(text, _SLIDE_CAPTION) for text in (self.caption, self.slide_note) if text)
             figure.text(0.025, 0.015, caption, color=LIGHT["muted"], size=11, va="bottom")
             left, bottom, width, height = _SLIDE_RECT
