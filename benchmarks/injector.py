@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import os
 import statistics
@@ -26,7 +27,8 @@ import torch
 from scipy.stats.mstats import trimmed_mean_ci
 
 from cctrain.emulation.build import build, find_cupti
-from cctrain.emulation.injector import CROSSINGS, INJECTION, TOLLS, attached, tolls_text
+from cctrain.emulation.injector import INJECTION, attached, check_not_inside, process_environment
+from cctrain.errors import PlatformError
 from cctrain.tolls.device import can_run
 
 OURS, EMPTY = "ours", "empty"
@@ -40,13 +42,13 @@ class Callbacks:
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL(os.environ[INJECTION])
+        self._num_met = self._library.cctrain_meet(1)
 
     def set(self, kind: str | None) -> None:
         """None: with none. Raises RuntimeError where CUPTI refuses."""
-        if kind is None:
-            self._library.cctrain_meet(0)
-        elif not self._library.cctrain_meet_with(int(kind == EMPTY)):
-            raise RuntimeError("CUPTI took no other subscriber in place of its first one")
+        call, flag = (self._library.cctrain_meet_with, kind == EMPTY) if kind else (self._library.cctrain_meet, 0)
+        if call(int(flag)) != self._num_met:
+            raise RuntimeError(f"CUPTI refused to have some driver calls met with {kind or 'no'} callback")
 
 
 def block_us(call: Callable[[], object]) -> float:
@@ -62,10 +64,9 @@ def block_us(call: Callable[[], object]) -> float:
 def cost(call: Callable[[], object], callbacks: Callbacks) -> dict[str, float]:
     """Of both kinds the trimmed mean of the differences, the half-width of its interval, and the difference of the
     fastest tenths; and the median of the calls that were let pass."""
-    kinds = (None, OURS, EMPTY)
-    took: dict[str | None, list[float]] = {kind: [] for kind in kinds}
-    for index in range(_ROUNDS):
-        for kind in kinds[index % 3 :] + kinds[: index % 3]:
+    took: dict[str | None, list[float]] = {None: [], OURS: [], EMPTY: []}
+    for order in itertools.islice(itertools.cycle(itertools.permutations(took)), _ROUNDS):
+        for kind in order:
             callbacks.set(kind)
             took[kind].append(block_us(call))
     callbacks.set(OURS)
@@ -85,10 +86,11 @@ def cost(call: Callable[[], object], callbacks: Callbacks) -> dict[str, float]:
 
 def inside() -> int:
     """This file again, in a process with the library. Returns its exit code."""
+    check_not_inside(os.environ, "python benchmarks/injector.py")
     with tempfile.TemporaryDirectory() as folder:
         library = build(find_cupti(), Path(folder), _SOURCE)
-        environment = {INJECTION: str(library), TOLLS: tolls_text(None), CROSSINGS: ""}
-        return subprocess.run([sys.executable, *sys.argv], env=os.environ | environment, check=False).returncode
+        environment = os.environ | process_environment(None, Path(folder), library)
+        return subprocess.run([sys.executable, *sys.argv, "--inside"], env=environment, check=False).returncode
 
 
 def main() -> int:
@@ -96,11 +98,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--launches-per-step", type=int, default=5380, help="of llama8b_peft, 4x256 (run.json)")
     parser.add_argument("--step-ms", type=float, default=195.0)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if why := can_run():
         sys.exit(f"this benchmark {why}")
-    if not attached():
-        return inside()
+    injector = attached() if flags.inside else None
+    try:
+        if not injector:
+            return inside()
+        torch.cuda.init()
+        injector.check()
+    except PlatformError as error:
+        sys.exit(str(error))
     x, small, pinned = torch.zeros(1024, device="cuda"), torch.zeros(16, device="cuda"), torch.zeros(16).pin_memory()
     callbacks = Callbacks()
     found = {
@@ -108,8 +117,8 @@ def main() -> int:
         "wait": cost(torch.cuda.current_stream().synchronize, callbacks),
         "copy": cost(lambda: small.copy_(pinned, non_blocking=True), callbacks),
     }
-    per_ms = flags.launches_per_step / flags.step_ms / 1e3
-    shares = {kind: found["launch"][f"{kind}_us"] * per_ms for kind in (OURS, EMPTY)}
+    share_per_us = flags.launches_per_step / flags.step_ms / 1e3
+    shares = {kind: found["launch"][f"{kind}_us"] * share_per_us for kind in (OURS, EMPTY)}
     for name, each in found.items():
         print(f"{name}, {each['call_us']:.2f} us where it is let pass")
         for kind in (OURS, EMPTY):

@@ -5,7 +5,8 @@
     python -m cctrain emulate --tolls profile.json -- torchrun ...      every process of it is met
 
 The program's launches, copies, waits... take as much longer as the profile says, on a GPU without CC. A table of what
-each process crossed, and as the last line of stdout one JSON object. The exit code is the program's own; 2 for a wrong
+each process crossed, and as the last line of stdout one JSON object; tolls that the program sets itself are not told
+apart from those of --tolls. The exit code is the program's own; 2 for a wrong
 profile, 3 where emulation cannot be had (CC really on, no compiler, no CUPTI, a profiler in its place). A profiler
 inside the program shows only then: it runs to its end, `refused` says in which process and why, and 3 replaces a 0.
 """
@@ -27,7 +28,7 @@ from cctrain import launcher
 from cctrain.commands.flags import Parser
 from cctrain.config import CcMode
 from cctrain.emulation.arms import CUPTI, unpaid_note
-from cctrain.emulation.injector import left_behind, process_environment, refusals
+from cctrain.emulation.injector import has_paid, left_behind, process_environment, refusals
 from cctrain.emulation.profile import emulated_note, load_profile
 from cctrain.errors import PlatformError, RequestError
 from cctrain.platform import cc, gpu
@@ -61,13 +62,13 @@ def run(arguments: list[str]) -> int:
     code = 128 - code if code < 0 else code
     if refused and not code:
         code = PlatformError.exit_code
-    from cctrain.report.crossings import has_paid, print_crossings
+    from cctrain.report.crossings import print_crossings
 
     print_crossings(crossings, profile)
     tolls = {"name": profile.name, "sha256": profile.sha256} if profile else None
     processes = [{"pid": pid, **counts} for pid, counts in crossings.items()]
     found: dict[str, Any] = {"exit_code": code, "tolls": tolls, "processes": processes, "refused": refused}
-    if profile or any(map(has_paid, crossings.values())):
+    if (profile and crossings) or any(map(has_paid, crossings.values())):
         found |= {"mode": CcMode.emulated.value, "emulated": emulated_note()}
     print(json.dumps(finite(found)))
     return code

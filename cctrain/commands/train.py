@@ -21,7 +21,7 @@ from cctrain import in_job, launcher, nodes, rundir
 from cctrain.config import CcMode, Config, LaunchKind
 from cctrain.emulation.arms import CUPTI, OPERATORS, unpaid_note
 from cctrain.emulation.injector import check_not_inside, process_environment
-from cctrain.emulation.profile import parse_profile
+from cctrain.emulation.profile import emulated_note, parse_profile
 from cctrain.errors import RequestError, RunError
 from cctrain.follow import Follower, Rank
 from cctrain.platform import cc, gpu, machine, versions
@@ -352,6 +352,7 @@ def _last_line(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
         "real_tokens_per_s_per_gpu": summary and summary["real_tokens_per_s_per_gpu"],
         **({"keep_ratio": record["keep_ratio"], "tolls": record["tolls"]["name"]} if record["tolls"] else {}),
         **({"explain": record["explain"]} if record["explain"] else {}),
+        **({"emulated": emulated_note(is_cpu=record["identity"]["gpu"] == ["cpu"])} if record["tolls"] else {}),
         "status": record["status"],
         "exit_code": RunError.exit_code if record["failure"] else 0,
         **({"error": record["failure"]} if record["failure"] else {}),

@@ -33,13 +33,15 @@ _WORDS = (
 """inject.c's Counters, each a word of 64 bits."""
 
 
-def process_environment(profile: Profile | None, crossings: Path | None = None) -> dict[str, str]:
+def process_environment(
+    profile: Profile | None, crossings: Path | None = None, library: Path | None = None
+) -> dict[str, str]:
     """What a process needs in its environment to be injected into from its first CUDA call on, with `profile`'s tolls,
-    or none; it leaves its counters in the directory `crossings`.
+    or none; it leaves its counters in the directory `crossings`. `library` stands for the one that is built here.
 
     Raises PlatformError where the library cannot be built, or another one is to be injected.
     """
-    library = injection_library()
+    library = library or injection_library()
     other = os.environ.get(INJECTION)
     if other and other != str(library):
         raise PlatformError(
@@ -70,8 +72,8 @@ class Injector:
     """The library as this process's driver has loaded it."""
 
     counted_by = CUPTI
-    paid: ClassVar[str | None] = None
-    """What this process pays, as `tolls_text` has it; None: what it was started with."""
+    paid: ClassVar[str] = ""
+    """What this process pays, as `tolls_text` has it; empty until `attached`."""
 
     def __init__(self, library: Path) -> None:
         """Raises PlatformError where it cannot be loaded."""
@@ -96,9 +98,9 @@ class Injector:
         the new tolls of its collectives. Raises PlatformError where some toll could not be paid so far."""
         self._set(tolls_text(profile))
 
-    def restore(self, paid: str | None) -> None:
+    def restore(self, paid: str) -> None:
         """Pay again what `paid` was once; as `set_tolls`."""
-        self._set(os.environ[TOLLS] if paid is None else paid)
+        self._set(paid)
 
     def _set(self, text: str) -> None:
         if not self._library.cctrain_set_tolls(text.encode()):
@@ -119,12 +121,15 @@ class Injector:
 def attached() -> Injector | None:
     """The injector of this process; None where it was started without."""
     path = os.environ.get(INJECTION)
-    return Injector(Path(path)) if path and TOLLS in os.environ else None
+    if not path or TOLLS not in os.environ:
+        return None
+    Injector.paid = Injector.paid or os.environ[TOLLS] or tolls_text(None)
+    return Injector(Path(path))
 
 
 @contextlib.contextmanager
 def tolls(profile: Profile) -> Iterator[Injector]:
-    """Pay `profile`'s tolls inside the block, and after it what was paid before.
+    """Pay `profile`'s tolls inside the block, in all threads of the process, and after it what was paid before.
 
     CUDA must be initialised, and the process have been started with `process_environment`, as `python -m cctrain
     emulate` does. Raises PlatformError where it was not.
@@ -137,8 +142,8 @@ def tolls(profile: Profile) -> Iterator[Injector]:
         )
     injector.check()
     before = injector.paid
-    injector.set_tolls(profile)
     try:
+        injector.set_tolls(profile)
         yield injector
     finally:
         injector.restore(before)
@@ -153,6 +158,11 @@ def counted(words: tuple[int, ...]) -> Crossings:
     rest = {name: plain[name] for name in ("other_copies", "allocs_host", "allocs_device", "collectives")}
     times = {"in_driver_s": plain["in_driver_ns"] / 1e9, "blocked_s": plain["blocked_ns"] / 1e9}
     return {**counts, "copies": copies, **rest, **times, "injected_s": injected}
+
+
+def has_paid(counts: Mapping[str, Any]) -> bool:
+    """Whether a process was made to wait: a program can set tolls of its own."""
+    return any(seconds > 0 for seconds in counts["injected_s"].values())
 
 
 def left_behind(crossings: Path) -> Mapping[int, Crossings]:

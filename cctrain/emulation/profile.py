@@ -25,7 +25,7 @@ from cctrain.emulation.strict_yaml import read_yaml
 from cctrain.errors import RequestError
 from cctrain.nearest import did_you_mean
 from cctrain.packaged import CONF
-from cctrain.untrusted import number, printable, shown
+from cctrain.untrusted import kind_of, number, printable, shown
 
 KIND = "cctrain emulation profile"
 SCHEMA_VERSION = 1
@@ -184,9 +184,12 @@ def load_profile(name_or_path: str) -> Profile:
         return parse_profile(
             read_yaml(Path(name_or_path).expanduser() if is_path else CONF / "tolls" / f"{name_or_path}.yaml")
         )
+    except FileNotFoundError as error:
+        stem = Path(name_or_path).stem
+        near = f" Did you mean {stem}?" if stem in packaged else did_you_mean(stem, packaged)
+        raise RequestError(f"{where} cannot be read: {error.strerror}.{near}") from error
     except OSError as error:
-        comes_along = f" Did you mean {Path(name_or_path).stem}?" * (Path(name_or_path).stem in packaged)
-        raise RequestError(f"{where} cannot be read: {error.strerror}.{comes_along}") from error
+        raise RequestError(f"{where} cannot be read: {error.strerror}") from error
     except (ValueError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         raise RequestError(f"{where}: {printable(str(error))}") from error
 
@@ -198,8 +201,7 @@ def parse_profile(node: Any) -> Profile:
         raise ValueError(f"kind is {shown(content.get('kind'))}, not {KIND}, which `tolls --diff` writes")
     version = content.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        found = f"the text {shown(version)}" if isinstance(version, str) else shown(version)
-        raise ValueError(f"schema_version is {found}, this cctrain reads {SCHEMA_VERSION}")
+        raise ValueError(f"schema_version is {kind_of(version)}, this cctrain reads {SCHEMA_VERSION}")
     _refuse_others(content, ("kind", "schema_version", "name", "notes", "made_of", "tolls"), "the file")
     _mapping(content.get("made_of") or {}, "made_of")
     tolls = _mapping(content.get("tolls"), "tolls")

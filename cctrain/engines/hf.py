@@ -162,7 +162,8 @@ def _sharding(train: Mapping[str, Any], arguments: TrainingArguments) -> FullySh
 def _sharded_model(
     train: Mapping[str, Any], arguments: TrainingArguments, sharding: FullyShardedDataParallelPlugin
 ) -> Any:
-    """The model on the CPU, which may not fit one device: drawn or loaded by the first rank, which sends it around."""
+    """The model on the CPU, as it may not fit one device: loaded, or drawn by its device, by the first rank, which
+    sends it around."""
     with DrawnBy(arguments.device):
         model = build_model(train, is_empty=arguments.process_index > 0)
     if set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}:

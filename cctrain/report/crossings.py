@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from cctrain.console import Stdout
+from cctrain.emulation.injector import has_paid
 from cctrain.emulation.profile import ASSUMED, CLASSES, NOT_EMULATED, Profile
 
 _COUNTS = ("launches", "graph_launches", "graph_nodes", "waits", "collectives", "allocs_host", "allocs_device")
@@ -34,11 +35,6 @@ def print_crossings(crossings: Processes, profile: Profile | None, console: Cons
         rest = rest[len(table.columns) - 1 :]
     if profile or any(map(has_paid, crossings.values())):
         print_assumptions(console)
-
-
-def has_paid(counts: Mapping[str, Any]) -> bool:
-    """Whether a process was made to wait: a program can set tolls of its own."""
-    return any(seconds > 0 for seconds in counts["injected_s"].values())
 
 
 def _width(table: Table, console: Console) -> int:

@@ -24,7 +24,9 @@ def emulated_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         if lost >= 0:
             rows.append(("lost", f"{lost:.1%} of throughput to the tolls of {profile}"))
         else:
-            rows.append(("gained", f"{-lost:.1%} of throughput: noise, as the tolls of {profile} make nothing faster"))
+            is_noise = not kept["ci95"] or kept["ci95"][0] <= 1
+            why = "noise" if is_noise else "the arms differ in something else"
+            rows.append(("gained", f"{-lost:.1%} of throughput: {why}, as the tolls of {profile} make nothing faster"))
     elif off and not off["steady_state"]["is_steady"]:
         rows.append(("plain steps", off["steady_state"]["why"]))
     return rows

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from cctrain.comparison.compare import Answer, Comparison
 from cctrain.console import console_of
-from cctrain.emulation.profile import emulated_note
 from cctrain.ratios import geometric_mean
 from cctrain.report import words
 from cctrain.report.panels import by_title
@@ -31,7 +30,7 @@ def print_answer(answer: Answer, console: Console | None = None) -> None:
     console = console_of(console, _WIDTH)
     is_of_cc = any(one.is_of_cc for one in answer.comparisons)
     title = "What is kept of the throughput" if is_of_cc else "Throughput of the one over that of the other"
-    table = Table(title=title, caption=". ".join(filter(None, (_CAPTION, _note(answer)))))
+    table = Table(title=title, caption=". ".join(filter(None, (_CAPTION, words.note(answer.comparisons)))))
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in (COLUMNS[0], "verdict") else "right", overflow="fold")
     for name, rows in rows_by_title(answer):
@@ -52,7 +51,7 @@ def markdown(answer: Answer) -> str:
         lines += ["|---|" + "---:|" * (len(COLUMNS) - 2) + "---|"]
         lines += [f"| {' | '.join(map(_escaped, row))} |" for row in rows]
         lines += [""]
-    lines += [f"- {_escaped(line)}" for line in (*_lines(answer), _note(answer)) if line]
+    lines += [f"- {_escaped(line)}" for line in (*_lines(answer), words.note(answer.comparisons)) if line]
     return "\n".join(lines)
 
 
@@ -65,7 +64,7 @@ def facts(answer: Answer, min_keep: float | None = None) -> dict[str, Any]:
         "ci95": worst.ci95,
         "verdict": worst.verdict,
         "is_emulated": worst.is_emulated,
-        "emulated": _note(answer),
+        "emulated": words.note(answer.comparisons),
         "num_runs": worst.num_runs,
         "why": words.sentence(worst, answer.options.margin),
         "gate": gate,
@@ -119,11 +118,6 @@ def _row(one: Comparison) -> list[str]:
     runs = f"{len(one.other_arms)} + {len(one.base_arms)}" if one.pairing != "same run" else f"{one.num_runs}"
     kept, loss = f"{one.keep_ratio:.3f}", words.percent(1 - one.keep_ratio) if one.is_of_cc else ""
     return [words.what(one), kept, interval, loss, f"{rates[0]:,.0f} -> {rates[1]:,.0f}", runs, one.verdict]
-
-
-def _note(answer: Answer) -> str | None:
-    """What emulated figures rest on; None where there are none."""
-    return emulated_note() if any(one.is_emulated for one in answer.comparisons) else None
 
 
 def _lines(answer: Answer) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cctrain.comparison.compare import Answer, Comparison
 from cctrain.comparison.groups import setting_of
+from cctrain.emulation.profile import emulated_note
 from cctrain.ratios import CHANCE
 
 SEED_POST = '"How does NVIDIA Confidential Computing impact inference and training performance?", Tinfoil, 2026'
@@ -148,6 +151,12 @@ def within_run(one: Comparison) -> str | None:
         return None
     low, high = one.within_run_ci95
     return f"From the noise within the runs alone it would be {low:.3f} to {high:.3f}; runs differ by more than that."
+
+
+def note(comparisons: Sequence[Comparison]) -> str | None:
+    """What is to be said wherever something is emulated; None where nothing is."""
+    runs = [arm.run for one in comparisons if one.is_emulated for arm in one.other_arms]
+    return emulated_note(is_cpu=all(run.identity.get("gpu") == ["cpu"] for run in runs)) if runs else None
 
 
 def more_runs(one: Comparison) -> str | None:

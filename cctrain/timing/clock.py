@@ -30,7 +30,7 @@ class StepClock(Protocol):
     def read(self, handles: list[int]) -> list[float | None]:
         """Seconds of each stamp; None for one that the device has not reached yet. Not for the hot path.
 
-        Handles ascend, also from one call to the next: what was passed over is not kept.
+        Handles ascend, also from one call to the next, which is asserted: what was passed over is not kept.
         """
 
 
@@ -61,6 +61,7 @@ class HostClock:
 
     def read(self, handles: list[int]) -> list[float | None]:
         """Seconds of each stamp, always known."""
+        assert not handles or self._first <= handles[0], "a stamp is read once"
         stamps: list[float | None] = [self._stamps[handle] for handle in handles]
         while handles and self._first <= handles[-1]:
             del self._stamps[self._first]

@@ -62,6 +62,21 @@ def test_after_the_context_manager_the_tolls_before_it_are_paid_again(start):
 
 
 @in_own_process
+def test_tolls_that_cannot_be_paid_are_not_left_on_by_the_context_manager(start, monkeypatch):
+    gpu = start(tolls="")
+    checks = iter([None, PlatformError("too late")])
+
+    def check(_):
+        if error := next(checks, None):
+            raise error
+
+    monkeypatch.setattr(Injector, "check", check)
+    with pytest.raises(PlatformError, match="too late"), tolls_of(profile(launch_us=2.0)):
+        pass
+    assert ns(gpu.crossed(lambda: gpu.call("cuLaunchKernel"))) == {}
+
+
+@in_own_process
 def test_the_benchmarks_empty_callback_takes_the_librarys_place_and_gives_it_back(start, tmp_path):
     library = build(Cupti(find_cupti().headers, start.stub), tmp_path, EMPTY_CALLBACK)
     gpu = start(library=library)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from cctrain.comparison.compare import Answer, Comparison
-from cctrain.emulation.profile import emulated_note
 from cctrain.report import words
 from cctrain.report.explained import explained
 from cctrain.report.panels import by_title, sides
@@ -27,24 +26,18 @@ def pictures(answer: Answer) -> dict[str, list[Picture]]:
     kept += "The green band is what counts as free." if is_of_cc else "In the green band is no difference."
     kept += " Squares are emulated, not measured under CC." * any(one.is_emulated for one in answer.comparisons)
     heading, draw = "Throughput kept" if is_of_cc else "Throughput", partial(keep.keep_ratios, answer)
-    shown = {"": [Picture("keep_ratio", heading, kept, draw, words.first_line(answer), _note(answer.comparisons))]}
+    shown = {"": [Picture("keep_ratio", heading, kept, draw, words.first_line(answer), words.note(answer.comparisons))]}
     if losses.has_lines(answer):
         name, draw_losses = f"loss_by_{losses.sweep_of(answer).name}", partial(losses.losses, answer)
-        note = _note(answer.comparisons)
+        note = words.note(answer.comparisons)
         shown[""].append(Picture(name, losses.title(answer), losses.caption(answer), draw_losses, slide_note=note))
     for number, (name, group) in enumerate(by_title(answer).items()):
         file = f"{number}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:60]}"
         shown[name] = [
-            Picture(f"{kind}_{file}", text, caption, draw, f"{name}: {text[0].lower()}{text[1:]}", _note(group))
+            Picture(f"{kind}_{file}", text, caption, draw, f"{name}: {text[0].lower()}{text[1:]}", words.note(group))
             for kind, text, caption, draw in _of_recipe(group)
         ]
     return shown
-
-
-def _note(comparisons: Iterable[Comparison]) -> str | None:
-    """What is to be said wherever something is emulated."""
-    runs = [arm.run for one in comparisons if one.is_emulated for arm in one.other_arms]
-    return emulated_note(is_cpu=any(run.identity.get("gpu") == ["cpu"] for run in runs)) if runs else None
 
 
 def _of_recipe(group: list[Comparison]) -> Iterator[tuple[str, str, str, Callable[[Canvas], Figure]]]:

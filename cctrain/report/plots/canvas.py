@@ -59,8 +59,8 @@ _PADS = {"w_pad": 2 / 72, "h_pad": 3 / 72}
 """Inches."""
 _SLIDE_TITLE, _SLIDE_CAPTION = 70, 160
 """Characters in a line."""
-_SLIDE_LINE = 0.028
-"""The height of a further line of the caption."""
+_TITLE_LINE, _CAPTION_LINE = 27, 15
+"""Pixels that a line takes beyond two of the title, and beyond one of the caption."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +152,9 @@ class Picture:
             caption = "\n".join(textwrap.fill(text, _SLIDE_CAPTION) for text in (self.caption, self.slide_note) if text)
             figure.text(0.025, 0.015, caption, color=LIGHT["muted"], size=11, va="bottom")
             left, bottom, width, height = _SLIDE_RECT
-            more = caption.count("\n") * _SLIDE_LINE
-            figure.set_layout_engine("constrained", rect=(left, bottom + more, width, height - more), **_PADS)
+            pixels = figure.get_figheight() * figure.dpi
+            above = max(0, title.count("\n") - 1) * _TITLE_LINE / pixels
+            below = caption.count("\n") * _CAPTION_LINE / pixels
+            rect = (left, bottom + below, width, height - below - above)
+            figure.set_layout_engine("constrained", rect=rect, **_PADS)
             figure.savefig(path, format="png", dpi=144, facecolor=LIGHT["page"])
