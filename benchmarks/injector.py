@@ -48,7 +48,7 @@ class Callbacks:
         """None: with none. Raises RuntimeError where CUPTI refuses."""
         call, flag = (self._library.cctrain_meet_with, kind == EMPTY) if kind else (self._library.cctrain_meet, 0)
         if call(int(flag)) != self._num_met:
-            raise RuntimeError(f"CUPTI refused to have some driver calls met with {kind or 'no'} callback")
+            raise RuntimeError(f"CUPTI refused to change the callback of some driver calls, to {kind or 'none'}")
 
 
 def block_us(call: Callable[[], object]) -> float:

@@ -65,11 +65,11 @@ def expect(node: Any, kind: type, what: str) -> Any:
 def number(node: Any, what: str, low: float = 0.0, high: float = LARGEST) -> float:
     """`node`, where it is a number from `low` to `high`. Raises ValueError for anything else."""
     if isinstance(node, bool) or not isinstance(node, (int, float)) or not low <= node <= high:
-        raise ValueError(f"{what} is {kind_of(node)}, allowed is a number from {low:g} to {high:g}")
+        raise ValueError(f"{what} is {got(node)}, allowed is a number from {low:g} to {high:g}")
     return float(node)
 
 
-def kind_of(node: Any) -> str:
+def got(node: Any) -> str:
     """As `shown`, with texts called so: 18.6 in quotes looks like a number."""
     return f"the text {shown(node) or 'of no letters'}" if isinstance(node, str) else shown(node)
 

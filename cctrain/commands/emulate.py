@@ -6,9 +6,9 @@
 
 The program's launches, copies, waits... take as much longer as the profile says, on a GPU without CC. A table of what
 each process crossed, and as the last line of stdout one JSON object; tolls that the program sets itself are not told
-apart from those of --tolls. The exit code is the program's own; 2 for a wrong
-profile, 3 where emulation cannot be had (CC really on, no compiler, no CUPTI, a profiler in its place). A profiler
-inside the program shows only then: it runs to its end, `refused` says in which process and why, and 3 replaces a 0.
+apart from those of --tolls. The exit code is the program's own; 2 for a wrong profile, 3 where emulation cannot be had
+(CC really on, no compiler, no CUPTI, a profiler in its place). A profiler inside the program shows only then: it runs
+to its end, `refused` says in which process and why, and 3 replaces a 0.
 """
 
 from __future__ import annotations

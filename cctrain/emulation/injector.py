@@ -96,13 +96,10 @@ class Injector:
     def set_tolls(self, profile: Profile | None) -> None:
         """From now on every thread pays `profile`'s tolls, or none. Wait for the device before, or what is queued pays
         the new tolls of its collectives. Raises PlatformError where some toll could not be paid so far."""
-        self._set(tolls_text(profile))
+        self.pay(tolls_text(profile))
 
-    def restore(self, paid: str) -> None:
-        """Pay again what `paid` was once; as `set_tolls`."""
-        self._set(paid)
-
-    def _set(self, text: str) -> None:
+    def pay(self, text: str) -> None:
+        """The same, of tolls as `tolls_text` has them."""
         if not self._library.cctrain_set_tolls(text.encode()):
             raise PlatformError("emulation is not at work: the library does not take the tolls")
         Injector.paid = text
@@ -146,7 +143,7 @@ def tolls(profile: Profile) -> Iterator[Injector]:
         injector.set_tolls(profile)
         yield injector
     finally:
-        injector.restore(before)
+        injector.pay(before)
 
 
 def counted(words: tuple[int, ...]) -> Crossings:

@@ -25,7 +25,7 @@ from cctrain.emulation.strict_yaml import read_yaml
 from cctrain.errors import RequestError
 from cctrain.nearest import did_you_mean
 from cctrain.packaged import CONF
-from cctrain.untrusted import kind_of, number, printable, shown
+from cctrain.untrusted import got, number, printable, shown
 
 KIND = "cctrain emulation profile"
 SCHEMA_VERSION = 1
@@ -201,7 +201,7 @@ def parse_profile(node: Any) -> Profile:
         raise ValueError(f"kind is {shown(content.get('kind'))}, not {KIND}, which `tolls --diff` writes")
     version = content.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise ValueError(f"schema_version is {kind_of(version)}, this cctrain reads {SCHEMA_VERSION}")
+        raise ValueError(f"schema_version is {got(version)}, this cctrain reads {SCHEMA_VERSION}")
     _refuse_others(content, ("kind", "schema_version", "name", "notes", "made_of", "tolls"), "the file")
     _mapping(content.get("made_of") or {}, "made_of")
     tolls = _mapping(content.get("tolls"), "tolls")

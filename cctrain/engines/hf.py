@@ -166,12 +166,11 @@ def _sharded_model(
     sends it around."""
     with DrawnBy(arguments.device):
         model = build_model(train, is_empty=arguments.process_index > 0)
-    if set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}:
-        # Accelerate cannot send the buffers of a checkpoint (Gemma 4 has some): each rank makes all of it.
-        sharding.cpu_ram_efficient_loading = False
-        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-        transformers.set_seed(arguments.seed)
-        with DrawnBy(arguments.device):
+        if set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}:
+            # Accelerate cannot send the buffers of a checkpoint (Gemma 4 has some): each rank makes all of it.
+            sharding.cpu_ram_efficient_loading = False
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+            transformers.set_seed(arguments.seed)
             model = build_model(train)
     # A model's list of layers may name some that this one has none of.
     present = {type(module).__name__ for module in model.modules()}

@@ -156,9 +156,9 @@ def _remark(problem: Problem, one: Observation, best: Observation | None) -> str
     return ", ".join(words)
 
 
-def note(seen: Sequence[Observation]) -> str | None:
+def note(seen: Sequence[Observation], *, is_cpu: bool = False) -> str | None:
     """What emulated figures rest on; None where there are none."""
-    return emulated_note() if any(one.keep_ratio is not None for one in seen) else None
+    return emulated_note(is_cpu=is_cpu) if any(one.keep_ratio is not None for one in seen) else None
 
 
 def print_trials(problem: Problem, seen: Sequence[Observation], best: Observation | None = None) -> None:
@@ -184,8 +184,12 @@ def print_answer(answer: Answer) -> None:
 
 def sentences(answer: Answer) -> list[str]:
     """What was found, in words, and what is to be borne in mind."""
-    is_of_cpu = answer.mode == "emulated" and answer.problem.memory_gib is None
-    return [*_found(answer), *([f"note: {NO_GPU}"] if is_of_cpu else [])]
+    return [*_found(answer), *([f"note: {NO_GPU}"] if is_of_cpu(answer) else [])]
+
+
+def is_of_cpu(answer: Answer) -> bool:
+    """Whether its tolls were the stand-in's."""
+    return answer.mode == "emulated" and answer.problem.memory_gib is None
 
 
 def _found(answer: Answer) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from cctrain import rundir
@@ -19,7 +20,9 @@ def write(answer: Answer, folder: Path) -> tuple[Path, list[Path]]:
     name = "tune-" + re.sub(r"[^\w.-]+", "_", answer.recipe)[:64]
     folder.mkdir(parents=True, exist_ok=True)
     problem, result = answer.problem, answer.result
-    pictures = curves(result.seen, problem.base, result.best, problem.num_ranks, answer.recipe)
+    note = tuned.note(result.seen, is_cpu=tuned.is_of_cpu(answer))
+    drawn = curves(result.seen, problem.base, result.best, problem.num_ranks, answer.recipe)
+    pictures = [replace(picture, slide_note=note) for picture in drawn]
     pngs = [folder / f"{name}-{picture.name}.png" for picture in pictures]
     for picture, path in zip(pictures, pngs, strict=True):
         picture.write_png(path)

@@ -83,6 +83,8 @@ def test_another_device_draws_what_lies_on_the_cpu():
     assert all(torch.equal(again[name], tensor) for name, tensor in drawn.items())
     with DrawnBy(torch.device("meta")), pytest.raises(NotImplementedError, match="meta"):  # whose numbers are none
         build_model(recipe)
+    with DrawnBy(torch.device("meta")):  # but whoever brings a generator has its numbers
+        assert torch.empty(8).normal_(generator=torch.Generator()).isfinite().all()
 
 
 def test_the_record_names_its_engine_and_the_packages_that_make_it(sft):

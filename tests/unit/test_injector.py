@@ -13,7 +13,7 @@ from cctrain.emulation.injector import INJECTION, TOLLS, Injector, attached, cou
 from cctrain.emulation.injector import tolls as tolls_of
 from cctrain.emulation.profile import load_profile
 from cctrain.errors import PlatformError
-from tests.stub_driver import Gpu, in_own_process, ns, numbers, profile
+from tests.stub_driver import NCCL, Gpu, in_own_process, ns, numbers, profile
 
 EMPTY_CALLBACK = Path(__file__).parents[2] / "benchmarks" / "empty_callback.c"
 
@@ -62,17 +62,11 @@ def test_after_the_context_manager_the_tolls_before_it_are_paid_again(start):
 
 
 @in_own_process
-def test_tolls_that_cannot_be_paid_are_not_left_on_by_the_context_manager(start, monkeypatch):
-    gpu = start(tolls="")
-    checks = iter([None, PlatformError("too late")])
-
-    def check(_):
-        if error := next(checks, None):
-            raise error
-
-    monkeypatch.setattr(Injector, "check", check)
-    with pytest.raises(PlatformError, match="too late"), tolls_of(profile(launch_us=2.0)):
-        pass
+def test_tolls_that_could_not_be_paid_end_with_the_context_manager_too(start):
+    gpu = start(tolls="", no_ptx=1)
+    of_collectives = tolls_of(profile(launch_us=2.0, collective_us=5.0))
+    with pytest.raises(PlatformError, match="a collective could not be delayed"), of_collectives:
+        gpu.call("cuLaunchKernel", symbol=NCCL)
     assert ns(gpu.crossed(lambda: gpu.call("cuLaunchKernel"))) == {}
 
 

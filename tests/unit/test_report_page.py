@@ -203,9 +203,8 @@ def test_records_without_phases_and_without_machines_make_a_page(tmp_path):
 def test_slides_of_emulated_runs_say_what_they_rest_on_and_others_do_not(tmp_path):
     for number, mode in enumerate(("off", "on")):
         write(tmp_path / "measured", run_record(mode, number))
-    assert {one.slide_note for group in plots.pictures(answer(tmp_path / "measured")).values() for one in group} == {
-        None
-    }
+    shown = plots.pictures(answer(tmp_path / "measured")).values()
+    assert {one.slide_note for group in shown for one in group} == {None}
     write(tmp_path / "emulated", emulated_record(1))
     on_cpu = emulated_record(2)
     write(tmp_path / "cpu", dataclasses.replace(on_cpu, identity={**on_cpu.identity, "gpu": ["cpu"]}))

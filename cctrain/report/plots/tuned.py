@@ -10,7 +10,6 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cctrain.emulation.profile import emulated_note
 from cctrain.report.plots.canvas import Canvas, Picture
 from cctrain.tune.point import Observation, Point
 
@@ -36,8 +35,7 @@ def curves(
         caption = "A point a trial, one run each. A ring is what was found, a square the recipe as it stands." + same
         caption += " Loss is that of throughput under emulated tolls, not measured under CC." * has_loss
         draw = partial(_curves, complete, [base, best.point if best else None], line, what)
-        note = emulated_note() if has_loss else None
-        shown.append(Picture(f"by_{name}", title, caption, draw, f"{recipe}: {title[0].lower()}{title[1:]}", note))
+        shown.append(Picture(f"by_{name}", title, caption, draw, f"{recipe}: {title[0].lower()}{title[1:]}"))
     return shown
 
 
