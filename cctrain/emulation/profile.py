@@ -75,6 +75,11 @@ def emulated_note(*, is_cpu: bool = False) -> str:
     ) + f". {NO_GPU[0].upper()}{NO_GPU[1:]}" * is_cpu
 
 
+def why_faster(ci95: Sequence[float] | None) -> str:
+    """What makes a keep ratio larger than 1, by its interval."""
+    return "noise" if not ci95 or ci95[0] <= 1 else "another difference of the arms"
+
+
 Points = tuple[tuple[int, float], ...]
 """Bytes and microseconds, bytes rising."""
 

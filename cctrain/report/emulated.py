@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cctrain.console import Stdout
+from cctrain.emulation.profile import why_faster
 from cctrain.report.crossings import print_assumptions
 from cctrain.report.explained import what_shows
 
@@ -24,9 +25,8 @@ def emulated_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         if lost >= 0:
             rows.append(("lost", f"{lost:.1%} of throughput to the tolls of {profile}"))
         else:
-            is_noise = not kept["ci95"] or kept["ci95"][0] <= 1
-            why = "noise" if is_noise else "the arms differ in something else"
-            rows.append(("gained", f"{-lost:.1%} of throughput: {why}, as the tolls of {profile} make nothing faster"))
+            text = f"{-lost:.1%} of throughput, {why_faster(kept['ci95'])}: the tolls of {profile} make nothing faster"
+            rows.append(("gained", text))
     elif off and not off["steady_state"]["is_steady"]:
         rows.append(("plain steps", off["steady_state"]["why"]))
     return rows

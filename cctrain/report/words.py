@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cctrain.comparison.compare import Answer, Comparison
 from cctrain.comparison.groups import setting_of
-from cctrain.emulation.profile import emulated_note
+from cctrain.emulation.profile import emulated_note, why_faster
 from cctrain.ratios import CHANCE
 
 SEED_POST = '"How does NVIDIA Confidential Computing impact inference and training performance?", Tinfoil, 2026'
@@ -84,7 +84,7 @@ def headline(one: Comparison) -> str:
     size = percent(abs(1 - one.keep_ratio))
     return {
         "costs": f"{subject} costs {size} of throughput",
-        "gains": f"{subject} gains {size} of throughput",
+        "gains": f"{subject} gains {size} of throughput" + ", not by its tolls" * one.is_emulated,
         "free": f"{subject} is free",
         "unclear": f"{subject}: unclear, {size} {'lost' if one.keep_ratio < 1 else 'gained'}",
     }[one.verdict]
@@ -180,9 +180,17 @@ def slow_steps(one: Comparison, margin: float) -> str | None:
     return f"By total tokens over total time {ratio}: that counts slow steps, which a run's median leaves out."
 
 
+def faster_under_tolls(one: Comparison) -> str | None:
+    """What an emulated gain is; None where there is none."""
+    if not (one.is_emulated and one.is_of_cc and one.keep_ratio > 1) or one.verdict == "free":
+        return None
+    return f"Tolls make nothing faster: what is above 1 is {why_faster(one.ci95)}."
+
+
 def remarks(one: Comparison, margin: float) -> list[str]:
     """All that is to be said beside the sentence."""
-    return [text for text in (within_run(one), more_runs(one), slow_steps(one, margin)) if text]
+    found = (within_run(one), faster_under_tolls(one), more_runs(one), slow_steps(one, margin))
+    return [text for text in found if text]
 
 
 def allowed(answer: Answer) -> list[str]:
