@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cctrain.console import console_of
 from cctrain.emulation.profile import ASSUMED, NOT_EMULATED, Profile
-from cctrain.predict import Base, Part, Prediction, Range
+from cctrain.predict import Base, Part, Prediction, Range, num_draining
 
 _WHAT = {
     "launch_us": "launches",
@@ -48,17 +48,13 @@ def print_prediction(base: Base, profile: Profile, prediction: Prediction, conso
 def lines(base: Base, profile: Profile, prediction: Prediction) -> list[str]:
     """What the figure rests on, and what is not in it."""
     unknown = [_WHAT.get(part.toll) or _copy(part.toll) for part in prediction.parts if part.each is None]
-    # Pageable copies to the host do so with CC off too.
-    kinds = [kind for kind in ("h2d_pinned", "d2h_pinned") if profile.blocks(f"{kind}_blocks")]
-    draining = sum(base.counts.get(f"copy_{kind}_us", 0) for kind in kinds)
-    drains = (
-        f"what {draining:,.1f} pinned copies a step cost by draining their stream; with many of them the loss is larger"
-    )
+    draining = num_draining(base, profile)
+    drains = f"what {draining:,.1f} pinned copies a step cost by draining their stream; the more, the likelier"
     said = [
         ("not known to the profile, nothing added", unknown),
         ("assumed", ASSUMED),
         ("not emulated", NOT_EMULATED),
-        ("not predicted", [drains] if draining else ()),
+        ("in the upper end only", [drains] if draining else ()),
     ]
     found = [f"{what}: {'; '.join(texts)}" for what, texts in said if texts]
     found += [f"profile {profile.name}: {note}" for note in profile.notes]
