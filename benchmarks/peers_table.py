@@ -45,11 +45,12 @@ def results(
         if not cell["error"] or cell.get("timed"):
             rates.setdefault((*place, cell["line"]), {})[cell["repeat"]] = _rates(cell, folder)
             floors[place] = floors.get(place) or _floor(cell, folder, matmul_tflops)
+    done = [cell for cell in cells if cell["run_dir"] and not cell["error"]]
     failed = [{name: cell[name] for name in ("task", "shape", "line", "repeat", "error")} for cell in cells]
     return {
         "ours": ours,
         "tolls": tolls,
-        "emulated": emulated_note(),
+        "emulated": emulated_note(is_cpu=any(_record(cell, folder)["identity"]["gpu"] == ["cpu"] for cell in done)),
         "matmul_tflops": matmul_tflops,
         "rows": [_row(key, found, rates.get((*key[:2], ours), {}), floors[key[:2]]) for key, found in rates.items()],
         "failed": [one for one in failed if one["error"]],
@@ -113,9 +114,14 @@ def _floor(cell: Mapping[str, Any], folder: Path, tflops: float | None) -> float
     """Tokens/s/GPU if nothing but the model's matrix products took time, at the rate of large ones."""
     if not cell["run_dir"] or not tflops:
         return None
-    steps = json.loads((folder / cell["run_dir"] / "run.json").read_text(encoding="utf-8"))["steps"]
+    steps = _record(cell, folder)["steps"]
     flops = sum(step["model_flops"] or 0.0 for step in steps)
     return tflops * 1e12 * sum(step["padded_tokens"] for step in steps) / flops if flops else None
+
+
+def _record(cell: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / cell["run_dir"] / "run.json").read_text(encoding="utf-8"))
+    return record
 
 
 def show(found: Mapping[str, Any]) -> None:

@@ -62,6 +62,9 @@ def test_a_line_that_trains_has_its_figures_off_and_tolled_against_the_floor(fir
     assert row["keep_ratio"] == pytest.approx(
         row["tolled"]["tokens_per_s_per_gpu"] / row["off"]["tokens_per_s_per_gpu"]
     )
+    assert found["emulated"].endswith(
+        "No GPU: each operator of this CPU paid the launch toll, which says nothing about any machine"
+    )
 
 
 def test_a_line_that_cannot_run_says_why_and_stops_no_other(first):
