@@ -45,8 +45,9 @@ def _is_stock_under_tolls(record: Any, num_gpus: int) -> bool:
     """Whether the file is a run's that counted its crossings on GPUs; a CPU's pays for launches alone."""
     if not isinstance(record, dict) or record.get("mode") != "emulated" or record.get("step_kind") != "stock":
         return False
-    is_counted = record["crossings"] and record["crossings"]["counted_by"] != "operators"
-    return bool(is_counted and len(record["steps"][0]["rank_step_time_s"]) == num_gpus)
+    crossings, steps = record.get("crossings"), record.get("steps")
+    is_counted = crossings and crossings["counted_by"] != "operators"
+    return bool(is_counted and steps and len(steps[0]["rank_step_time_s"]) == num_gpus)
 
 
 def summary(found: Sequence[Case]) -> dict[str, Any]:
