@@ -46,7 +46,7 @@ HOST_BOUND = 1.2
 """Collectives launched one by one that take at most so many times what the smallest takes are bound by the host."""
 _IN_SUMS = ("idle_wait", "launch_call", "launch_wait")
 """Readings whose own times are part of what others than collectives should take."""
-_US_PER_NS, _US_PER_S = 1e-3, 1e6
+_US_PER_NS = 1e-3
 
 Pairs = list[tuple[Reading, Reading]]
 """Of each thing its own reading, without tolls, and that under the profile."""

@@ -64,6 +64,7 @@ from cctrain.request.data_files import prepare_data
 from cctrain.request.graphed import check_step, recipe_run
 from cctrain.request.recipe import VLM, is_cpu_recipe, located
 from cctrain.samples import SampleFile
+from cctrain.timing.device import drain
 from cctrain.tolls import matmul
 
 OFF, TOLLED = "off", "tolled"
@@ -126,7 +127,7 @@ class Line:
                 log = self.recipe._run_train_optim_step(next(self._batches), 1.0)  # noqa: SLF001
                 self.recipe.log_train_metrics(log)
                 self._logs.append(log)
-            _synchronize()
+            drain()
         _set_stream(outside)
         rows = self.observer.timer.finished()
         assert len(rows) == count
@@ -148,11 +149,6 @@ class Line:
         counted = [self.observer.count_flops(row["rows"], row["patches"]).get("model_flops") for row in self.rows]
         known = [count for count in counted if count is not None]
         return statistics.fmean(known) if known else None
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _current_stream() -> Any:

@@ -90,7 +90,7 @@ def _row(
 
 
 def _figures(found: Mapping[int, Rate], ours: Mapping[int, Rate], floor: float | None) -> dict[str, Any] | None:
-    """Of one line under one mode. `ours_over` compares runs of the same repeat, which lie nearest in time."""
+    """Of one line under one mode. `ours_over` is of runs of the same repeat, in one campaign the nearest."""
     if not found:
         return None
     reached, ci95 = ratios.geometric_mean([rate.tokens_per_s_per_gpu for rate in found.values()])

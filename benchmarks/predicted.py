@@ -21,10 +21,10 @@ from typing import Any
 
 from cctrain.emulation.profile import parse_profile
 from cctrain.errors import RequestError
-from cctrain.predict import Prediction, Range, predict, read_base
+from cctrain.predict import Range, predict, read_base
 
-Case = tuple[Path, Prediction, Range]
-"""A record, what is predicted of it, and what it measured."""
+Case = tuple[Path, Range, Range]
+"""A record, the loss that is predicted of it, and the one that it measured."""
 
 
 def cases(paths: Iterable[Path], num_gpus: int) -> list[Case]:
@@ -37,31 +37,41 @@ def cases(paths: Iterable[Path], num_gpus: int) -> list[Case]:
             continue
         prediction = predict(read_base(file), parse_profile(record["tolls"]["content"]))
         if prediction.measured:
-            found[record["run_id"]] = file, prediction, prediction.measured
+            found[record["run_id"]] = file, prediction.loss, prediction.measured
     return list(found.values())
 
 
 def _is_stock_under_tolls(record: Any, num_gpus: int) -> bool:
-    """Whether the file is a run's that counted its crossings on GPUs; a CPU's pays for launches alone."""
+    """Whether the file is a run's that counted its crossings on GPUs and measured its loss with an interval; a CPU's
+    pays for launches alone."""
     if not isinstance(record, dict) or record.get("mode") != "emulated" or record.get("step_kind") != "stock":
         return False
-    crossings, steps = record.get("crossings"), record.get("steps")
-    is_counted = crossings and crossings["counted_by"] != "operators"
-    return bool(is_counted and steps and len(steps[0]["rank_step_time_s"]) == num_gpus)
+    crossings, kept = record.get("crossings"), record.get("keep_ratio")
+    if not crossings or crossings["counted_by"] == "operators" or not kept or not kept["ci95"]:
+        return False
+    return len(record["steps"][0]["rank_step_time_s"]) == num_gpus
 
 
 def summary(found: Sequence[Case]) -> dict[str, Any]:
     """Distances in points of the loss, predicted minus measured."""
-    off_by = [100 * (prediction.loss.value - measured.value) for _, prediction, measured in found]
-    ranges = [(prediction.loss, measured) for _, prediction, measured in found]
+    off_by = [points_off(case) for case in found]
+    losses = [(loss, measured) for _, loss, measured in found]
     return {
         "num_runs": len(found),
         "median_points_off": statistics.median(map(abs, off_by)),
         "lowest_points_off": min(off_by),
         "highest_points_off": max(off_by),
-        "num_in_range": sum(loss.low <= measured.value <= loss.high for loss, measured in ranges),
-        "num_intervals_met": sum(loss.low <= measured.high and measured.low <= loss.high for loss, measured in ranges),
+        "num_too_low": sum(points < 0 for points in off_by),
+        "num_of_no_loss": sum(loss.value == 0 for loss, _ in losses),
+        "num_in_range": sum(loss.low <= measured.value <= loss.high for loss, measured in losses),
+        "num_intervals_met": sum(loss.low <= measured.high and measured.low <= loss.high for loss, measured in losses),
     }
+
+
+def points_off(case: Case) -> float:
+    """Predicted minus measured."""
+    _, loss, measured = case
+    return 100 * (loss.value - measured.value)
 
 
 def main() -> int:
@@ -77,9 +87,9 @@ def main() -> int:
     if not found:
         parser.error(f"no stock step's run with cc=emulated on {flags.gpus} GPU: name records, or give --gpus")
     print("predicted loss (range), measured loss (95 % interval), points off")
-    for file, prediction, measured in sorted(found, key=lambda case: case[1].loss.value - case[2].value):
-        loss = prediction.loss
-        print(f"{_shown(loss)}   {_shown(measured)}   {100 * (loss.value - measured.value):+6.1f}   {file}")
+    for case in sorted(found, key=points_off):
+        file, loss, measured = case
+        print(f"{_shown(loss)}   {_shown(measured)}   {points_off(case):+6.1f}   {file}")
     print(json.dumps(summary(found)))
     return 0
 

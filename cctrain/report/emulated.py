@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cctrain.console import Stdout
 from cctrain.emulation.profile import why_faster
 from cctrain.report.crossings import print_assumptions
 from cctrain.report.explained import what_shows
@@ -75,9 +74,8 @@ def print_explanation(
         console.print(what_shows(share, is_cpu=is_cpu))
 
 
-def print_emulated(record: Mapping[str, Any], console: Console | None = None) -> None:
+def print_emulated(record: Mapping[str, Any], console: Console) -> None:
     """What goes below the summary's table of an emulated run."""
-    console = console or Stdout(soft_wrap=True, markup=False)
     if record["explain"] and record["summary_off"]:
         plain_s, is_cpu = record["summary_off"]["step_time_s"]["mean"], record["identity"]["gpu"] == ["cpu"]
         print_explanation(record["explain"], plain_s, console, is_cpu=is_cpu)

@@ -106,11 +106,11 @@ def refuse_secret_interpolations(arguments: Iterable[str]) -> None:
             raise RequestError(f"{key} {_IS_SECRET}")
 
 
-def _walk(node: Any, path: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
+def _walk(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:
     if isinstance(node, dict):
         for name, value in node.items():
             yield f"{path}.{name}", str(name), value
-            yield from _walk(value, f"{path}.{name}", str(name))
+            yield from _walk(value, f"{path}.{name}")
     elif isinstance(node, list):
         for index, value in enumerate(node):
             if isinstance(value, str):

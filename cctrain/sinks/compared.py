@@ -32,16 +32,10 @@ def track_comparison(
 
 
 def track_search(
-    facts: Mapping[str, Any],
-    figures: Sequence[Path],
-    project: str | None,
-    tell: Callable[[str], None],
-    *,
-    command: Sequence[str] = _COMMAND,
-    timeout_s: float = CLOSE_S,
+    facts: Mapping[str, Any], figures: Sequence[Path], project: str | None, tell: Callable[[str], None]
 ) -> None:
     """The same of a search, whose last line holds `facts`."""
-    _track({"kind": "search", "facts": facts, "project": project}, figures, tell, command, timeout_s)
+    _track({"kind": "search", "facts": facts, "project": project}, figures, tell, _COMMAND, CLOSE_S)
 
 
 def _track(

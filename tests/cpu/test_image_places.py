@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Those of the libraries, when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
-IMAGE, PAD = 7, 0
+IMAGE = 7
 GRID = 4
 """Places of an image's grid a side; a patch is a third of it."""
 MOST_PLACES = 20

@@ -305,8 +305,6 @@ int stub_depth_of_contexts(void) { return context; }
 void stub_destroy_context(uintptr_t which) { destroyed_context = which; }
 void stub_watch(uint64_t (*read)(void)) { injected_ns = read; }
 const char *stub_log(void) { return logged ? logged : ""; }
-int stub_num_ids(void) { return CUPTI_DRIVER_TRACE_CBID_SIZE; }
-int stub_is_met(int id) { return is_enabled[id]; }
 const char *stub_name(int id) { return NAMES[id] ? NAMES[id] : ""; }
 
 /* Any call by its name; what it has no parameter for is left out. */

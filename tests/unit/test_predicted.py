@@ -62,7 +62,8 @@ def test_an_interval_can_meet_the_range_that_its_value_is_outside_of(records, pr
         {"crossings": None},
         {"crossings": CROSSINGS | {"counted_by": "operators"}},
         {"steps": [{"rank_step_time_s": [0.2, 0.2]}]},
-        {"steps": []},
+        {"keep_ratio": None, "steps": []},
+        {"keep_ratio": {"value": 0.9, "ci95": None}},
     ],
 )
 def test_others_than_stock_steps_counted_on_one_gpu_are_passed_over(records, changes):
