@@ -45,6 +45,7 @@ from rich.table import Table
 
 from cctrain import ratios
 from cctrain.engines import automodel
+from cctrain.errors import RequestError
 from cctrain.metrics import count_tokens
 from cctrain.request.compose import compose_config
 from cctrain.request.data_files import prepare_data
@@ -292,9 +293,17 @@ def main() -> None:
     parser.add_argument("--others", nargs="+", default=[], choices=instruments.SHORT, help="further instruments")
     parser.add_argument("override", nargs="*", help="further overrides of the recipe, as of python -m cctrain")
     options = parser.parse_args()
+    for name, least in (("micro_batch", 1), ("accumulate", 1), ("seq_len", 1), ("rounds", 2), ("block", 1)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: allowed is {least} or more")
+    if not torch.cuda.is_available() and not options.recipe.startswith("tiny_"):
+        parser.error(f"--recipe {options.recipe} needs a GPU, and none is here; tiny_llama_peft runs on a CPU")
     os.environ.update(RANK_OF_ONE)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options, Path(folder))
+        try:
+            bench = Bench(options, Path(folder))
+        except RequestError as error:
+            parser.error(str(error))
         bench.steps(10, OURS)
         for kind in (TIMERS, *bench.others):
             bench.steps(2, kind)

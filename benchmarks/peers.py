@@ -10,7 +10,7 @@ its rows and labels to a file for them (`peers_rows.py`).
     python benchmarks/peers.py DIR                        everything that is not in DIR yet, an hour and more
     python benchmarks/peers.py DIR --budget-s 540         as much of it as fits into nine minutes; until num_left is 0
     python benchmarks/peers.py DIR --shapes 4x256 --tasks lora --lines ours AutoModel --repeats 1
-    python benchmarks/peers.py DIR --lines "Trainer + PEFT" "Trainer + PEFT + Liger"      names with blanks are quoted
+    python benchmarks/peers.py DIR --lines ours "Trainer + PEFT + Liger"      names with blanks are quoted
     python benchmarks/peers.py DIR --tasks lora=tiny_llama_peft --shapes 2x32 --steps 32      on a CPU
     python benchmarks/peers.py DIR --line "mine: +train.optimizer.fused=true"                 a further line
     python benchmarks/peers.py DIR --others OTHERS/others.json          with those that others/install.py could install
@@ -30,7 +30,9 @@ how much faster ours is, what failed, and which lines are not run and why.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import subprocess
 import sys
 import time
@@ -49,8 +51,12 @@ from cctrain.emulation.profile import load_profile
 from cctrain.errors import RequestError
 from cctrain.platform import gpu
 from cctrain.processes import take_stops_as_ctrl_c
+from cctrain.request.compose import compose_config
 from cctrain.rundir import write_json
 from cctrain.tolls.record import read_tolls
+
+_SETTINGS = ("tolls", "warmup", "steps", "blocks")
+_SETTINGS_FILE = "settings.json"
 
 
 def plan(flags: argparse.Namespace) -> Iterator[Cell]:
@@ -83,12 +89,14 @@ def matmul_tflops(flags: argparse.Namespace) -> float | None:
     return next((reading.value for reading in readings if reading.name == "matmul"), None)
 
 
-def _named(pairs: Sequence[str], known: dict[str, Any]) -> dict[str, Any]:
-    """`lora` and `lora=tiny_llama_peft` to names and what they stand for."""
-    return {
-        name: value or known.get(name) or sys.exit(f"{name}: allowed is {', '.join(known)}, or NAME=RECIPE")
-        for name, _, value in (pair.partition("=") for pair in pairs)
-    }
+def _named(pairs: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, str]:
+    """`lora` and `lora=tiny_llama_peft` to names and recipes."""
+    found = {}
+    for name, _, recipe in (pair.partition("=") for pair in pairs):
+        if not name or not (recipe or name in TASKS):
+            parser.error(f"--tasks {name}: allowed is {', '.join(TASKS)}, or NAME=RECIPE")
+        found[name] = recipe or TASKS[name]
+    return found
 
 
 def parse() -> argparse.Namespace:
@@ -112,11 +120,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget-s", type=float, help="start no run that may end later than that")
     parser.add_argument("--matmul-tflops", type=float, help="the floor's rate, where it is known")
     parser.add_argument("--again", action="store_true", help="run again what failed")
+    begun = _settings(parser.parse_args().folder)
+    if begun:  # what is not said is as the folder was begun
+        recipes = {name.removeprefix("tasks "): recipe for name, recipe in begun.items() if name not in _SETTINGS}
+        tasks = [f"{task}={recipe}" for task, recipe in recipes.items()]
+        parser.set_defaults(tasks=tasks, **{name: begun[name] for name in _SETTINGS})
     flags = parser.parse_args()
     flags.folder = flags.folder.resolve()
-    flags.tasks = _named(flags.tasks, TASKS)
-    for shape in flags.shapes:
-        shape_overrides(shape)  # says what is wrong with one
+    flags.tasks = _named(flags.tasks, parser)
+    for recipe, shape in itertools.product(flags.tasks.values(), flags.shapes):
+        try:
+            compose_config([f"recipe={recipe}", "weights=random", *shape_overrides(shape)])
+        except (ValueError, RequestError) as error:
+            parser.error(f"--tasks, --shapes: {error}")
     further = dict(_further(line, parser) for line in flags.line)
     known = LINES | further
     for name in flags.lines:
@@ -130,14 +146,23 @@ def parse() -> argparse.Namespace:
 
 
 def _check(flags: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Numbers, the profile, and names that have to be among others."""
+    """Numbers, and then names."""
     for name, least in (("repeats", 1), ("steps", 1), ("blocks", 1), ("warmup", 0), ("together", 1)):
         if getattr(flags, name) < least:
             parser.error(f"--{name} {getattr(flags, name)}: allowed is {least} or more")
+    for name, bound in (("cell_s", 1.0), ("budget_s", 0.0), ("matmul_tflops", 1e-3)):
+        value = getattr(flags, name)
+        if value is not None and not bound <= value < math.inf:
+            parser.error(f"--{name.replace('_', '-')} {value}: allowed is {bound:g} or more")
     if flags.together > 1 and flags.warmup <= READY_STEPS:
         parser.error(
             f"--warmup {flags.warmup}: allowed with --together is more than {READY_STEPS}, within which runs wait"
         )
+    _check_names(flags, parser)
+
+
+def _check_names(flags: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """The profile, and what has to be among others."""
     try:
         load_profile(flags.tolls)
     except RequestError as error:
@@ -166,14 +191,19 @@ def _others(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 def _same_settings(flags: argparse.Namespace) -> None:
     """One folder holds cells of one kind: with other settings they would be repeats of each other."""
-    path = flags.folder / "settings.json"
-    settings = {name: getattr(flags, name) for name in ("tolls", "warmup", "steps", "blocks")}
+    settings = {name: getattr(flags, name) for name in _SETTINGS}
     settings |= {f"tasks {task}": recipe for task, recipe in flags.tasks.items()}
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = _settings(flags.folder)
     for name, value in settings.items():
         if known.get(name, value) != value:
             sys.exit(f"--{name}={value}: {flags.folder} was begun with {known[name]}; name another folder")
-    write_json(path, settings | known)
+    write_json(flags.folder / _SETTINGS_FILE, settings | known)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / _SETTINGS_FILE
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def _path(cell: Cell, flags: argparse.Namespace) -> Path:
@@ -184,10 +214,6 @@ def _path(cell: Cell, flags: argparse.Namespace) -> Path:
 def _run(group: Sequence[Cell], order: Sequence[Cell], flags: argparse.Namespace) -> dict[tuple[str, str, str], float]:
     """Run these and write their files. Returns how long each kind of them took."""
     for cell in group:
-        if flags.tasks[cell.task] in TASKS.values() and not gpu.observe().names:
-            sys.exit(
-                f"{flags.tasks[cell.task]} needs a GPU, and none is here; --tasks lora=tiny_llama_peft runs on a CPU"
-            )
         number = order.index(cell) + 1
         print(f"{number}/{len(order)}: {cell.line}, {cell.task} {cell.shape}", file=sys.stderr, flush=True)
 
@@ -211,6 +237,9 @@ def main() -> None:
     flags = parse()
     take_stops_as_ctrl_c()
     begin = time.monotonic()
+    large = [recipe for recipe in flags.tasks.values() if recipe in TASKS.values()]
+    if large and flags.budget_s != 0 and not gpu.observe().names:
+        sys.exit(f"{large[0]} needs a GPU, and none is here; --tasks lora=tiny_llama_peft runs on a CPU")
     cells, left = flags.folder / "cells", 0
     cells.mkdir(parents=True, exist_ok=True)
     _same_settings(flags)

@@ -55,7 +55,7 @@ class Cell:
 def shape_overrides(shape: str) -> tuple[str, ...]:
     """Of `4x256` (4 samples of 256 tokens) and `packed4096` (samples of SQuAD's lengths, packed into 4096)."""
     data: tuple[str, ...]
-    batch, packed = re.fullmatch(r"(\d+)x(\d+)", shape), re.fullmatch(r"packed(\d+)", shape)
+    batch, packed = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape), re.fullmatch(r"packed([1-9]\d*)", shape)
     if batch:
         micro, data = batch[1], (f"data.seq_len={batch[2]}",)
     elif packed:
@@ -63,7 +63,7 @@ def shape_overrides(shape: str) -> tuple[str, ...]:
         micro = "1"
         data = ("data.lengths=squad", f"++train.packed_sequence.packed_sequence_size={packed[1]}", strategy)
     else:
-        raise SystemExit(f"shape {shape}: allowed is SAMPLESxTOKENS, as 4x256, or packedTOKENS, as packed4096")
+        raise ValueError(f"shape {shape}: allowed is SAMPLESxTOKENS, as 4x256, or packedTOKENS, as packed4096")
     sizes = [f"train.step_scheduler.{which}_batch_size={micro}" for which in ("local", "global")]
     return ("data=synthetic", *data, *sizes, "++train.model.attn_implementation=sdpa")
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cctrain.emulation.profile import parse_profile
+from cctrain.emulation.profile import emulated_note, parse_profile
 from cctrain.errors import RequestError
 from cctrain.predict import Range, predict, read_base
 
@@ -32,7 +32,10 @@ def cases(paths: Iterable[Path], num_gpus: int) -> list[Case]:
     files = sorted({file for path in paths for file in (path.rglob("*.json") if path.is_dir() else [path])})
     found: dict[str, Case] = {}
     for file in files:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RequestError(f"{file} is no JSON: {error}") from error
         if not _is_stock_under_tolls(record, num_gpus):
             continue
         prediction = predict(read_base(file), parse_profile(record["tolls"]["content"]))
@@ -57,6 +60,7 @@ def summary(found: Sequence[Case]) -> dict[str, Any]:
     off_by = [points_off(case) for case in found]
     losses = [(loss, measured) for _, loss, measured in found]
     return {
+        "emulated": emulated_note(),
         "num_runs": len(found),
         "median_points_off": statistics.median(map(abs, off_by)),
         "lowest_points_off": min(off_by),
@@ -82,11 +86,11 @@ def main() -> int:
     flags = parser.parse_args()
     try:
         found = cases(flags.paths, flags.gpus)
-    except (OSError, ValueError, RequestError) as error:
+    except (OSError, RequestError) as error:
         parser.error(str(error))
     if not found:
         parser.error(f"no stock step's run with cc=emulated on {flags.gpus} GPU: name records, or give --gpus")
-    print("predicted loss (range), measured loss (95 % interval), points off")
+    print("predicted loss (range), loss measured under emulated tolls (95 % interval), points off")
     for case in sorted(found, key=points_off):
         file, loss, measured = case
         print(f"{_shown(loss)}   {_shown(measured)}   {points_off(case):+6.1f}   {file}")

@@ -69,6 +69,13 @@ def number(node: Any, what: str, low: float = 0.0, high: float = LARGEST) -> flo
     return float(node)
 
 
+def check_version(node: dict[str, Any], newest: int) -> None:
+    """Raises ValueError for a record that a later cctrain wrote, or none."""
+    version = node.get("schema_version")
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= newest:
+        raise ValueError(f"schema_version is {shown(version)}, allowed is 1 to {newest}")
+
+
 def got(node: Any) -> str:
     """As `shown`, with texts called so: 18.6 in quotes looks like a number."""
     return f"the text {shown(node) or 'of no letters'}" if isinstance(node, str) else shown(node)

@@ -36,6 +36,11 @@ def run(arguments: list[str]) -> int:
     profile = load_profile(flags.tolls)
     base = read_base(flags.run)
     prediction = predict(base, profile, base_step_time_s)
+    if prediction.parts and not any(part.extra_s for part in prediction.parts):
+        raise RequestError(
+            f"--tolls {flags.tolls}: its profile knows no toll of what this run crosses, so there is nothing to "
+            f"predict from; it would take {', '.join(part.toll for part in prediction.parts)}"
+        )
     from cctrain.report.prediction import print_prediction
 
     print_prediction(base, profile, prediction)

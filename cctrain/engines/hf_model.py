@@ -146,9 +146,15 @@ def lora_targets(model: nn.Module, recipe: Mapping[str, Any]) -> list[str]:
     matcher = ModuleMatcher(
         recipe.get("target_modules") or [], recipe.get("exclude_modules") or [], bool(recipe.get("match_all_linear"))
     )
-    return [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and matcher.match(module, name)
-    ]
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    found = [name for name, module in linears.items() if matcher.match(module, name)]
+    if not found:
+        endings = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linears}))
+        raise ValueError(
+            f"train.peft.target_modules={recipe.get('target_modules')} matches no linear layer of the model; the names "
+            f"of its layers end in {endings}"
+        )
+    return found
 
 
 def build_loader(

@@ -376,3 +376,14 @@ def test_what_automodel_reads_as_numbers_and_takes_as_defaults_is_so_here_too(wo
         assert run.code == 0, run.stderr
     theirs, ours = (runs[engine].record["steps"] for engine in ("automodel", "hf"))
     assert [[step[name] for name in COUNTS] for step in ours] == [[step[name] for name in COUNTS] for step in theirs]
+
+
+def test_lora_targets_that_match_nothing_are_named_with_what_there_is():
+    from torch import nn
+
+    from cctrain.engines.hf_model import lora_targets
+
+    model = nn.ModuleDict({"q_proj": nn.Linear(2, 2), "k_proj": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
+    assert lora_targets(model, {"target_modules": ["q_proj"]}) == ["q_proj"]
+    with pytest.raises(ValueError, match=r"target_modules=nope matches no linear layer .* end in k_proj, q_proj"):
+        lora_targets(model, {"target_modules": "nope"})

@@ -220,7 +220,12 @@ def test_libraries_that_keep_documents_apart_are_run_on_packed_rows(peers, tmp_p
         (["--line", "mine"], "allowed is 'NAME: OVERRIDE ...'"),
         (["--line", "ours: engine=hf"], "with a new name"),
         (["--shapes", "4by256"], "allowed is SAMPLESxTOKENS"),
+        (["--shapes", "0x256"], "allowed is SAMPLESxTOKENS"),
         (["--tasks", "qlora"], "allowed is lora, sft, or NAME=RECIPE"),
+        (["--tasks", "=tiny_llama_peft"], "allowed is lora, sft, or NAME=RECIPE"),
+        (["--tasks", "lora=tiny_lama_peft"], "Did you mean tiny_llama_peft?"),
+        (["--cell-s", "-1"], "--cell-s -1.0: allowed is 1 or more"),
+        (["--budget-s", "nan"], "--budget-s nan: allowed is 0 or more"),
         (["--repeats", "0"], "--repeats 0: allowed is 1 or more"),
         (["--tolls", "nope"], "no toll profile nope"),
         (["--only-repeat", "0"], "--only-repeat 0: allowed is 1 to 3"),
@@ -236,9 +241,18 @@ def test_a_typing_error_is_told_before_anything_runs(tmp_path, typed, told):
         timeout=60,
         check=False,
     )
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert told in done.stderr
     assert not (tmp_path / "folder").exists()
+
+
+def test_what_is_not_said_is_as_the_folder_was_begun(peers, tmp_path, monkeypatch):
+    peers._same_settings(settings(peers, tmp_path, None, steps=40))
+    monkeypatch.setattr(sys, "argv", ["peers.py", str(tmp_path), "--budget-s", "0"])
+    flags = peers.parse()
+    assert (flags.steps, flags.tasks) == (40, {"lora": "tiny_llama_peft"})
+    monkeypatch.setattr(sys, "argv", ["peers.py", str(tmp_path), "--steps", "50"])
+    assert peers.parse().steps == 50  # and is refused where it is compared with the folder's
 
 
 def test_a_further_line_comes_where_lines_have_it_or_last(peers, tmp_path, monkeypatch):

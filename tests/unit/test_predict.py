@@ -213,6 +213,7 @@ def test_on_a_cpu_too_the_measured_loss_stands_beside_the_prediction(predicted):
         (with_crossings(waits="\x1b[2J"), r'waits is the text "\u001b[2J"'),
         (with_crossings(in_driver_s=None), "in_driver_s is null"),
         (with_crossings(copies={}), "copies.h2d_pinned is null"),
+        (changed(schema_version=99), "schema_version is 99, allowed is 1 to"),
         (with_crossings(copies=CROSSINGS["copies"] | {"h2d_pinned": {"count": 1e-300, "bytes": 8}}), "mean bytes"),
         (changed(tolls={}, keep_ratio={"value": "x"}), "keep_ratio is the text x"),
         (changed(tolls={}, keep_ratio={"value": 1, "ci95": [1]}), "ci95 is [1], not two numbers"),
@@ -253,6 +254,12 @@ def test_the_verb_prints_a_table_what_it_rests_on_and_one_json_line(write, capsy
     assert line["loss"]["low"] <= line["loss"]["value"] <= line["loss"]["high"]
     assert line["measured"] is None
     assert f"{line['loss']['value']:.1%}" in output
+
+
+def test_a_profile_that_knows_none_of_the_tolls_is_refused(write):
+    knows_nothing = write({"kind": KIND, "schema_version": 1, "name": "empty", "tolls": {}}, "empty.json")
+    with pytest.raises(RequestError, match=r"knows no toll of what this run crosses.*launch_us"):
+        verb.run([str(write(RECORD)), "--tolls", str(knows_nothing)])
 
 
 def test_a_step_without_pinned_copies_has_none_that_drain_their_stream(write, capsys):
