@@ -131,7 +131,7 @@ def parse() -> argparse.Namespace:
     for recipe, shape in itertools.product(flags.tasks.values(), flags.shapes):
         try:
             compose_config([f"recipe={recipe}", "weights=random", *shape_overrides(shape)])
-        except (ValueError, RequestError) as error:
+        except RequestError as error:
             parser.error(f"--tasks, --shapes: {error}")
     further = dict(_further(line, parser) for line in flags.line)
     known = LINES | further

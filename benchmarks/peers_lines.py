@@ -6,6 +6,8 @@ import argparse
 import re
 from dataclasses import asdict, dataclass
 
+from cctrain.errors import RequestError
+
 OURS = "ours"
 LINES: dict[str, tuple[str, ...]] = {
     OURS: ("step=graphed",),
@@ -53,7 +55,8 @@ class Cell:
 
 
 def shape_overrides(shape: str) -> tuple[str, ...]:
-    """Of `4x256` (4 samples of 256 tokens) and `packed4096` (samples of SQuAD's lengths, packed into 4096)."""
+    """Of `4x256` (4 samples of 256 tokens) and `packed4096` (samples of SQuAD's lengths, packed into 4096).
+    Raises RequestError."""
     data: tuple[str, ...]
     batch, packed = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape), re.fullmatch(r"packed([1-9]\d*)", shape)
     if batch:
@@ -63,7 +66,7 @@ def shape_overrides(shape: str) -> tuple[str, ...]:
         micro = "1"
         data = ("data.lengths=squad", f"++train.packed_sequence.packed_sequence_size={packed[1]}", strategy)
     else:
-        raise ValueError(f"shape {shape}: allowed is SAMPLESxTOKENS, as 4x256, or packedTOKENS, as packed4096")
+        raise RequestError(f"shape {shape}: allowed is SAMPLESxTOKENS, as 4x256, or packedTOKENS, as packed4096")
     sizes = [f"train.step_scheduler.{which}_batch_size={micro}" for which in ("local", "global")]
     return ("data=synthetic", *data, *sizes, "++train.model.attn_implementation=sdpa")
 
