@@ -120,7 +120,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget-s", type=float, help="start no run that may end later than that")
     parser.add_argument("--matmul-tflops", type=float, help="the floor's rate, where it is known")
     parser.add_argument("--again", action="store_true", help="run again what failed")
-    begun = _settings(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    if folder.exists() and not folder.is_dir():
+        parser.error(f"{folder} is a file; allowed is a directory, new or of earlier runs")
+    begun = _settings(folder)
     if begun:  # what is not said is as the folder was begun
         recipes = {name.removeprefix("tasks "): recipe for name, recipe in begun.items() if name not in _SETTINGS}
         tasks = [f"{task}={recipe}" for task, recipe in recipes.items()]

@@ -184,7 +184,7 @@ def faster_under_tolls(one: Comparison) -> str | None:
     """What an emulated gain is; None where there is none."""
     if not (one.is_emulated and one.is_of_cc and one.keep_ratio > 1) or one.verdict == "free":
         return None
-    return f"Tolls make nothing faster: what is above 1 is {why_faster(one.ci95)}."
+    return f"Tolls make nothing faster: what is above 1 is {why_faster(one.ci95 or one.within_run_ci95)}."
 
 
 def remarks(one: Comparison, margin: float) -> list[str]:

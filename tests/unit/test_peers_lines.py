@@ -246,6 +246,14 @@ def test_a_typing_error_is_told_before_anything_runs(tmp_path, typed, told):
     assert not (tmp_path / "folder").exists()
 
 
+def test_a_file_in_place_of_the_folder_is_named(peers, tmp_path, monkeypatch, capsys):
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setattr(sys, "argv", ["peers.py", str(tmp_path / "taken")])
+    with pytest.raises(SystemExit, match="2"):
+        peers.parse()
+    assert "taken is a file; allowed is a directory" in capsys.readouterr().err
+
+
 def test_what_is_not_said_is_as_the_folder_was_begun(peers, tmp_path, monkeypatch):
     peers._same_settings(settings(peers, tmp_path, None, steps=40))
     monkeypatch.setattr(sys, "argv", ["peers.py", str(tmp_path), "--budget-s", "0"])
