@@ -65,6 +65,14 @@ def geometric_mean(values: Sequence[float]) -> tuple[float, tuple[float, float] 
     return (math.exp(logs[0]), None) if len(logs) < 2 else _exp(*paired(logs))
 
 
+def mean(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """Of differences, one a pair, with its 95 % t interval; None for it where there is one value."""
+    if len(values) < 2:
+        return values[0], None
+    middle, half = map(float, paired(np.asarray(values, dtype=float)))
+    return middle, (middle - half, middle + half)
+
+
 def ratio_of_runs(
     base: Sequence[float], other: Sequence[float], *, is_paired: bool
 ) -> tuple[float, tuple[float, float] | None]:

@@ -78,6 +78,11 @@ class KeepRatio:
     ci95: tuple[float, float] | None
     """95 % t interval of it in logarithms, the replicate being the pair of blocks; null below two."""
     num_pairs: int
+    added_s: float
+    """What a tolled step takes longer than a plain one beside it, mean over the pairs. Where a step is bound by the
+    host it stays what it is on a busier or another machine, while the ratio moves with the plain step."""
+    added_ci95: tuple[float, float] | None
+    """95 % t interval of it; null below two pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

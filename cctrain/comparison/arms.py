@@ -125,22 +125,28 @@ def _phases(phases_s: Mapping[str, Floats], steady: Ints) -> dict[str, float]:
     return {name: float(values.sum() / len(steady)) for name, values in known.items() if len(values)}
 
 
+def paired_block_rates(plain: Arm, tolled: Arm) -> tuple[list[float], list[float]]:
+    """Of an emulated run's own arms: padded tokens/s/GPU of each one's block in every round whose blocks are steady as
+    a whole, as of the run's own keep ratio (`emulation.rounds.whole_rounds`). Empty where there is no such round."""
+    rates = [_rates_by_round(arm) for arm in (plain, tolled)]
+    rounds = sorted(rates[0].keys() & rates[1].keys())  # a run may end, and what is set aside too, within one
+    return [rates[0][one] for one in rounds], [rates[1][one] for one in rounds]
+
+
 def block_ratio_error(plain: Arm, tolled: Arm) -> float | None:
     """Half-width of the 95 % t interval of the log ratio of an emulated run's own arms, the replicate being a pair of
     blocks of one round; None below two pairs."""
-    rates = [_rates_by_round(arm) for arm in (plain, tolled)]
-    rounds = sorted(rates[0].keys() & rates[1].keys())  # a run may end, and what is set aside too, within one
-    if len(rounds) < 2:
-        return None
-    logs = np.log([rates[1][one] / rates[0][one] for one in rounds])
-    return float(ratios.paired(logs)[1])
+    base, other = paired_block_rates(plain, tolled)
+    return float(ratios.paired(np.log(np.divide(other, base)))[1]) if len(base) > 1 else None
 
 
 def _rates_by_round(arm: Arm) -> dict[int, float]:
-    """Padded tokens of the steady steps of each round's block over the time of the rank that took longest for them."""
+    """Over the time of the rank that took longest for the block."""
     steps, rates = arm.run.steps, {}
-    for one in np.unique(steps.round[arm.steady]):
-        block = arm.steady[steps.round[arm.steady] == one]
-        rates[int(one)] = float(steps.padded_tokens[block].sum() / steps.rank_step_time_s[block].sum(axis=0).max())
-    rates.pop(-1, None)
+    rounds = steps.round[arm.measured]
+    for one in np.unique(rounds[rounds >= 0]):
+        block = arm.measured[rounds == one]
+        if block[0] >= arm.steady[0]:
+            seconds = float(steps.rank_step_time_s[block].sum(axis=0).max())
+            rates[int(one)] = float(steps.padded_tokens[block].sum() / arm.run.num_gpus / seconds)
     return rates

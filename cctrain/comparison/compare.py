@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from cctrain import ratios
 from cctrain.comparison import comparable
-from cctrain.comparison.arms import Arm, block_ratio_error, has_unequal_steps
+from cctrain.comparison.arms import Arm, block_ratio_error, has_unequal_steps, paired_block_rates
 from cctrain.comparison.comparable import Objection
 from cctrain.comparison.groups import Options, Plan, planned
 from cctrain.errors import RequestError
@@ -38,7 +38,8 @@ class Comparison:
     pairing: str
     """same run, interleaved, or none: how replicates were paired."""
     keep_ratio: float
-    """Other over base, of the runs' medians of padded tokens/s/GPU; of real ones between steps or engines."""
+    """Other over base, of the runs' medians of padded tokens/s/GPU, of real ones between steps or engines; of an
+    emulated run against itself, of the geometric means over its pairs of blocks, as the run's own."""
     base_rates: tuple[float, ...]
     other_rates: tuple[float, ...]
     """What the ratio is of, run by run."""
@@ -147,7 +148,8 @@ def _compared(plan: Plan, margin: float) -> Comparison:
     is_paired = plan.is_same_run or pairs is not None
     # Steps and engines pad to lengths of their own: where those are told apart, what counts is real tokens.
     shares = [[arm.useful if plan.differing else 1.0 for arm in arms] for arms in (base, other)]
-    rates = _times([[arm.tokens_per_s_per_gpu for arm in arms] for arms in (base, other)], shares)
+    figures = zip(*map(_own_figures, base, other), strict=True) if plan.is_same_run else map(_medians, (base, other))
+    rates = _times([list(side) for side in figures], shares)
     means = _times([[arm.mean_tokens_per_s_per_gpu for arm in arms] for arms in (base, other)], shares)
     ratio, ci95 = ratios.ratio_of_runs(*rates, is_paired=is_paired)
     in_common = _error_in_common(base, other) if plan.is_same_run else None
@@ -185,6 +187,18 @@ def _compared(plan: Plan, margin: float) -> Comparison:
         verdict=verdict,
         more=more,
     )
+
+
+def _medians(arms: Sequence[Arm]) -> list[float]:
+    return [arm.tokens_per_s_per_gpu for arm in arms]
+
+
+def _own_figures(plain: Arm, tolled: Arm) -> tuple[float, float]:
+    """Of the two arms of one run, whose ratio is the run's keep ratio; medians where no pair of blocks is steady."""
+    base, other = paired_block_rates(plain, tolled)
+    if not base:
+        return plain.tokens_per_s_per_gpu, tolled.tokens_per_s_per_gpu
+    return ratios.geometric_mean(base)[0], ratios.geometric_mean(other)[0]
 
 
 def _times(rates: Sequence[Sequence[float]], shares: Sequence[Sequence[float]]) -> list[list[float]]:

@@ -19,7 +19,7 @@ import numpy as np
 from cctrain import ratios
 from cctrain.emulation.arms import only, paid, without
 from cctrain.emulation.blocks import ALL, OFF
-from cctrain.emulation.rounds import Blocks, seconds
+from cctrain.emulation.rounds import Blocks, step_s
 
 Times = Mapping[str, float]
 """Arm -> seconds a step in one round."""
@@ -34,15 +34,15 @@ def explain(rounds: Sequence[Blocks], classes: Sequence[str], injected_s: Inject
     """
     if not rounds:
         return None
-    times: list[Times] = [{arm: seconds(block) / len(block) for arm, block in blocks.items()} for blocks in rounds]
+    times: list[Times] = [{arm: step_s(block) for arm, block in blocks.items()} for blocks in rounds]
     fits = [_costs(took, classes) for took in times]
-    total_s, total_ci95 = _estimate([took[ALL] - took[OFF] for took in times])
-    rest_s, rest_ci95 = _estimate([took[ALL] - took[OFF] - sum(fit) for took, fit in zip(times, fits, strict=True)])
+    total_s, total_ci95 = ratios.mean([took[ALL] - took[OFF] for took in times])
+    rest_s, rest_ci95 = ratios.mean([took[ALL] - took[OFF] - sum(fit) for took, fit in zip(times, fits, strict=True)])
     rows = []
     for index, name in enumerate(classes):
-        cost_s, ci95 = _estimate([fit[index] for fit in fits])
-        alone_s, _ = _estimate([took[only(name)] - took[OFF] for took in times])
-        left_out_s, _ = _estimate([took[ALL] - took[without(name)] for took in times])
+        cost_s, ci95 = ratios.mean([fit[index] for fit in fits])
+        alone_s, _ = ratios.mean([took[only(name)] - took[OFF] for took in times])
+        left_out_s, _ = ratios.mean([took[ALL] - took[without(name)] for took in times])
         row = {"name": name, "alone_s": alone_s, "left_out_s": left_out_s, "cost_s": cost_s, "ci95": ci95}
         rows.append({**row, "injected_s": injected_s.get(name, 0.0)})
     injected = sum(injected_s.values())
@@ -63,11 +63,3 @@ def _costs(took: Times, classes: Sequence[str]) -> list[float]:
     design = [[1.0, *(float(name in paid(arm, classes)) for name in classes)] for arm in arms]
     fit, *_ = np.linalg.lstsq(np.array(design), np.array([took[arm] for arm in arms]))
     return [float(cost) for cost in fit[1:]]
-
-
-def _estimate(values: Sequence[float]) -> tuple[float, list[float] | None]:
-    """Mean over the rounds and its interval, None of one round."""
-    if len(values) < 2:
-        return values[0], None
-    middle, half = (float(number) for number in ratios.paired(np.array(values)))
-    return middle, [middle - half, middle + half]

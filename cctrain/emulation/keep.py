@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cctrain import ratios
 from cctrain.emulation.blocks import ALL, OFF
-from cctrain.emulation.rounds import Blocks, seconds
+from cctrain.emulation.rounds import Blocks, seconds, step_s
 from cctrain.records import KeepRatio
 
 
@@ -16,7 +16,8 @@ def keep_ratio(rounds: Sequence[Blocks]) -> KeepRatio | None:
     if not rounds:
         return None
     value, ci95 = ratios.geometric_mean([_rate(blocks, ALL) / _rate(blocks, OFF) for blocks in rounds])
-    return KeepRatio(value=value, ci95=ci95, num_pairs=len(rounds))
+    added_s, added_ci95 = ratios.mean([step_s(blocks[ALL]) - step_s(blocks[OFF]) for blocks in rounds])
+    return KeepRatio(value=value, ci95=ci95, num_pairs=len(rounds), added_s=added_s, added_ci95=added_ci95)
 
 
 def _rate(blocks: Blocks, arm: str) -> float:

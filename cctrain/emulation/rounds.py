@@ -27,3 +27,8 @@ def whole_rounds(steps: Sequence[StepRecord], arms: Collection[str], first_steps
 def seconds(block: Sequence[StepRecord]) -> float:
     """What the rank that took longest for the block took for it: maxima of single steps would add up to more."""
     return max(map(sum, zip(*(step.rank_step_time_s for step in block), strict=True)))
+
+
+def step_s(block: Sequence[StepRecord]) -> float:
+    """Seconds of one of its steps, on average."""
+    return seconds(block) / len(block)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +20,7 @@ def emulated_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("step time, no tolls", f"{_ms(off['step_time_s']['median'])} median"))
     if kept and off and off["steady_state"]["is_steady"] and record["summary"]["steady_state"]["is_steady"]:
         rows.append(("keep ratio", _kept(kept)))
+        rows.append(("the tolls add", f"{_with_ci(kept['added_s'], kept['added_ci95'])} to a step"))
         lost, profile = 1 - kept["value"], record["tolls"]["name"]
         if lost >= 0:
             rows.append(("lost", f"{lost:.1%} of throughput to the tolls of {profile}"))
@@ -93,5 +94,5 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms"
 
 
-def _with_ci(seconds: float, ci95: list[float] | None) -> str:
+def _with_ci(seconds: float, ci95: Sequence[float] | None) -> str:
     return _ms(seconds) if ci95 is None else f"{seconds * 1e3:.1f} ± {(ci95[1] - ci95[0]) / 2 * 1e3:.1f} ms"

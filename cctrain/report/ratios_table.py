@@ -21,7 +21,7 @@ _WIDTH = 120
 _STYLES = {"costs": "bold red", "free": "bold green", "gains": "bold green", "unclear": "bold yellow"}
 _CAPTION = (
     "kept: throughput of the left over that of the right, of the runs' median padded tokens/s/GPU (between steps or "
-    "engines: real ones); 1 is free. The 95 % interval is over runs"
+    "engines: real ones; in an emulated run: of its pairs of blocks); 1 is free. The 95 % interval is over runs"
 )
 
 

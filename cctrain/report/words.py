@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from cctrain.comparison.compare import Answer, Comparison
@@ -173,11 +174,22 @@ def more_runs(one: Comparison) -> str | None:
 
 
 def slow_steps(one: Comparison, margin: float) -> str | None:
-    """Where means and medians disagree; None where they do not."""
-    if abs(one.keep_ratio_of_means / one.keep_ratio - 1) <= margin:
+    """Where means and medians disagree; None where they do not, or nothing is of medians."""
+    if one.pairing == "same run" or abs(one.keep_ratio_of_means / one.keep_ratio - 1) <= margin:
         return None
     ratio = f"{one.keep_ratio_of_means:.3f} {'is kept' if one.is_of_cc else 'times'}"
     return f"By total tokens over total time {ratio}: that counts slow steps, which a run's median leaves out."
+
+
+def added(one: Comparison) -> str | None:
+    """What the tolls of emulated runs add to a step: bound by the host it stays where the ratio moves with the plain
+    step, from one machine to the next. None elsewhere, and where nothing is lost."""
+    if one.pairing != "same run" or one.keep_ratio >= 1:
+        return None
+    rates = zip(one.base_arms, one.base_rates, one.other_rates, strict=True)
+    by_run = [arm.tokens_per_step / arm.run.num_gpus * (1 / tolled - 1 / plain) for arm, plain, tolled in rates]
+    low, middle, high = (f"{1e3 * each:,.1f}" for each in (min(by_run), statistics.fmean(by_run), max(by_run)))
+    return f"The tolls add {middle} ms to a step{f' ({low} to {high} by run)' * (len(by_run) > 1)}."
 
 
 def faster_under_tolls(one: Comparison) -> str | None:
@@ -189,7 +201,7 @@ def faster_under_tolls(one: Comparison) -> str | None:
 
 def remarks(one: Comparison, margin: float) -> list[str]:
     """All that is to be said beside the sentence."""
-    found = (within_run(one), faster_under_tolls(one), more_runs(one), slow_steps(one, margin))
+    found = (within_run(one), added(one), faster_under_tolls(one), more_runs(one), slow_steps(one, margin))
     return [text for text in found if text]
 
 

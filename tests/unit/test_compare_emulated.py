@@ -1,13 +1,21 @@
 """What is said of emulated runs: against their own plain steps, over repeats, and beside the seed post."""
 
 import dataclasses
+import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from make_records import emulated_record
 from test_compare import answered, pairs
 
+from cctrain.comparison.compare import compare
+from cctrain.comparison.groups import Options
+from cctrain.load import read_runs
 from cctrain.report import ratios_table, tolls_beside, words
+
+DATA = Path(__file__).parents[1] / "data" / "runs"
 
 
 def test_an_emulated_run_is_held_against_its_own_plain_steps(tmp_path):
@@ -22,6 +30,48 @@ def test_one_emulated_run_has_an_interval_from_its_blocks_only(tmp_path):
     assert (one.ci95, one.verdict) == (None, "unclear")
     assert one.within_run_ci95[0] < 0.8 < one.within_run_ci95[1]
     assert words.headline(one).startswith("Emulated CC (b300): unclear, ")
+
+
+def test_one_emulated_run_keeps_in_a_comparison_what_its_record_says_it_keeps():
+    """On a host as noisy as that of this run, medians of the arms say 2.4 points more."""
+    path = DATA / "schema3_llama8b_peft_emulated.json"
+    recorded = json.loads(path.read_text())["keep_ratio"]
+    (one,) = compare(read_runs([path]), Options()).comparisons
+    assert one.keep_ratio == pytest.approx(recorded["value"], rel=1e-9)
+    assert one.within_run_ci95 == pytest.approx(recorded["ci95"], rel=1e-9)
+    assert one.other_rates[0] / one.base_rates[0] == pytest.approx(one.keep_ratio, rel=1e-9)
+
+
+def test_what_the_tolls_add_to_a_step_is_said_beside_the_ratio_which_moves_with_the_plain_step(tmp_path):
+    slow = emulated_record(2, keep=0.8, step_time_s=0.4)
+    quick = emulated_record(1, keep=2 / 3, step_time_s=0.2)  # 100 ms more in both
+    (one,) = answered(tmp_path, slow, quick).comparisons
+    (text,) = [text for text in words.remarks(one, 0.01) if "add" in text]
+    assert re.fullmatch(r"The tolls add (99|100)\.\d ms to a step \((99|100)\.\d to (99|100)\.\d by run\)\.", text)
+    (same,) = answered(tmp_path / "same", emulated_record(1, keep=1.0001)).comparisons
+    assert words.added(same) is None
+    assert [words.added(one) for one in answered(tmp_path / "on", *pairs(2, keep=0.9)).comparisons] == [None]
+
+
+def test_a_pair_of_which_one_block_is_not_steady_throughout_is_left_out_of_the_ratio(tmp_path):
+    (one,) = answered(tmp_path, slow_at_first(emulated_record(1, keep=0.8)), allow=("steady",)).comparisons
+    assert one.keep_ratio == pytest.approx(0.8, abs=0.01)
+
+
+def test_without_a_pair_that_is_steady_throughout_medians_of_what_is_steady_stand_in(tmp_path):
+    short = emulated_record(1, keep=0.8, num_steps=80, block=40)
+    (one,) = answered(tmp_path, slow_at_first(short), allow=("steady",)).comparisons
+    assert one.keep_ratio == pytest.approx(0.8, abs=0.01)
+
+
+def slow_at_first(record):
+    """The same run, whose first plain block settles within itself."""
+    steps = [
+        dataclasses.replace(step, step_time_s=time, rank_step_time_s=(time,))
+        for step in record.steps
+        for time in [step.step_time_s * (3 if step.block == 0 and step.step < 13 else 1)]
+    ]
+    return dataclasses.replace(record, steps=tuple(steps))
 
 
 def test_an_emulated_gain_is_not_said_to_be_the_tolls(tmp_path):

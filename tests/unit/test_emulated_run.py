@@ -173,9 +173,16 @@ def test_its_interval_is_students_of_the_pairs_logarithms():
     assert three.ci95[1] == pytest.approx(math.exp(mean + 4.30265 * error), rel=1e-4)
 
 
+def test_what_the_tolls_add_is_a_steps_own_time_with_its_interval_over_the_pairs():
+    kept = keep_ratio(rounds_of((1.0, 1.25), (3.0, 3.35), num=4))  # the plain step drifts, what is added does not
+    assert kept.added_s == pytest.approx(0.3)
+    assert kept.added_ci95 == pytest.approx((0.3 - 12.7062 * 0.05, 0.3 + 12.7062 * 0.05), rel=1e-4)
+
+
 def test_one_pair_has_no_interval_and_none_has_no_ratio():
     kept = keep_ratio(rounds_of((1.0, 1.25)))
     assert (kept.value, kept.ci95, kept.num_pairs) == (pytest.approx(0.8), None, 1)
+    assert (kept.added_s, kept.added_ci95) == (pytest.approx(0.25), None)
     assert keep_ratio([]) is None
 
 

@@ -130,7 +130,7 @@ def summary(value, *, is_steady=True):
 
 
 def record(**changed):
-    kept = {"value": 0.8, "ci95": [0.79, 0.81], "num_pairs": 8}
+    kept = {"value": 0.8, "ci95": [0.79, 0.81], "num_pairs": 8, "added_s": 0.025, "added_ci95": [0.0238, 0.0262]}
     facts = {"keep_ratio": kept, "summary_off": summary(0.1), "summary": summary(0.125), "tolls": {"name": "b300"}}
     return {**facts, "identity": {"gpu": ["NVIDIA H200"]}, "explain": None, **changed}
 
@@ -139,12 +139,13 @@ def test_a_steady_run_shows_its_keep_ratio_with_the_interval_and_the_loss():
     assert emulated_rows(record()) == [
         ("step time, no tolls", "100.0 ms median"),
         ("keep ratio", "0.800 (95 % interval 0.790 to 0.810), 8 pairs of blocks"),
+        ("the tolls add", "25.0 ± 1.2 ms to a step"),
         ("lost", "20.0% of throughput to the tolls of b300"),
     ]
 
 
 def test_a_ratio_above_1_is_called_noise_or_something_else_than_tolls():
-    kept = {"value": 1.082, "ci95": [0.95, 1.2], "num_pairs": 8}
+    kept = record()["keep_ratio"] | {"value": 1.082, "ci95": [0.95, 1.2]}
     shown = dict(emulated_rows(record(keep_ratio=kept)))
     assert shown["gained"] == "8.2% of throughput, noise: the tolls of b300 make nothing faster"
     assert "lost" not in shown
@@ -163,8 +164,10 @@ def test_the_last_line_of_a_run_is_steady_where_both_arms_are(arm, tmp_path):
 
 
 def test_one_pair_shows_that_it_has_no_interval():
-    one = {"value": 0.8, "ci95": None, "num_pairs": 1}
-    assert emulated_rows(record(keep_ratio=one))[1][1] == "0.800, of one steady pair of blocks, which gives no interval"
+    one = {"value": 0.8, "ci95": None, "num_pairs": 1, "added_s": 0.025, "added_ci95": None}
+    shown = dict(emulated_rows(record(keep_ratio=one)))
+    assert shown["keep ratio"] == "0.800, of one steady pair of blocks, which gives no interval"
+    assert shown["the tolls add"] == "25.0 ms to a step"
 
 
 @pytest.mark.parametrize("arm", ["summary", "summary_off"])

@@ -51,7 +51,7 @@ def complete(number, point, seconds=SECONDS, keep=None):
         record,
         summary=summarize(tolled, 1, None),
         summary_off=summarize(plain, 1, None),
-        keep_ratio=KeepRatio(value=keep[point.micro_batch], ci95=None, num_pairs=5),
+        keep_ratio=KeepRatio(value=keep[point.micro_batch], ci95=None, num_pairs=5, added_s=0.1, added_ci95=None),
     )
 
 
