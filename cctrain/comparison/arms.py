@@ -125,28 +125,38 @@ def _phases(phases_s: Mapping[str, Floats], steady: Ints) -> dict[str, float]:
     return {name: float(values.sum() / len(steady)) for name, values in known.items() if len(values)}
 
 
-def paired_block_rates(plain: Arm, tolled: Arm) -> tuple[list[float], list[float]]:
-    """Of an emulated run's own arms: padded tokens/s/GPU of each one's block in every round whose blocks are steady as
-    a whole, as of the run's own keep ratio (`emulation.rounds.whole_rounds`). Empty where there is no such round."""
-    rates = [_rates_by_round(arm) for arm in (plain, tolled)]
-    rounds = sorted(rates[0].keys() & rates[1].keys())  # a run may end, and what is set aside too, within one
-    return [rates[0][one] for one in rounds], [rates[1][one] for one in rounds]
+@dataclass(frozen=True, slots=True)
+class Block:
+    """An arm's measured steps of one round, by the time of the rank that took longest for them."""
+
+    tokens_per_s_per_gpu: float
+    step_s: float
+    """Of one of its steps, on average."""
+
+
+def paired_blocks(plain: Arm, tolled: Arm) -> list[tuple[Block, Block]]:
+    """An emulated run's own arms, in every round whose two blocks are steady as a whole, as of the run's own keep ratio
+    (`emulation.rounds.whole_rounds`)."""
+    blocks = [_by_round(arm) for arm in (plain, tolled)]
+    rounds = sorted(blocks[0].keys() & blocks[1].keys())  # a run may end, and what is set aside too, within one
+    return [(blocks[0][one], blocks[1][one]) for one in rounds]
 
 
 def block_ratio_error(plain: Arm, tolled: Arm) -> float | None:
     """Half-width of the 95 % t interval of the log ratio of an emulated run's own arms, the replicate being a pair of
     blocks of one round; None below two pairs."""
-    base, other = paired_block_rates(plain, tolled)
-    return float(ratios.paired(np.log(np.divide(other, base)))[1]) if len(base) > 1 else None
+    pairs = paired_blocks(plain, tolled)
+    logs = [math.log(other.tokens_per_s_per_gpu / base.tokens_per_s_per_gpu) for base, other in pairs]
+    return float(ratios.paired(np.array(logs))[1]) if len(logs) > 1 else None
 
 
-def _rates_by_round(arm: Arm) -> dict[int, float]:
-    """Over the time of the rank that took longest for the block."""
-    steps, rates = arm.run.steps, {}
+def _by_round(arm: Arm) -> dict[int, Block]:
+    steps, blocks = arm.run.steps, {}
     rounds = steps.round[arm.measured]
     for one in np.unique(rounds[rounds >= 0]):
         block = arm.measured[rounds == one]
         if block[0] >= arm.steady[0]:
             seconds = float(steps.rank_step_time_s[block].sum(axis=0).max())
-            rates[int(one)] = float(steps.padded_tokens[block].sum() / arm.run.num_gpus / seconds)
-    return rates
+            rate = float(steps.padded_tokens[block].sum() / arm.run.num_gpus / seconds)
+            blocks[int(one)] = Block(rate, seconds / len(block))
+    return blocks

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from cctrain import ratios
 from cctrain.comparison import comparable
-from cctrain.comparison.arms import Arm, block_ratio_error, has_unequal_steps, paired_block_rates
+from cctrain.comparison.arms import Arm, block_ratio_error, has_unequal_steps, paired_blocks
 from cctrain.comparison.comparable import Objection
 from cctrain.comparison.groups import Options, Plan, planned
 from cctrain.errors import RequestError
@@ -43,6 +43,9 @@ class Comparison:
     base_rates: tuple[float, ...]
     other_rates: tuple[float, ...]
     """What the ratio is of, run by run."""
+    added_s: tuple[float, ...]
+    """What the tolls add to a step, run by run, of emulated runs against themselves; empty of others. Bound by the host
+    it stays where the ratio moves with the plain step, from one machine to the next."""
     ci95: tuple[float, float] | None
     """None below two runs of each."""
     error_in_common: float | None
@@ -148,8 +151,9 @@ def _compared(plan: Plan, margin: float) -> Comparison:
     is_paired = plan.is_same_run or pairs is not None
     # Steps and engines pad to lengths of their own: where those are told apart, what counts is real tokens.
     shares = [[arm.useful if plan.differing else 1.0 for arm in arms] for arms in (base, other)]
-    figures = zip(*map(_own_figures, base, other), strict=True) if plan.is_same_run else map(_medians, (base, other))
-    rates = _times([list(side) for side in figures], shares)
+    own = list(map(_own_figures, base, other)) if plan.is_same_run else []
+    figures = [[one[side] for one in own] for side in (0, 1)] if own else [_medians(base), _medians(other)]
+    rates = _times(figures, shares)
     means = _times([[arm.mean_tokens_per_s_per_gpu for arm in arms] for arms in (base, other)], shares)
     ratio, ci95 = ratios.ratio_of_runs(*rates, is_paired=is_paired)
     in_common = _error_in_common(base, other) if plan.is_same_run else None
@@ -180,6 +184,7 @@ def _compared(plan: Plan, margin: float) -> Comparison:
         keep_ratio=ratio,
         base_rates=tuple(rates[0]),
         other_rates=tuple(rates[1]),
+        added_s=tuple(added_s for _, _, added_s in own),
         ci95=ci95,
         error_in_common=in_common,
         within_run_ci95=None if ci95 or error is None else (ratio * math.exp(-error), ratio * math.exp(error)),
@@ -193,12 +198,15 @@ def _medians(arms: Sequence[Arm]) -> list[float]:
     return [arm.tokens_per_s_per_gpu for arm in arms]
 
 
-def _own_figures(plain: Arm, tolled: Arm) -> tuple[float, float]:
-    """Of the two arms of one run, whose ratio is the run's keep ratio; medians where no pair of blocks is steady."""
-    base, other = paired_block_rates(plain, tolled)
-    if not base:
-        return plain.tokens_per_s_per_gpu, tolled.tokens_per_s_per_gpu
-    return ratios.geometric_mean(base)[0], ratios.geometric_mean(other)[0]
+def _own_figures(plain: Arm, tolled: Arm) -> tuple[float, float, float]:
+    """Of the two arms of one run: rates whose ratio is the run's keep ratio, and what a tolled step takes longer;
+    medians where no pair of blocks is steady."""
+    pairs = paired_blocks(plain, tolled)
+    if not pairs:
+        return plain.tokens_per_s_per_gpu, tolled.tokens_per_s_per_gpu, tolled.step_time_s - plain.step_time_s
+    base, other = ([block.tokens_per_s_per_gpu for block in side] for side in zip(*pairs, strict=True))
+    added_s = ratios.mean([block.step_s - own.step_s for own, block in pairs])[0]
+    return ratios.geometric_mean(base)[0], ratios.geometric_mean(other)[0], added_s
 
 
 def _times(rates: Sequence[Sequence[float]], shares: Sequence[Sequence[float]]) -> list[list[float]]:

@@ -97,6 +97,7 @@ def _facts_of(one: Comparison, margin: float) -> dict[str, Any]:
         "tokens_per_step": statistics.median([arm.tokens_per_step for arm in one.base_arms]),
         "base_tokens_per_s_per_gpu": one.base_rates,
         "other_tokens_per_s_per_gpu": one.other_rates,
+        "added_s": one.added_s,
         "base_runs": [arm.run.run_id for arm in one.base_arms],
         "other_runs": [arm.run.run_id for arm in one.other_arms],
     }

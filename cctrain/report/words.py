@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
+from statistics import fmean
 
 from cctrain.comparison.compare import Answer, Comparison
 from cctrain.comparison.groups import setting_of
@@ -182,14 +182,11 @@ def slow_steps(one: Comparison, margin: float) -> str | None:
 
 
 def added(one: Comparison) -> str | None:
-    """What the tolls of emulated runs add to a step: bound by the host it stays where the ratio moves with the plain
-    step, from one machine to the next. None elsewhere, and where nothing is lost."""
-    if one.pairing != "same run" or one.keep_ratio >= 1:
+    """What tolls add to a step; None where there are none, or nothing is lost."""
+    if not one.added_s or one.keep_ratio >= 1:
         return None
-    rates = zip(one.base_arms, one.base_rates, one.other_rates, strict=True)
-    by_run = [arm.tokens_per_step / arm.run.num_gpus * (1 / tolled - 1 / plain) for arm, plain, tolled in rates]
-    low, middle, high = (f"{1e3 * each:,.1f}" for each in (min(by_run), statistics.fmean(by_run), max(by_run)))
-    return f"The tolls add {middle} ms to a step{f' ({low} to {high} by run)' * (len(by_run) > 1)}."
+    low, middle, high = (f"{1e3 * each:,.1f}" for each in (min(one.added_s), fmean(one.added_s), max(one.added_s)))
+    return f"The tolls add {middle} ms to a step{f' ({low} to {high} by run)' * (len(one.added_s) > 1)}."
 
 
 def faster_under_tolls(one: Comparison) -> str | None:

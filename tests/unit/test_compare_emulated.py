@@ -12,6 +12,9 @@ from test_compare import answered, pairs
 
 from cctrain.comparison.compare import compare
 from cctrain.comparison.groups import Options
+from cctrain.emulation.blocks import ALL, OFF
+from cctrain.emulation.keep import keep_ratio
+from cctrain.emulation.rounds import whole_rounds
 from cctrain.load import read_runs
 from cctrain.report import ratios_table, tolls_beside, words
 
@@ -47,6 +50,8 @@ def test_what_the_tolls_add_to_a_step_is_said_beside_the_ratio_which_moves_with_
     quick = emulated_record(1, keep=2 / 3, step_time_s=0.2)  # 100 ms more in both
     (one,) = answered(tmp_path, slow, quick).comparisons
     (text,) = [text for text in words.remarks(one, 0.01) if "add" in text]
+    own = [keep_ratio(whole_rounds(run.steps, (OFF, ALL), {})).added_s for run in (quick, slow)]
+    assert sorted(one.added_s) == pytest.approx(sorted(own), rel=1e-9)
     assert re.fullmatch(r"The tolls add (99|100)\.\d ms to a step \((99|100)\.\d to (99|100)\.\d by run\)\.", text)
     (same,) = answered(tmp_path / "same", emulated_record(1, keep=1.0001)).comparisons
     assert words.added(same) is None

@@ -44,7 +44,7 @@ def _of_recipe(group: list[Comparison]) -> Iterator[tuple[str, str, str, Callabl
     """Kind, title, caption and drawing of each figure."""
     caption = "Grey: warm-up, and what was set aside. Dashed: the level changed for good. Spikes are kept."
     yield "steps", "Step times", caption, partial(steps.traces, group)
-    caption = "Steady steps of all runs; a tick below is the median of one run, its replicate."
+    caption = "Steady steps of all runs; a tick below is the median of one run."
     yield "distribution", "How long steps take", caption, partial(steps.distributions, group)
     if any(shares.phase_means(side) for side in sides(group)):
         caption = "Mean of the steady steps, of the slowest rank."
