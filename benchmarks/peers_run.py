@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ def recipe_overrides(cell: Cell, flags: argparse.Namespace) -> tuple[str, ...]:
 
 def run(cell: Cell, flags: argparse.Namespace, turn: Turn | None = None) -> dict[str, Any]:
     """Run a cell to its end or its deadline, with a `turn` in the company of others. Returns what its file says."""
-    begin = time.monotonic()
+    begin, began_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     deadline = begin + flags.cell_s
     found = (_run_other if cell.line in OTHERS else _run_recipe)(cell, flags, deadline, turn)
     seconds = round(time.monotonic() - begin - (turn.waited_s if turn else 0.0), 1)
-    return {**asdict(cell), "run_dir": None, "error": None, **found, "seconds": seconds}
+    return {**asdict(cell), "began_at": began_at, "run_dir": None, "error": None, **found, "seconds": seconds}
 
 
 def _run_recipe(cell: Cell, flags: argparse.Namespace, deadline: float, turn: Turn | None) -> dict[str, Any]:
@@ -62,21 +63,24 @@ def _run_recipe(cell: Cell, flags: argparse.Namespace, deadline: float, turn: Tu
 
 
 def _run_other(cell: Cell, flags: argparse.Namespace, deadline: float, turn: Turn | None) -> dict[str, Any]:
-    """Plain and tolled steps in turns, in one process; where it cannot be emulated, plain ones in another."""
+    """Plain and tolled steps in turns, in one process; where it cannot be emulated, plain ones in another. There is no
+    record of it but this: so it holds the library's version."""
+    version = flags.others[flags.lines[cell.line][0]].get("version")
     rows = _rows_file(cell, flags)
     rows.parent.mkdir(exist_ok=True)
     if not rows.exists():
         make = [sys.executable, str(_HERE / "peers_rows.py"), str(rows), "--steps", str(flags.warmup + flags.steps)]
         _, error = _finished([*make, *recipe_overrides(cell, flags)], deadline)
         if error:
-            return {"error": f"its rows: {error}"}
+            return {"version": version, "error": f"its rows: {error}"}
     program = [*other_command(cell, flags), *(["--hold", str(READY_STEPS)] if turn else [])]
     tolled = [*program, "--tolls", flags.tolls, "--blocks", str(flags.blocks)]
     timed, error = _timed([sys.executable, "-m", "cctrain", "emulate", "--", *tolled], deadline, turn, is_emulated=True)
     if not error or _left_s(deadline, turn) <= 0:
-        return {"timed": timed, "error": error}
+        return {"version": version, "timed": timed, "error": error}
     timed, plain_error = _timed(program, deadline, turn)
-    return {"timed": timed, "error": f"emulated: {error}" + (f"; off: {plain_error}" if plain_error else "")}
+    error = f"emulated: {error}" + (f"; off: {plain_error}" if plain_error else "")
+    return {"version": version, "timed": timed, "error": error}
 
 
 def _timed(

@@ -5,6 +5,7 @@ prints, the order of the lines, and what is not run.
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,7 +54,7 @@ def trained(peers, tmp_path, monkeypatch):
         fake = program(tmp_path / "python", **behaviour)
         monkeypatch.setattr(sys, "executable", fake)
         cell = peers.Cell("lora", "2x32", "torchtune", 0)
-        return peers.run(cell, settings(peers, tmp_path, {"torchtune": {"python": fake}}))
+        return peers.run(cell, settings(peers, tmp_path, {"torchtune": {"python": fake, "version": "0.6.1"}}))
 
     return run
 
@@ -84,6 +85,15 @@ def test_another_librarys_line_is_its_median_rate_over_the_steady_steps_off_and_
     assert row["off"]["tokens_per_s_per_gpu"] == pytest.approx(640)
     assert row["tolled"]["tokens_per_s_per_gpu"] == pytest.approx(320)
     assert (row["off"]["num_unsteady"], row["keep_ratio"]) == (0, pytest.approx(0.5))
+
+
+@pytest.mark.parametrize("tolled", ["times", "dies"])
+def test_its_cell_is_all_there_is_of_it_and_says_when_it_ran_and_which_version(trained, tolled):
+    before = datetime.now(UTC)
+    cell = trained(tolled=tolled)
+    assert before - timedelta(seconds=1) <= datetime.fromisoformat(cell["began_at"]) <= datetime.now(UTC)
+    assert cell["version"] == "0.6.1"
+    assert (cell["error"] is None) == (tolled == "times")
 
 
 def test_it_trains_on_the_recipes_rows_which_are_made_once(trained, tmp_path):
