@@ -276,6 +276,8 @@ def main() -> None:
     if missing:
         print(f"{len(missing)} of {len(order)} runs are still missing; a later call with time for them runs them")
     print(json.dumps({"num_left": left, **results}))
+    if results["failed"] and not results["rows"]:
+        sys.exit("no run came to its end")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ _GPU_RAN_OUT = re.compile(
 """Of torch's allocator through its compiler, of the driver, of Triton, NCCL and cuBLAS."""
 _HOST_RAN_OUT = re.compile(r"can't allocate memory|bad_alloc")
 """Of torch's allocator on a CPU, of C++. Not the system's "Cannot allocate memory": what a process may lock is, too."""
+_NOTHING_TRAINS = "optimizer received no trainable parameters"
+"""AutoModel's words."""
 
 
 def explained(error: BaseException) -> dict[str, Any]:
@@ -86,6 +88,8 @@ def explained(error: BaseException) -> dict[str, Any]:
         hint = "lower train.step_scheduler.local_batch_size or data.seq_len, or set activation_checkpointing"
         return {"kind": "out_of_memory", "message": f"out of {where} memory: {hint} (train.distributed)"}
     message = f"{name}: {one_line(error) or 'no message'}"
+    if _NOTHING_TRAINS in text:
+        message += ": train.peft.target_modules matches no layer of the model (by name, as q_proj), or all is frozen"
     return {"kind": name, "message": redacted(message)[:500]}
 
 

@@ -109,3 +109,8 @@ def test_a_full_disk_ends_the_run_and_what_was_written_stays_readable(trained, s
     for samples in run.run_dir.glob("samples/*.jsonl"):
         *whole, _ = samples.read_text().split("\n")
         assert steps <= {json.loads(line).get("step") for line in whole[:-1]}
+
+
+def test_adapters_that_match_no_layer_end_the_run_with_the_key_that_names_them(run_cctrain):
+    run = run_cctrain("recipe=tiny_llama_peft", "launch.nproc_per_node=1", "train.peft.target_modules=[nothing]")
+    assert_failed_as_promised(run, set(), because="train.peft.target_modules matches no layer")

@@ -19,7 +19,7 @@ from cctrain.timing.timer import StepTimer
 ROOT = Path(__file__).parents[2]
 
 
-def peers(folder, environment, *more):
+def peers(folder, environment, *more, code=0):
     done = subprocess.run(
         [
             *(sys.executable, ROOT / "benchmarks" / "peers.py", folder, "--tasks", "lora=tiny_llama_peft"),
@@ -40,7 +40,7 @@ def peers(folder, environment, *more):
         timeout=150,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done, json.loads(done.stdout.splitlines()[-1])
 
 
@@ -286,5 +286,6 @@ def test_packed_rows_are_refused_for_libraries_that_would_let_their_documents_se
 
 
 def test_a_cell_past_its_deadline_is_ended_and_named(tmp_path, clean_environment):
-    _, found = peers(tmp_path, clean_environment, "--cell-s", "1")
+    done, found = peers(tmp_path, clean_environment, "--cell-s", "1", code=1)
+    assert done.stderr.endswith("no run came to its end\n")
     assert {one["line"]: one["error"] for one in found["failed"]}["Trainer + PEFT"] == "not done by its deadline"
