@@ -105,7 +105,7 @@ class Prediction:
     """Of the estimate, what is paid without making the step longer."""
     extra_s: Range
     measured: Range | None
-    """The loss that the run itself measured under the same tolls, with its 95 % interval."""
+    """The loss that was measured under the same tolls, or with CC on, with its 95 % interval."""
 
     @property
     def step_time_s(self) -> Range:
@@ -186,9 +186,13 @@ def _total(ranges: Iterable[Range]) -> Range:
 def _measured(base: Base, profile: Profile) -> Range | None:
     if not base.emulated or base.emulated["sha256"] != profile.sha256:
         return None
-    keep = base.emulated["keep_ratio"]
-    low, high = base.emulated["ci95"] or (keep, keep)
-    return Range(1 - high, 1 - keep, 1 - low)
+    return lost(base.emulated["keep_ratio"], base.emulated["ci95"])
+
+
+def lost(keep_ratio: float, ci95: tuple[float, float] | None) -> Range:
+    """The loss of a keep ratio and its interval."""
+    low, high = ci95 or (keep_ratio, keep_ratio)
+    return Range(1 - high, 1 - keep_ratio, 1 - low)
 
 
 def read_base(path: Path) -> Base:

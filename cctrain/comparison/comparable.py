@@ -47,11 +47,11 @@ class RefusedError(RequestError):
 
     def __init__(self, objections: Sequence[Objection]) -> None:
         self.why = tuple(dict.fromkeys(one.why for one in objections))
-        flags = " ".join(dict.fromkeys(f"--allow {one.field}" for one in objections))
+        self.way_out = " ".join(dict.fromkeys(f"--allow {one.field}" for one in objections))
         out = " ".join(dict.fromkeys(f"--leave-out {one.field}" for one in objections if one.field in OF_ONE_RUN))
         leave = f"leave out such runs{f' ({out})' if out else ''}"
         listed = f" {self.why[0]}. " if len(self.why) == 1 else "".join(f"\n  {why}" for why in (*self.why, ""))
-        super().__init__(f"not comparable:{listed}Repeat or {leave}, or take them with {flags}")
+        super().__init__(f"not comparable:{listed}Repeat or {leave}, or take them with {self.way_out}")
 
 
 def judge(objections: Iterable[Objection], allowed: Sequence[str]) -> tuple[Objection, ...]:

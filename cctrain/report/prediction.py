@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.table import Table
 
 from cctrain.console import console_of
@@ -22,9 +21,9 @@ _WHAT = {
 }
 
 
-def print_prediction(base: Base, profile: Profile, prediction: Prediction, console: Console | None = None) -> None:
-    """Print what `profile` would add to a step of `base`; to stdout where no console is given."""
-    console = console_of(console)
+def print_prediction(base: Base, profile: Profile, prediction: Prediction, measured_by: str) -> None:
+    """Print to stdout what `profile` would add to a step of `base`, and what was lost by those of `measured_by`."""
+    console = console_of()
     table = Table("crossing", "a step", "toll", "adds to a step", title=f"predicted  ·  tolls of {profile.name}")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -38,7 +37,7 @@ def print_prediction(base: Base, profile: Profile, prediction: Prediction, conso
     table.add_row("loss of throughput", "", "", _ranged(prediction.loss, "{:.1%}".format))
     measured = prediction.measured
     if measured:
-        table.add_row("measured by this run, emulated", "", "", f"{measured.value:.1%}{_interval(measured)}")
+        table.add_row(f"measured by {measured_by}", "", "", f"{measured.value:.1%}{_interval(measured)}")
         table.add_row("prediction is off by", "", "", f"{100 * (prediction.off_by or 0):+.1f} points")
     console.print(table)
     for line in lines(base, profile, prediction):
