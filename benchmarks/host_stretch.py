@@ -4,9 +4,9 @@
 
 Between two launches a thread runs Python for a while, or sleeps, in blocks with a `host_ratio` and without, in turns:
 the median over the rounds of what a turn takes under it, over what it takes without. What the thread worked itself is
-to take the ratio's times as long, what it slept as long as before; 5 % is promised. How much of a launch is the
-thread's own is not known: none of it (`least`), up to all (`most`). The last line of stdout is one JSON object; the
-exit code is 1 where a ratio is farther than promised from both.
+to take the ratio's times as long, what it slept as long as before. How much of a launch is the thread's own is not
+known: none of it (`least`), up to all (`most`). One line of stdout is a JSON object; the exit code is 1 where a ratio
+is more than 5 % below the one or above the other.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main() -> int:
             least = 1.0 if is_asleep else 1 + (ratio - 1) * (took[1.0] - launch_us) / took[1.0]
             got, most = took[ratio] / took[1.0], 1.0 if is_asleep else ratio
             is_kept &= least * (1 - BAR) <= got <= most * (1 + BAR)
-            rows.append({"what": what, "own_us": took[1.0], "ratio": ratio, "least": least, "most": most, "got": got})
+            rows.append({"what": what, "plain_us": took[1.0], "ratio": ratio, "least": least, "most": most, "got": got})
             print(f"{what}, host_ratio {ratio}: {got:.3f} times as long, {least:.3f} to {most:.3f} expected")
     print(json.dumps({"rows": rows, "launch_us": launch_us, "gpu": torch.cuda.get_device_name()}))
     return 0 if is_kept else 1

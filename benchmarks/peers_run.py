@@ -46,11 +46,12 @@ def recipe_overrides(cell: Cell, flags: argparse.Namespace) -> tuple[str, ...]:
 
 def run(cell: Cell, flags: argparse.Namespace, turn: Turn | None = None) -> dict[str, Any]:
     """Run a cell to its end or its deadline, with a `turn` in the company of others. Returns what its file says."""
-    begin, began_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    begin = time.monotonic()
     deadline = begin + flags.cell_s
     found = (_run_other if cell.line in OTHERS else _run_recipe)(cell, flags, deadline, turn)
     seconds = round(time.monotonic() - begin - (turn.waited_s if turn else 0.0), 1)
-    return {**asdict(cell), "began_at": began_at, "run_dir": None, "error": None, **found, "seconds": seconds}
+    ended_at = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**asdict(cell), "run_dir": None, "error": None, **found, "seconds": seconds, "ended_at": ended_at}
 
 
 def _run_recipe(cell: Cell, flags: argparse.Namespace, deadline: float, turn: Turn | None) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Figures and table of `peers.py`: runs to tokens/s with intervals, by cctrain's own comparison."""
+"""Figures and table of `peers.py`: runs to tokens/s with intervals over them.
+
+Keep ratios are of medians, as other libraries' blocks are not known; records have them over pairs of blocks.
+"""
 
 from __future__ import annotations
 

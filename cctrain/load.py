@@ -7,6 +7,7 @@ Only what a comparison needs is looked at, column by column, so that a thousand 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,7 +54,8 @@ class Steps:
     arm: Ints
     """1 where an emulated run paid all tolls, 0 where none, -1 where a part, and in other runs."""
     round: Ints
-    """The round of an emulated run, in which each arm has one block; -1 where there is none."""
+    """The round of an emulated run, in which each arm has one block with measured steps; -1 where there is none, or the
+    run ended within it."""
     phases_s: Mapping[str, Floats]
     """By phase; NaN in the steps that do not say."""
 
@@ -222,7 +224,10 @@ def _arms(rows: Sequence[dict[str, Any]]) -> tuple[Ints, Ints]:
     _check_types(names, (str, type(None)), "arm")
     num_arms = max(2, len(set(names)))
     arm = np.array([-1 if value is None else int(value) for value in tolled])
-    return arm, _finite(blocks, "block").astype(np.int64) // num_arms  # -1 stays what it is
+    rounds = _finite(blocks, "block").astype(np.int64) // num_arms  # -1 stays what it is
+    measured = {block for block, row in zip(blocks, rows, strict=True) if not row.get("is_warmup")}
+    num_blocks = Counter(block // num_arms for block in measured if block >= 0)
+    return arm, np.array([one if num_blocks[one] == num_arms else -1 for one in rounds.tolist()], dtype=np.int64)
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str, kinds: tuple[type, ...]) -> list[Any]:

@@ -4,7 +4,8 @@ History of the format:
   1  first version: mode, identity, platform, steps, summary
   2  steps: begin of each rank, micro-batches, FLOPs, what the engine itself says; summary: MFU, HFU, energy, memory of
      each rank, straggler, seed; gpu_state
-  3  emulated runs: is_tolled, arm and block of a step; tolls, summary_off, keep_ratio, explain; crossings; graphs
+  3  emulated runs: is_tolled, arm and block of a step; tolls, summary_off, keep_ratio, explain; crossings; graphs;
+     later ones of 3: keep_ratio.added_s
 
 Times are seconds. Tokens of a step are sums over data-parallel ranks, so that tensor- and pipeline-parallel ranks,
 which see the same samples, count them once.
@@ -79,8 +80,8 @@ class KeepRatio:
     """95 % t interval of it in logarithms, the replicate being the pair of blocks; null below two."""
     num_pairs: int
     added_s: float
-    """What a tolled step takes longer than a plain one beside it, mean over the pairs. Where a step is bound by the
-    host it stays what it is on a busier or another machine, while the ratio moves with the plain step."""
+    """What a plain step takes longer with all tolls, at its own number of tokens, mean over the pairs. It depends less
+    on how fast the machine is than the ratio, which moves with the plain step."""
     added_ci95: tuple[float, float] | None
     """95 % t interval of it; null below two pairs."""
 

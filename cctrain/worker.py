@@ -89,7 +89,7 @@ def explained(error: BaseException) -> dict[str, Any]:
         return {"kind": "out_of_memory", "message": f"out of {where} memory: {hint} (train.distributed)"}
     message = f"{name}: {one_line(error) or 'no message'}"
     if _NOTHING_TRAINS in text:
-        message += ": train.peft.target_modules matches no layer of the model (by name, as q_proj), or all is frozen"
+        message += ": train.peft.target_modules may match no layer of the model (q_proj is a name), or all is frozen"
     return {"kind": name, "message": redacted(message)[:500]}
 
 

@@ -135,10 +135,10 @@ class Block:
 
 
 def paired_blocks(plain: Arm, tolled: Arm) -> list[tuple[Block, Block]]:
-    """An emulated run's own arms, in every round whose two blocks are steady as a whole, as of the run's own keep ratio
-    (`emulation.rounds.whole_rounds`)."""
+    """An emulated run's own arms, in every whole round whose two blocks are steady throughout, as of the run's own keep
+    ratio (`emulation.rounds.whole_rounds`)."""
     blocks = [_by_round(arm) for arm in (plain, tolled)]
-    rounds = sorted(blocks[0].keys() & blocks[1].keys())  # a run may end, and what is set aside too, within one
+    rounds = sorted(blocks[0].keys() & blocks[1].keys())  # what is set aside may end within one
     return [(blocks[0][one], blocks[1][one]) for one in rounds]
 
 

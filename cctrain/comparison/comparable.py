@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cctrain.comparison.arms import Arm, arms_of
+from cctrain.comparison.arms import Arm, arms_of, paired_blocks
 from cctrain.errors import RequestError
 from cctrain.load import Run
 from cctrain.nearest import did_you_mean
@@ -105,6 +105,14 @@ def whole_and_steady(arms: Iterable[Arm]) -> Iterator[Objection]:
         if arm.why_unsteady:
             part = f", {arm.label}," if run.mode == "emulated" else ""
             yield Objection("steady", f"{run.run_id}{part} is not steady: {arm.why_unsteady}")
+
+
+def paired(plain: Sequence[Arm], tolled: Sequence[Arm]) -> Iterator[Objection]:
+    """Emulated runs whose two arms are steady, and no pair of their blocks is."""
+    for own, arm in zip(plain, tolled, strict=True):
+        if own.is_sound and arm.is_sound and not paired_blocks(own, arm):
+            why = f"{arm.run.run_id} has no pair of blocks that are steady throughout: medians of both arms stand in"
+            yield Objection("steady", why)
 
 
 def alike(runs: Sequence[Run]) -> Iterator[Objection]:

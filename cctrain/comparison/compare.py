@@ -44,8 +44,7 @@ class Comparison:
     other_rates: tuple[float, ...]
     """What the ratio is of, run by run."""
     added_s: tuple[float, ...]
-    """What the tolls add to a step, run by run, of emulated runs against themselves; empty of others. Bound by the host
-    it stays where the ratio moves with the plain step, from one machine to the next."""
+    """What the tolls add to a step, run by run, of emulated runs against themselves; empty of others."""
     ci95: tuple[float, float] | None
     """None below two runs of each."""
     error_in_common: float | None
@@ -55,7 +54,7 @@ class Comparison:
     within_run_ci95: tuple[float, float] | None
     """From the noise within the runs, where there is no `ci95`: it does not know how runs differ from each other."""
     keep_ratio_of_means: float
-    """The same of total tokens over total time, which slow single steps move and medians do not."""
+    """The same of total tokens over total time, which slow single steps move, and medians do not."""
     verdict: str
     more: ratios.MoreRuns | None
     """Where it is unclear."""
@@ -113,6 +112,8 @@ def compare(runs: Sequence[Run], options: Options) -> Answer:
         for side in (plan.base_arms, plan.other_arms):
             within = comparable.alike([arm.run for arm in side])
             objections += (one for one in within if one.field in plan.differing)
+        if plan.is_same_run:
+            objections += comparable.paired(plan.base_arms, plan.other_arms)
         if plan.is_emulation_against_on:
             objections.append(Objection("mode", "emulated runs stand against runs with CC on"))
     allowed = comparable.judge(objections, options.allow)
@@ -152,7 +153,7 @@ def _compared(plan: Plan, margin: float) -> Comparison:
     # Steps and engines pad to lengths of their own: where those are told apart, what counts is real tokens.
     shares = [[arm.useful if plan.differing else 1.0 for arm in arms] for arms in (base, other)]
     own = list(map(_own_figures, base, other)) if plan.is_same_run else []
-    figures = [[one[side] for one in own] for side in (0, 1)] if own else [_medians(base), _medians(other)]
+    figures = [[one.plain for one in own], [one.tolled for one in own]] if own else [_medians(base), _medians(other)]
     rates = _times(figures, shares)
     means = _times([[arm.mean_tokens_per_s_per_gpu for arm in arms] for arms in (base, other)], shares)
     ratio, ci95 = ratios.ratio_of_runs(*rates, is_paired=is_paired)
@@ -184,7 +185,7 @@ def _compared(plan: Plan, margin: float) -> Comparison:
         keep_ratio=ratio,
         base_rates=tuple(rates[0]),
         other_rates=tuple(rates[1]),
-        added_s=tuple(added_s for _, _, added_s in own),
+        added_s=tuple(one.added_s for one in own),
         ci95=ci95,
         error_in_common=in_common,
         within_run_ci95=None if ci95 or error is None else (ratio * math.exp(-error), ratio * math.exp(error)),
@@ -198,15 +199,25 @@ def _medians(arms: Sequence[Arm]) -> list[float]:
     return [arm.tokens_per_s_per_gpu for arm in arms]
 
 
-def _own_figures(plain: Arm, tolled: Arm) -> tuple[float, float, float]:
-    """Of the two arms of one run: rates whose ratio is the run's keep ratio, and what a tolled step takes longer;
-    medians where no pair of blocks is steady."""
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """An emulated run against itself."""
+
+    plain: float
+    tolled: float
+    """Rates, whose ratio is the run's keep ratio."""
+    added_s: float
+
+
+def _own_figures(plain: Arm, tolled: Arm) -> _Own:
+    """Medians where no pair of blocks is steady."""
     pairs = paired_blocks(plain, tolled)
     if not pairs:
-        return plain.tokens_per_s_per_gpu, tolled.tokens_per_s_per_gpu, tolled.step_time_s - plain.step_time_s
+        rates = plain.tokens_per_s_per_gpu, tolled.tokens_per_s_per_gpu
+        return _Own(*rates, added_s=plain.step_time_s * (rates[0] / rates[1] - 1))
     base, other = ([block.tokens_per_s_per_gpu for block in side] for side in zip(*pairs, strict=True))
-    added_s = ratios.mean([block.step_s - own.step_s for own, block in pairs])[0]
-    return ratios.geometric_mean(base)[0], ratios.geometric_mean(other)[0], added_s
+    added = [own.step_s * (own.tokens_per_s_per_gpu / block.tokens_per_s_per_gpu - 1) for own, block in pairs]
+    return _Own(ratios.geometric_mean(base)[0], ratios.geometric_mean(other)[0], ratios.mean(added)[0])
 
 
 def _times(rates: Sequence[Sequence[float]], shares: Sequence[Sequence[float]]) -> list[list[float]]:

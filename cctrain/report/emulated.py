@@ -20,9 +20,9 @@ def emulated_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("step time, no tolls", f"{_ms(off['step_time_s']['median'])} median"))
     if kept and off and off["steady_state"]["is_steady"] and record["summary"]["steady_state"]["is_steady"]:
         rows.append(("keep ratio", _kept(kept)))
-        rows.append(("the tolls add", f"{_with_ci(kept['added_s'], kept['added_ci95'])} to a step"))
         lost, profile = 1 - kept["value"], record["tolls"]["name"]
         if lost >= 0:
+            rows.append(("the tolls add", f"{_with_ci(kept['added_s'], kept['added_ci95'])} to a step"))
             rows.append(("lost", f"{lost:.1%} of throughput to the tolls of {profile}"))
         else:
             text = f"{-lost:.1%} of throughput, {why_faster(kept['ci95'])}: the tolls of {profile} make nothing faster"

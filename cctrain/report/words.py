@@ -174,7 +174,7 @@ def more_runs(one: Comparison) -> str | None:
 
 
 def slow_steps(one: Comparison, margin: float) -> str | None:
-    """Where means and medians disagree; None where they do not, or nothing is of medians."""
+    """Where means and medians disagree; None where they do not, or slow steps count: of a run against itself."""
     if one.pairing == "same run" or abs(one.keep_ratio_of_means / one.keep_ratio - 1) <= margin:
         return None
     ratio = f"{one.keep_ratio_of_means:.3f} {'is kept' if one.is_of_cc else 'times'}"
@@ -183,7 +183,7 @@ def slow_steps(one: Comparison, margin: float) -> str | None:
 
 def added(one: Comparison) -> str | None:
     """What tolls add to a step; None where there are none, or nothing is lost."""
-    if not one.added_s or one.keep_ratio >= 1:
+    if not one.added_s or one.keep_ratio >= 1 or fmean(one.added_s) <= 0:
         return None
     low, middle, high = (f"{1e3 * each:,.1f}" for each in (min(one.added_s), fmean(one.added_s), max(one.added_s)))
     return f"The tolls add {middle} ms to a step{f' ({low} to {high} by run)' * (len(one.added_s) > 1)}."

@@ -113,4 +113,4 @@ def test_a_full_disk_ends_the_run_and_what_was_written_stays_readable(trained, s
 
 def test_adapters_that_match_no_layer_end_the_run_with_the_key_that_names_them(run_cctrain):
     run = run_cctrain("recipe=tiny_llama_peft", "launch.nproc_per_node=1", "train.peft.target_modules=[nothing]")
-    assert_failed_as_promised(run, set(), because="train.peft.target_modules matches no layer")
+    assert_failed_as_promised(run, set(), because="train.peft.target_modules may match no layer")

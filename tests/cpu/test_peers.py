@@ -287,5 +287,5 @@ def test_packed_rows_are_refused_for_libraries_that_would_let_their_documents_se
 
 def test_a_cell_past_its_deadline_is_ended_and_named(tmp_path, clean_environment):
     done, found = peers(tmp_path, clean_environment, "--cell-s", "1", code=1)
-    assert done.stderr.endswith("no run came to its end\n")
+    assert done.stderr.endswith("no run of this call came to its end\n")
     assert {one["line"]: one["error"] for one in found["failed"]}["Trainer + PEFT"] == "not done by its deadline"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_records import emulated_record
-from test_compare import answered, pairs
+from test_compare import answered, pairs, refused
 
 from cctrain.comparison.compare import compare
 from cctrain.comparison.groups import Options
@@ -50,11 +50,11 @@ def test_what_the_tolls_add_to_a_step_is_said_beside_the_ratio_which_moves_with_
     quick = emulated_record(1, keep=2 / 3, step_time_s=0.2)  # 100 ms more in both
     (one,) = answered(tmp_path, slow, quick).comparisons
     (text,) = [text for text in words.remarks(one, 0.01) if "add" in text]
-    own = [keep_ratio(whole_rounds(run.steps, (OFF, ALL), {})).added_s for run in (quick, slow)]
-    assert sorted(one.added_s) == pytest.approx(sorted(own), rel=1e-9)
+    assert sorted(one.added_s) == pytest.approx(sorted(own(run).added_s for run in (quick, slow)), rel=1e-9)
     assert re.fullmatch(r"The tolls add (99|100)\.\d ms to a step \((99|100)\.\d to (99|100)\.\d by run\)\.", text)
     (same,) = answered(tmp_path / "same", emulated_record(1, keep=1.0001)).comparisons
     assert words.added(same) is None
+    assert ratios_table.facts(answered(tmp_path / "one", slow))["comparisons"][0]["added_s"] == one.added_s[1:]
     assert [words.added(one) for one in answered(tmp_path / "on", *pairs(2, keep=0.9)).comparisons] == [None]
 
 
@@ -63,10 +63,49 @@ def test_a_pair_of_which_one_block_is_not_steady_throughout_is_left_out_of_the_r
     assert one.keep_ratio == pytest.approx(0.8, abs=0.01)
 
 
-def test_without_a_pair_that_is_steady_throughout_medians_of_what_is_steady_stand_in(tmp_path):
-    short = emulated_record(1, keep=0.8, num_steps=80, block=40)
-    (one,) = answered(tmp_path, slow_at_first(short), allow=("steady",)).comparisons
+def test_without_a_pair_that_is_steady_throughout_medians_stand_in_once_that_is_allowed(tmp_path):
+    short = slow_at_first(emulated_record(1, keep=0.8, num_steps=80, block=40))
+    (why,) = refused(tmp_path, short)
+    assert "no pair of blocks that are steady throughout: medians of both arms stand in" in why
+    (one,) = answered(tmp_path, short, allow=("steady",)).comparisons
     assert one.keep_ratio == pytest.approx(0.8, abs=0.01)
+    assert one.added_s == pytest.approx([0.05], abs=0.002)
+
+
+def own(record, arms=(OFF, ALL)):
+    """The record's keep ratio, of which `finish` makes run.json's."""
+    return keep_ratio(whole_rounds(record.steps, arms, {}))
+
+
+def test_two_ranks_are_as_slow_as_the_one_that_took_longest_for_the_block(tmp_path):
+    record = emulated_record(1, keep=0.8, num_gpus=2)
+    steps = []
+    for step in record.steps:
+        times = (step.step_time_s, 0.8 * step.step_time_s)
+        steps.append(dataclasses.replace(step, rank_step_time_s=times if step.step % 3 else times[::-1]))
+    skewed = dataclasses.replace(record, steps=tuple(steps))
+    (one,) = answered(tmp_path, skewed).comparisons
+    assert (one.keep_ratio, *one.added_s) == pytest.approx((own(skewed).value, own(skewed).added_s), rel=1e-9)
+    first = [step for step in skewed.steps if step.block == 0 and not step.is_warmup]
+    seconds = max(sum(step.rank_step_time_s[rank] for step in first) for rank in (0, 1))
+    assert one.base_rates[0] == pytest.approx(sum(step.padded_tokens for step in first) / 2 / seconds, rel=0.02)
+
+
+def test_a_round_within_which_an_explained_run_ended_is_in_neither_ratio(tmp_path):
+    """Also where both blocks that are compared were over."""
+    arms = (OFF, ALL, "only launch", "without launch")
+    record = emulated_record(1, keep=0.8, num_steps=14 * 12, block=12)
+    steps = []
+    for step in record.steps:
+        arm = None if step.block is None else arms[step.block % 4]
+        time = 0.2 * (1 + 0.01 * ((step.block or 0) * 7 % 5)) * (1.25 + 0.1 * (step.block == 13) if arm == ALL else 1)
+        tolled = {None: None, OFF: False, ALL: True}.get(arm)
+        steps.append(dataclasses.replace(step, arm=arm, is_tolled=tolled, step_time_s=time, rank_step_time_s=(time,)))
+    ended = dataclasses.replace(record, steps=tuple(steps), status="partial", failure="killed")
+    (one,) = answered(tmp_path, ended, allow=("status", "steady")).comparisons
+    found = own(ended, arms)
+    assert found.num_pairs == 3
+    assert (one.keep_ratio, *one.added_s) == pytest.approx((found.value, found.added_s), rel=1e-9)
 
 
 def slow_at_first(record):

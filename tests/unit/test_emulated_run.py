@@ -179,6 +179,11 @@ def test_what_the_tolls_add_is_a_steps_own_time_with_its_interval_over_the_pairs
     assert kept.added_ci95 == pytest.approx((0.3 - 12.7062 * 0.05, 0.3 + 12.7062 * 0.05), rel=1e-4)
 
 
+def test_what_the_tolls_add_is_nothing_that_longer_samples_take():
+    blocks = {OFF: [record(1, OFF, 0, 1.0, tokens=100)], ALL: [record(2, ALL, 1, 3.0, tokens=200)]}
+    assert keep_ratio([blocks]).added_s == pytest.approx(0.5)  # a step of 100 tokens would take 1.5 s
+
+
 def test_one_pair_has_no_interval_and_none_has_no_ratio():
     kept = keep_ratio(rounds_of((1.0, 1.25)))
     assert (kept.value, kept.ci95, kept.num_pairs) == (pytest.approx(0.8), None, 1)

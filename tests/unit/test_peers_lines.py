@@ -91,7 +91,7 @@ def test_another_librarys_line_is_its_median_rate_over_the_steady_steps_off_and_
 def test_its_cell_is_all_there_is_of_it_and_says_when_it_ran_and_which_version(trained, tolled):
     before = datetime.now(UTC)
     cell = trained(tolled=tolled)
-    assert before - timedelta(seconds=1) <= datetime.fromisoformat(cell["began_at"]) <= datetime.now(UTC)
+    assert before - timedelta(seconds=1) <= datetime.fromisoformat(cell["ended_at"]) <= datetime.now(UTC)
     assert cell["version"] == "0.6.1"
     assert (cell["error"] is None) == (tolled == "times")
 
