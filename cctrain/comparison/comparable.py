@@ -143,6 +143,13 @@ def of_unlike_code(runs: Iterable[Run]) -> Iterator[str]:
         yield f"the runs are of different commits of cctrain: {', '.join(listed)}{', ...' * (len(found) > _MOST_NAMED)}"
 
 
+def of_cpus(runs: Iterable[Run]) -> Iterator[str]:
+    """A note where none of the runs, that are compared, had a GPU. Emulated ones say so themselves."""
+    kinds = {(run.mode == "emulated", *map(str, run.identity.get("gpu") or ())) for run in runs}
+    if kinds == {(False, "cpu")}:
+        yield "no GPU: these are figures of a CPU, which say nothing about CC or any GPU"
+
+
 def _commit(run: Run) -> str | None:
     node: Any = run.platform
     for name in ("repository", "cctrain", "commit"):

@@ -126,7 +126,8 @@ def compare(runs: Sequence[Run], options: Options) -> Answer:
                 raise RequestError(f"{arm.run.run_id}, {arm.label}: {why}: it has no rate")
     said = dict.fromkeys(note for run in runs for note in run.notes)
     compared = [arm.run for plan in plans for arm in (*plan.base_arms, *plan.other_arms)]
-    notes = (*left_out, *notes, *comparable.of_unlike_code(compared), *list(said)[:_MOST_NOTES])
+    of_all = (*comparable.of_cpus(compared), *comparable.of_unlike_code(compared))
+    notes = (*left_out, *notes, *of_all, *list(said)[:_MOST_NOTES])
     found = tuple(_compared(plan, options.margin) for plan in plans)
     return Answer(comparisons=found, objections=allowed, notes=notes, options=options, runs=tuple(runs))
 

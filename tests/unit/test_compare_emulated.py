@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_records import emulated_record
+from make_records import emulated_record, identity, run_record
 from test_compare import answered, pairs, refused
 
 from cctrain.comparison.compare import compare
@@ -252,3 +252,12 @@ def test_how_much_faster_a_step_is_is_no_loss(tmp_path):
     column = ratios_table.COLUMNS.index("loss")
     rows = dict(ratios_table.rows_by_title(answer))
     assert [title for title, (row, *_) in rows.items() if not row[column]] == ["llama8b_peft, emulated b300"]
+
+
+def test_figures_of_a_cpu_say_that_there_was_no_gpu(tmp_path):
+    on_cpu = {"identity": identity(gpu=["cpu"])}
+    kinds = [run_record("off", n, step_kind=kind, **on_cpu) for n, kind in enumerate(("stock", "graphed"))]
+    said = "no GPU: these are figures of a CPU, which say nothing about CC or any GPU"
+    assert said in answered(tmp_path / "cpu", *kinds, by=("step",)).notes
+    assert said not in answered(tmp_path / "gpu", *pairs(2)).notes
+    assert said not in answered(tmp_path / "emulated", emulated_record(1, keep=0.8, **on_cpu)).notes
