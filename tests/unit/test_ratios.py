@@ -128,7 +128,7 @@ def benchmark(values):
 
 
 @pytest.mark.parametrize(("change", "is_significant"), [(1.42, True), (1.02, True), (1.0, False)])
-def test_pyperf_finds_the_same_ratio_and_significance(tmp_path, change, is_significant, capsys):
+def test_pyperf_finds_the_same_ratio_and_significance(tmp_path, change, is_significant):
     rng = np.random.default_rng(4)
     off, on = (level * np.exp(0.003 * rng.normal(size=10)) for level in (0.2, 0.2 * change))
     for name, times in (("off", off), ("on", on)):
