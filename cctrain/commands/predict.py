@@ -64,6 +64,9 @@ def run(arguments: list[str]) -> int:
         prediction = dataclasses.replace(prediction, measured=lost(found.keep_ratio, found.ci95))
         mode = "CC on" if found.mode == "on" else "emulated"
         measured_by = f"{found.num_runs} run{'s' * (found.num_runs > 1)} that followed, {mode}"
+        measured_by += f", --allow {', '.join(flags.allow)}" * bool(flags.allow)
+    elif flags.allow:
+        raise RequestError("--allow: it is for what --followed-by names, which is not there")
     from cctrain.report.prediction import print_prediction
 
     print_prediction(base, profile, prediction, measured_by)
@@ -74,6 +77,7 @@ def run(arguments: list[str]) -> int:
         "loss": dataclasses.asdict(prediction.loss),
         "step_time_s": dataclasses.asdict(prediction.step_time_s),
         "off_by": prediction.off_by,
+        "measured_by": measured_by if prediction.measured else None,
         **dataclasses.asdict(prediction),
         "counted_by": base.counted_by,
         "is_steady": base.is_steady,

@@ -42,7 +42,10 @@ def outcome_of(
     Raises RequestError for runs of both modes, or of none of them, under other tolls, and for what is not comparable
     with the run at `base`.
     """
-    runs, (start,) = read_runs(followers), read_runs([base])
+    (start,) = read_runs([base])
+    runs = [run for run in read_runs(followers) if run.run_id != start.run_id]
+    if not runs:
+        raise RequestError("--followed-by: that is the run itself; give runs that came after it")
     modes = sorted({run.mode for run in runs})
     if modes not in (["on"], ["emulated"]):
         raise RequestError(
@@ -51,9 +54,11 @@ def outcome_of(
         )
     for run in runs:
         if modes == ["emulated"] and (run.tolls or {}).get("sha256") != profile_sha256:
-            raise RequestError(
-                f"--followed-by: {run.run_id} was emulated under other tolls ({run.profile}) than --tolls has"
-            )
+            raise RequestError(f"--followed-by: {run.run_id} was emulated under {run.profile}; --tolls has other tolls")
+    if modes == ["emulated"] and base_step_time_s is not None:
+        raise RequestError(
+            "--base-step-time-s: emulated runs are held against their own plain steps; leave it out, or --followed-by"
+        )
     comparable.check_names(allow, [start, *runs])
     try:
         comparable.judge(comparable.alike([start, *runs]), allow)

@@ -28,13 +28,14 @@ Injected = Mapping[str, float]
 
 
 def explain(rounds: Sequence[Blocks], classes: Sequence[str], injected_s: Injected) -> dict[str, Any] | None:
-    """The record's `explain`: seconds per step with 95 % t intervals over the rounds; None where there is no round.
+    """The record's `explain`: seconds per step with 95 % t intervals over the rounds; None where there is no round. Of
+    steps with the tokens of the round's plain ones, as `keep_ratio.added_s` is, so that longer samples are no toll.
 
     `host_bound_share` is how much of what was injected shows in the step; the rest ran while the GPU was busy anyway.
     """
     if not rounds:
         return None
-    times: list[Times] = [{arm: step_s(block) for arm, block in blocks.items()} for blocks in rounds]
+    times: list[Times] = [{arm: step_s(block, like=blocks[OFF]) for arm, block in blocks.items()} for blocks in rounds]
     fits = [_costs(took, classes) for took in times]
     total_s, total_ci95 = ratios.mean([took[ALL] - took[OFF] for took in times])
     rest_s, rest_ci95 = ratios.mean([took[ALL] - took[OFF] - sum(fit) for took, fit in zip(times, fits, strict=True)])

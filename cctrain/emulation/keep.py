@@ -15,10 +15,9 @@ def keep_ratio(rounds: Sequence[Blocks]) -> KeepRatio | None:
     other, and share what the machine was doing then."""
     if not rounds:
         return None
-    kept = [_rate(blocks, ALL) / _rate(blocks, OFF) for blocks in rounds]
-    value, ci95 = ratios.geometric_mean(kept)
-    added = [step_s(blocks[OFF]) * (1 / ratio - 1) for blocks, ratio in zip(rounds, kept, strict=True)]
-    added_s, added_ci95 = ratios.mean(added)
+    value, ci95 = ratios.geometric_mean([_rate(blocks, ALL) / _rate(blocks, OFF) for blocks in rounds])
+    took = [[step_s(blocks[arm], like=blocks[OFF]) for arm in (OFF, ALL)] for blocks in rounds]
+    added_s, added_ci95 = ratios.mean([tolled - plain for plain, tolled in took])
     return KeepRatio(value=value, ci95=ci95, num_pairs=len(rounds), added_s=added_s, added_ci95=added_ci95)
 
 

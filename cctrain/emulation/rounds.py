@@ -29,6 +29,7 @@ def seconds(block: Sequence[StepRecord]) -> float:
     return max(map(sum, zip(*(step.rank_step_time_s for step in block), strict=True)))
 
 
-def step_s(block: Sequence[StepRecord]) -> float:
-    """Seconds of one of its steps, on average."""
-    return seconds(block) / len(block)
+def step_s(block: Sequence[StepRecord], *, like: Sequence[StepRecord]) -> float:
+    """Seconds of a step at the block's rate, with as many padded tokens as steps of `like` have on average."""
+    tokens, wanted = (sum(step.padded_tokens for step in each) for each in (block, like))
+    return seconds(block) / tokens * wanted / len(like)

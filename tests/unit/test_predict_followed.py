@@ -67,6 +67,27 @@ def test_a_step_that_was_measured_elsewhere_is_what_runs_there_are_held_against(
     assert facts["base_step_time_s"] == 0.4
 
 
+@pytest.mark.parametrize(
+    ("arguments", "because"),
+    [
+        (["--followed-by", "RUN"], "that is the run itself"),
+        (["--followed-by", "LATER", "--base-step-time-s", "1"], "held against their own plain steps; leave it out"),
+        (["--allow", "engine"], "for what --followed-by names"),
+    ],
+)
+def test_what_says_nothing_of_the_prediction_is_refused(tmp_path, arguments, because):
+    named = {"RUN": str(write(tmp_path, base())), "LATER": str(write(tmp_path, emulated(1, 0.8)))}
+    with pytest.raises(RequestError, match=because):
+        verb.run([named["RUN"], "--tolls", "b300", *(named.get(word, word) for word in arguments)])
+
+
+def test_the_run_itself_among_those_that_followed_is_passed_over(predicted):
+    first = dataclasses.replace(emulated(1, 0.7), crossings=CROSSINGS, summary_off=SUMMARY)
+    facts, _ = predicted(first, first, emulated(2, 0.8))
+    assert facts["measured"]["value"] == pytest.approx(0.2, abs=0.01)
+    assert facts["measured_by"] == "1 run that followed, emulated"
+
+
 def test_one_profile_by_two_names_is_one_too_many(predicted):
     mine = emulated(2, 0.8)
     mine = dataclasses.replace(mine, tolls=mine.tolls | {"name": "mine"})
@@ -86,7 +107,7 @@ def test_an_emulated_run_stands_for_its_plain_steps_where_cc_was_on_after_it(pre
     [
         ([run_record("off", 1)], "modes off; allowed are runs with CC on, or such as were emulated"),
         ([run_record("on", 1), emulated(2, 0.8)], "modes emulated and on"),
-        ([emulated_record(1, profile="hopper")], r"emulated under other tolls \(hopper\)"),
+        ([emulated_record(1, profile="hopper")], "emulated under hopper; --tolls has other tolls"),
     ],
 )
 def test_what_is_no_outcome_of_the_prediction_is_refused(predicted, followers, because):
@@ -94,8 +115,14 @@ def test_what_is_no_outcome_of_the_prediction_is_refused(predicted, followers, b
         predicted(base(), *followers)
 
 
-@pytest.mark.parametrize("more", [[], ["--base-step-time-s", "0.4"]])
-@pytest.mark.parametrize("follower", [run_record("on", 1, seq_len=512), emulated_record(1, seq_len=512)])
+@pytest.mark.parametrize(
+    ("follower", "more"),
+    [
+        (run_record("on", 1, seq_len=512), []),
+        (run_record("on", 1, seq_len=512), ["--base-step-time-s", "0.4"]),
+        (emulated_record(1, seq_len=512), []),
+    ],
+)
 def test_runs_of_something_else_are_refused_by_what_differs(predicted, follower, more):
     follower = dataclasses.replace(follower, tolls=emulated(1, 0.8).tolls) if follower.tolls else follower
     with pytest.raises(RequestError, match=r"--followed-by: .*sequence\.seq_len differs.*--allow identity\.seq"):
@@ -114,4 +141,5 @@ def test_a_run_that_did_not_end_is_no_outcome_unless_it_is_allowed(predicted, mo
 def test_what_differs_can_be_allowed(predicted):
     more = ["--allow", "identity.sequence", "--allow", "identity.recipe_hash"]
     facts, _ = predicted(base(), run_record("on", 1, seq_len=512, step_time_s=0.2), more=more)
+    assert facts["measured_by"] == "1 run that followed, CC on, --allow identity.sequence, identity.recipe_hash"
     assert facts["measured"]["value"] < 0  # twice the tokens in a step as long
