@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
         help="runs of the same with CC on, or emulated",
     )
     parser.add_argument(
-        "--allow", action="append", default=[], metavar="FIELD", help="let it differ in those; say it again"
+        "--allow", action="append", default=[], metavar="FIELD", help="let those differ in it; may be repeated"
     )
     flags = parser.parse_args(arguments)
     base_step_time_s = flags.base_step_time_s

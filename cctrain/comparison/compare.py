@@ -54,7 +54,7 @@ class Comparison:
     within_run_ci95: tuple[float, float] | None
     """From the noise within the runs, where there is no `ci95`: it does not know how runs differ from each other."""
     keep_ratio_of_means: float
-    """The same of total tokens over total time, which slow single steps move, and medians do not."""
+    """The same of total tokens over total time, which slow single steps move and medians do not."""
     verdict: str
     more: ratios.MoreRuns | None
     """Where it is unclear."""
