@@ -7,7 +7,7 @@ own CC off, and its tolled ones. Statistics stored in the record are not used.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,6 +140,11 @@ def paired_blocks(plain: Arm, tolled: Arm) -> list[tuple[Block, Block]]:
     blocks = [_by_round(arm) for arm in (plain, tolled)]
     rounds = sorted(blocks[0].keys() & blocks[1].keys())  # what is set aside may end within one
     return [(blocks[0][one], blocks[1][one]) for one in rounds]
+
+
+def added_s(pairs: Sequence[tuple[Block, Block]]) -> list[float]:
+    """Seconds that a tolled step takes longer than a plain one in each of `pairs`, at the plain one's tokens."""
+    return [own.step_s * (own.tokens_per_s_per_gpu / block.tokens_per_s_per_gpu - 1) for own, block in pairs]
 
 
 def block_ratio_error(plain: Arm, tolled: Arm) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from cctrain import ratios
 from cctrain.comparison import comparable
-from cctrain.comparison.arms import Arm, block_ratio_error, has_unequal_steps, paired_blocks
+from cctrain.comparison.arms import Arm, added_s, block_ratio_error, has_unequal_steps, paired_blocks
 from cctrain.comparison.comparable import Objection
 from cctrain.comparison.groups import Options, Plan, planned
 from cctrain.errors import RequestError
@@ -217,8 +217,8 @@ def _own_figures(plain: Arm, tolled: Arm) -> _Own:
         rates = plain.tokens_per_s_per_gpu, tolled.tokens_per_s_per_gpu
         return _Own(*rates, added_s=plain.step_time_s * (rates[0] / rates[1] - 1))
     base, other = ([block.tokens_per_s_per_gpu for block in side] for side in zip(*pairs, strict=True))
-    added = [own.step_s * (own.tokens_per_s_per_gpu / block.tokens_per_s_per_gpu - 1) for own, block in pairs]
-    return _Own(ratios.geometric_mean(base)[0], ratios.geometric_mean(other)[0], ratios.mean(added)[0])
+
+    return _Own(ratios.geometric_mean(base)[0], ratios.geometric_mean(other)[0], ratios.mean(added_s(pairs))[0])
 
 
 def _times(rates: Sequence[Sequence[float]], shares: Sequence[Sequence[float]]) -> list[list[float]]:

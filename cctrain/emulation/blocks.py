@@ -31,9 +31,11 @@ def schedule(num_steps: int, arms: Sequence[str], rounds: int) -> tuple[Slot, ..
     """One slot for each of `num_steps` steps: `rounds` rounds, each with one block of every arm.
 
     Every second round is the mirror image of the one before it, so that over the two of them all arms have the same
-    mean position, and a linear drift adds the same to each. The next pair of rounds begins two arms further on, so that
-    of more than two arms none is at the ends each time, where a drift that bends weighs more. An odd number of rounds
-    leaves the last without its mirror image. Blocks differ by one step at most.
+    mean position, and a linear drift adds the same to each. The pairs of rounds are the rows of a square in which,
+    after as many rounds as there are arms (twice as many, where these are odd), every arm has followed every other one
+    equally often: what a block leaves behind it then falls on all of them (Williams, Australian Journal of Scientific
+    Research A 2, 1949). An odd number of rounds leaves the last without its mirror image. Blocks differ by one step at
+    most.
     """
     if num_steps < fewest_steps(len(arms), rounds):
         raise ValueError(f"{num_steps} steps are too few for {rounds} rounds of {len(arms)} blocks")
@@ -47,8 +49,10 @@ def schedule(num_steps: int, arms: Sequence[str], rounds: int) -> tuple[Slot, ..
 
 
 def _order(arms: Sequence[str], index: int) -> list[str]:
-    shift = index // 2 * 2 % len(arms)
-    order = [*arms[shift:], *arms[:shift]]
+    num = len(arms)
+    first = index // 2 % (num if num % 2 else num // 2)
+    there_and_back = [(place + 1) // 2 if place % 2 else -place // 2 for place in range(num)]
+    order = [arms[(first + step) % num] for step in there_and_back]
     return order[::-1] if index % 2 else order
 
 

@@ -12,7 +12,7 @@ from cctrain.records import KeepRatio
 
 def keep_ratio(rounds: Sequence[Blocks]) -> KeepRatio | None:
     """Of the pairs of blocks in `rounds`; None where there is none. Two blocks of one pair stand within seconds of each
-    other, and share what the machine was doing then."""
+    other (within a round, where a run is explained), and share what the machine was doing then."""
     if not rounds:
         return None
     value, ci95 = ratios.geometric_mean([_rate(blocks, ALL) / _rate(blocks, OFF) for blocks in rounds])

@@ -1,7 +1,8 @@
 """The blocks of an emulated run: which measured step is under which arm."""
 
 import statistics
-from itertools import groupby
+from collections import Counter
+from itertools import groupby, pairwise, permutations
 
 import pytest
 
@@ -29,10 +30,13 @@ def test_over_two_rounds_every_arm_has_the_same_mean_position(num_arms, rounds):
         assert len(means) == 1
 
 
-def test_with_many_arms_other_ones_begin_each_pair_of_rounds():
-    arms = list("abcdef")
-    order = [arm for arm, _ in blocks(fewest_steps(6, 6), arms, 6)]
-    assert [order[begin] for begin in range(0, 36, 12)] == ["a", "c", "e"]
+@pytest.mark.parametrize(("num_arms", "rounds", "times"), [(2, 2, 1), (4, 4, 1), (10, 10, 1), (10, 20, 2), (3, 6, 2)])
+def test_after_as_many_rounds_as_arms_every_arm_has_followed_every_other_one(num_arms, rounds, times):
+    arms = [f"arm {index}" for index in range(num_arms)]
+    order = [arm for arm, _ in blocks(fewest_steps(num_arms, rounds), arms, rounds)]
+    each_round = [order[begin : begin + num_arms] for begin in range(0, len(order), num_arms)]
+    followed = Counter(pair for each in each_round for pair in pairwise(each))
+    assert followed == dict.fromkeys(permutations(arms, 2), times)
 
 
 @pytest.mark.parametrize("num_steps", [64, 99, 100, 101, 1000])
