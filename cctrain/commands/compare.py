@@ -72,16 +72,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("compare", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run.json, a run directory, or one of those")
     parser.add_argument(
-        "--by", action="append", default=[], metavar="FIELD", help=f"tell apart by {', '.join(FIELDS)}; say it again"
+        "--by", action="append", default=[], metavar="FIELD", help=f"tell apart by {', '.join(FIELDS)}; may be repeated"
     )
-    parser.add_argument("--allow", action="append", default=[], metavar="FIELD", help="let it differ; say it again")
+    parser.add_argument("--allow", action="append", default=[], metavar="FIELD", help="let it differ; may be repeated")
     parser.add_argument(
         "--leave-out",
         action="append",
         default=[],
         choices=OF_ONE_RUN,
         metavar="FIELD",
-        help=f"leave out runs for their {', '.join(OF_ONE_RUN)}, and say which; say it again",
+        help=f"leave out runs for their {', '.join(OF_ONE_RUN)}, and say which; may be repeated",
     )
     parser.add_argument("--min-keep", type=float, metavar="RATIO", help="exit 1 where a keep ratio is below")
     parser.add_argument("--margin", type=float, default=ratios.MARGIN, help="what counts as free (%(default)s)")
@@ -103,7 +103,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if not 0 < flags.margin < 0.5:
         raise RequestError(f"--margin {flags.margin:g}: allowed is a share above 0 and below 0.5, as in 0.01")
     if flags.min_keep is not None and not 0 < flags.min_keep <= 10:
-        raise RequestError(f"--min-keep {flags.min_keep:g}: allowed is a ratio above 0, as in 0.9")
+        raise RequestError(f"--min-keep {flags.min_keep:g}: allowed is a ratio above 0 and up to 10, as in 0.9")
     _check_writable(flags.html, flags.png)
     return flags
 

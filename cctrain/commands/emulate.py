@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> int:
     if not command:
         raise RequestError(f"no program to run: {parser.usage}")
     if not shutil.which(command[0]):
-        raise RequestError(f"{command[0]}: no such program")
+        raise RequestError(f"{command[0]}: no such program, or none that may be executed")
     profile = load_profile(flags.tolls) if flags.tolls else None
     cc.observed_mode(CcMode.emulated, gpu.observe().cc)
     unpaid = unpaid_note(profile, CUPTI) if profile else None

@@ -5,8 +5,8 @@ its effect in the sum of effects that fits a round's arms best (least squares). 
 two classes together cost is shared between them (a fold-over design keeps main effects clear of interactions of two:
 Box, Hunter and Hunter, Statistics for Experimenters). What the costs do not add up to is unexplained: three and more
 classes that hide one another or behind the GPU, of which the costs take up a part, and noise. It is a share of the one
-difference between the arms that no sum of effects fits, so it tells that there is such a thing, not how much; of two
-classes there is none, and nothing is unexplained.
+difference between the arms that no sum of effects fits, so it tells that there is such a thing, not how much; it takes
+three classes at least.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ Times = Mapping[str, float]
 """Arm -> seconds a step in one round."""
 Injected = Mapping[str, float]
 """Class -> seconds injected per tolled step, over the threads of one rank."""
+_FEWEST_WITH_A_REST = 3
 
 
 def explain(rounds: Sequence[Blocks], classes: Sequence[str], injected_s: Injected) -> dict[str, Any] | None:
@@ -32,13 +33,15 @@ def explain(rounds: Sequence[Blocks], classes: Sequence[str], injected_s: Inject
     steps with the tokens of the round's plain ones, as `keep_ratio.added_s` is, so that longer samples are no toll.
 
     `host_bound_share` is how much of what was injected shows in the step; the rest ran while the GPU was busy anyway.
+    `unexplained_s` is None of fewer than three classes, of which no rest but noise can be left.
     """
     if not rounds:
         return None
     times: list[Times] = [{arm: step_s(block, like=blocks[OFF]) for arm, block in blocks.items()} for blocks in rounds]
     fits = [_costs(took, classes) for took in times]
     total_s, total_ci95 = ratios.mean([took[ALL] - took[OFF] for took in times])
-    rest_s, rest_ci95 = ratios.mean([took[ALL] - took[OFF] - sum(fit) for took, fit in zip(times, fits, strict=True)])
+    rests = [took[ALL] - took[OFF] - sum(fit) for took, fit in zip(times, fits, strict=True)]
+    rest_s, rest_ci95 = ratios.mean(rests) if len(classes) >= _FEWEST_WITH_A_REST else (None, None)
     rows = []
     for index, name in enumerate(classes):
         cost_s, ci95 = ratios.mean([fit[index] for fit in fits])

@@ -23,7 +23,7 @@ def print_crossings(crossings: Processes, profile: Profile | None, console: Cons
     """Print the counts of each process, by its id, and what `profile` made it wait; to stdout without a console."""
     console = console or Stdout(soft_wrap=True, markup=False)
     if not crossings:
-        console.print("no CUDA call was seen; if one should have been, lines of `cctrain: emulation` above say why not")
+        console.print("no CUDA call was seen: none was made, or lines of `cctrain: emulation` above say why not")
         return
     rest = list(crossings.items())
     while rest:

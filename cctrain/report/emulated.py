@@ -62,7 +62,9 @@ def print_explanation(
         cells = (row["alone_s"], row["left_out_s"], row["injected_s"])
         name = str(row["name"]).replace("_", " ")
         table.add_row(name, _with_ci(row["cost_s"], row["ci95"]), *(_ms(cell) for cell in cells))
-    table.add_row("unexplained", _with_ci(explained["unexplained_s"], explained["unexplained_ci95"]), end_section=True)
+    if explained["unexplained_s"] is not None:
+        table.add_row("unexplained", _with_ci(explained["unexplained_s"], explained["unexplained_ci95"]))
+    table.add_section()
     total = _with_ci(explained["total_s"], explained["total_ci95"])
     table.add_row("all together", total, "", "", _ms(explained["injected_s"]), style="bold")
     num = explained["num_rounds"]

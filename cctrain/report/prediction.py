@@ -32,7 +32,7 @@ def print_prediction(base: Base, profile: Profile, prediction: Prediction, measu
     table.add_section()
     if prediction.hidden_s > 0:
         table.add_row("hidden: the host waits for the GPU anyway", "", "", f"-{_time(prediction.hidden_s)}")
-    table.add_row("step without CC", "", "", _time(prediction.base_step_time_s))
+    table.add_row("step without CC, mean", "", "", _time(prediction.base_step_time_s))
     table.add_row("step with CC", "", "", _ranged(prediction.step_time_s, _time))
     table.add_row("loss of throughput", "", "", _ranged(prediction.loss, "{:.1%}".format))
     measured = prediction.measured

@@ -65,7 +65,10 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("phases, share of a step", _phases(summed_up(record))),
         *crossings_rows(record["crossings"]),
         *_straggler(summary.get("straggler"), time["mean"]),
-        ("loss, first to last step", f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}"),
+        (
+            f"loss, first to last {'tolled ' if record['tolls'] else ''}step",
+            f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}",
+        ),
         *_gpus(summary, record.get("gpu_state")),
         *_seed(summary.get("seed")),
     ]

@@ -61,7 +61,7 @@ def test_crossings_under_tolls_are_called_emulated_and_say_what_they_rest_on():
 
 def test_a_program_that_never_came_to_cuda_is_said_to_have_crossed_nothing():
     text = printed(lambda console: print_crossings({}, load_profile("b300"), console))
-    assert text.startswith("no CUDA call was seen; if one should have been, lines of")
+    assert text.startswith("no CUDA call was seen: none was made, or lines of")
 
 
 def rows(num_digits):
@@ -85,6 +85,13 @@ def test_an_explanation_has_a_row_for_each_class_the_rest_and_the_whole():
     assert "-10000.0 ± 10000.0 ms" in text
     assert "of 8 rounds; a plain step takes 200.0 ms" in text
     assert "33% of what was injected shows in the step; the rest ran while the GPU was busy" in text
+
+
+def test_an_explanation_of_too_few_classes_for_a_rest_has_no_row_of_it():
+    few = explanation(classes=rows(1)[:1], unexplained_s=None, unexplained_ci95=None)
+    text = printed(lambda console: print_explanation(few, 0.2, console))
+    assert "unexplained" not in text
+    assert "all together" in text
 
 
 def test_a_cpu_is_not_said_to_have_hidden_tolls_behind_a_gpu():
