@@ -89,7 +89,9 @@ def check_names(allowed: Sequence[str], runs: Iterable[Run]) -> None:
     known = sorted(leaves | inner) + list(JUDGED)
     for name in allowed:
         if name not in known:
-            meant = did_you_mean(name, known) or f" Allowed is {', '.join(known)}"
+            leaf = name.rpartition(".")[2]
+            near = f" Did you mean {leaf}?" if leaf in JUDGED else did_you_mean(name, known)
+            meant = near or f" Allowed is {', '.join(known)}"
             raise RequestError(f"--allow {shown(name)}: the runs have no such field.{meant}")
 
 
@@ -115,8 +117,8 @@ def paired(plain: Sequence[Arm], tolled: Sequence[Arm]) -> Iterator[Objection]:
             yield Objection("steady", why)
 
 
-def alike(runs: Sequence[Run]) -> Iterator[Objection]:
-    """Every field in which the runs' `identity`, engine or kind of step differ."""
+def alike(runs: Sequence[Run], *, has_by: bool = True) -> Iterator[Objection]:
+    """Every field in which the runs' `identity`, engine or kind of step differ. `has_by`: who asks can be told --by."""
     facts = [{"engine": run.engine, "step_kind": run.step_kind, **flat(run.identity, "identity")} for run in runs]
     names = dict.fromkeys(name for each in facts for name in each)
     for name in names:
@@ -126,7 +128,7 @@ def alike(runs: Sequence[Run]) -> Iterator[Objection]:
         if len(unlike) > 1:
             values = [f"{shown(json.loads(value))} ({_named(those)})" for value, those in unlike.items()]
             listed = ", ".join(values[:_MOST_NAMED]) + ", ..." * (len(values) > _MOST_NAMED)
-            yield Objection(name, f"{name} differs: {listed}{_WAYS_OUT.get(name, '')}")
+            yield Objection(name, f"{name} differs: {listed}{_WAYS_OUT.get(name, '') if has_by else ''}")
 
 
 def _named(runs: Sequence[Run]) -> str:

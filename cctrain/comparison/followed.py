@@ -61,7 +61,7 @@ def outcome_of(
         )
     comparable.check_names(allow, [start, *runs])
     try:
-        comparable.judge(comparable.alike([start, *runs]), allow)
+        comparable.judge(comparable.alike([start, *runs], has_by=False), allow)
         if modes == ["on"] and (base_step_time_s is not None or start.mode == "emulated"):
             step_time_s = base_step_time_s or arms_of(start)[0].step_time_s
             return Outcome("on", len(runs), *_over_step(step_time_s, runs, allow))

@@ -226,9 +226,13 @@ def test_runs_are_left_out_for_what_speaks_against_them_alone_and_are_named(tmp_
         answered(tmp_path / "alone", cut, other, leave_out=("status",))
 
 
-def test_an_allowed_name_that_no_run_has_is_corrected(tmp_path):
-    with pytest.raises(RequestError, match=r"Did you mean identity\.versions\.torch\?"):
-        answered(tmp_path, *pairs(1), allow=("identity.version.torch",))
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("identity.version.torch", r"identity\.versions\.torch"), ("identity.engine", "engine")],
+)
+def test_an_allowed_name_that_no_run_has_is_corrected(tmp_path, name, meant):
+    with pytest.raises(RequestError, match=rf"Did you mean {meant}\?"):
+        answered(tmp_path, *pairs(1), allow=(name,))
 
 
 def test_stock_and_graphed_steps_are_refused_together_and_compared_apart(tmp_path):
