@@ -24,8 +24,8 @@ goes on; what a SIGKILL of this one leaves stopped of --together has to be ended
 --lines, so that a short budget has the first of them at every shape.
 DIR/results.json and the last line of stdout hold the figures: tokens/s/GPU of each line with a 95 % interval over the
 repeats, off and tolled, the share of the floor (the model's FLOPs at the rate of this machine's large matrix products),
-how much faster ours is, what failed, and which lines are not run and why. The exit code is 1 where all runs of a call
-failed.
+how much faster ours is, and what failed; the last line also which lines this call does not run and why, and what it
+leaves missing. The exit code is 1 where all runs of a call failed.
 """
 
 from __future__ import annotations
@@ -270,11 +270,13 @@ def main() -> None:
         done += _run(group, order, flags)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(cells.glob("*.json"))]
     results = peers_table.results(found, flags.folder, flags.ours, tflops, flags.tolls)
-    missing = [asdict(cell) for cell in order if not _path(cell, flags).exists()]
-    results |= {"not_run": not_run(flags), "missing": missing}
     write_json(flags.folder / "results.json", results)
+    measured = {(cell["line"], cell["shape"]) for cell in found}
+    missing = [asdict(cell) for cell in order if not _path(cell, flags).exists()]
+    results["not_run"] = [one for one in not_run(flags) if (one["line"], one["shape"]) not in measured]
+    results["missing"] = missing
     peers_table.show(results)
-    if missing:
+    if missing and flags.budget_s != 0:
         print(f"{len(missing)} of {len(order)} runs are still missing; a later call with time for them runs them")
     print(json.dumps({"num_left": left, **results}))
     if done and all(one["error"] for one in done):

@@ -77,7 +77,9 @@ def test_a_line_that_cannot_run_says_why_and_stops_no_other(first):
 
 def test_what_is_done_is_not_done_again_and_what_is_missing_may_wait(first, clean_environment):
     folder, _, before = first
+    results = (folder / "results.json").read_bytes()
     done, found = peers(folder, clean_environment, "--repeats", "2", "--budget-s", "0")
+    assert (folder / "results.json").read_bytes() == results
     assert done.stderr == ""
     assert found["num_left"] == 2  # the second repeat of both
     assert found["rows"] == before["rows"]
