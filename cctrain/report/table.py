@@ -65,10 +65,7 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("phases, share of a step", _phases(summed_up(record))),
         *crossings_rows(record["crossings"]),
         *_straggler(summary.get("straggler"), time["mean"]),
-        (
-            f"loss, first to last {'tolled ' if record['tolls'] else ''}step",
-            f"{_loss(summary['first_loss'])} -> {_loss(summary['last_loss'])}",
-        ),
+        ("loss, first to last step", _losses(summary) + ", tolled steps" * bool(record["tolls"])),
         *_gpus(summary, record.get("gpu_state")),
         *_seed(summary.get("seed")),
     ]
@@ -154,8 +151,9 @@ def _seconds(value: float) -> str:
     return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.3f} s"
 
 
-def _loss(value: float | None) -> str:
-    return "not a number" if value is None else f"{value:.3f}"
+def _losses(summary: dict[str, Any]) -> str:
+    ends = (summary["first_loss"], summary["last_loss"])
+    return " -> ".join("not a number" if loss is None else f"{loss:.3f}" for loss in ends)
 
 
 def _phases(steady: list[dict[str, Any]]) -> str:
