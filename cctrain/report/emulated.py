@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ from rich.table import Table
 from cctrain.emulation.profile import why_faster
 from cctrain.report.crossings import print_assumptions
 from cctrain.report.explained import what_shows
+
+_FINE_SHARE = 0.1
+"""Of the loss that may stay unexplained."""
+_MOST_ROUNDS = 500
 
 
 def emulated_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -75,6 +80,21 @@ def print_explanation(
     share = explained["host_bound_share"]
     if share is not None:
         console.print(what_shows(share, is_cpu=is_cpu))
+    num_wanted = _rounds_wanted(explained)
+    if num_wanted:
+        narrow = f"± {_FINE_SHARE:.0%} of the loss, if the machine stays as noisy"
+        console.print(f"cc.blocks={num_wanted} would bring what is unexplained to {narrow}")
+
+
+def _rounds_wanted(explained: Mapping[str, Any]) -> int | None:
+    """How many rounds would explain all but a small share of the loss for sure; None where those of the run do, or none
+    ever will."""
+    ci95, total_s = explained["unexplained_ci95"], explained["total_s"]
+    if not ci95 or total_s <= 0:
+        return None
+    times_too_wide = (ci95[1] - ci95[0]) / 2 / (_FINE_SHARE * total_s)
+    num = math.ceil(explained["num_rounds"] * times_too_wide**2)
+    return num if explained["num_rounds"] < num <= _MOST_ROUNDS else None
 
 
 def print_emulated(record: Mapping[str, Any], console: Console) -> None:

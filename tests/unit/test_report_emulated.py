@@ -1,6 +1,7 @@
 """The tables of emulated runs and of injected processes, at 80 columns: nothing is cut."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -85,6 +86,16 @@ def test_an_explanation_has_a_row_for_each_class_the_rest_and_the_whole():
     assert "-10000.0 ± 10000.0 ms" in text
     assert "of 8 rounds; a plain step takes 200.0 ms" in text
     assert "33% of what was injected shows in the step; the rest ran while the GPU was busy" in text
+
+
+@pytest.mark.parametrize(
+    ("half_width_s", "num_wanted"),
+    [(0.02, 32), (0.0101, 9), (0.01, None), (0.08, None)],  # of 8 rounds and 100 ms, a tenth of which is 10 ms
+)
+def test_it_says_how_many_rounds_would_leave_a_tenth_of_the_loss_unexplained(half_width_s, num_wanted):
+    found = explanation(total_s=0.1, unexplained_s=0.0, unexplained_ci95=[-half_width_s, half_width_s])
+    text = printed(lambda console: print_explanation(found, 0.2, console))
+    assert re.findall(r"cc\.blocks=(\d+)", text) == ([str(num_wanted)] if num_wanted else [])
 
 
 def test_an_explanation_of_too_few_classes_for_a_rest_has_no_row_of_it():
