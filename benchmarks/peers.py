@@ -273,7 +273,8 @@ def main() -> None:
     write_json(flags.folder / "results.json", results)
     measured = {(cell["line"], cell["shape"]) for cell in found}
     missing = [asdict(cell) for cell in order if not _path(cell, flags).exists()]
-    results["not_run"] = [one for one in not_run(flags) if (one["line"], one["shape"]) not in measured]
+    asked = not_run(flags) if flags.budget_s != 0 else []
+    results["not_run"] = [one for one in asked if (one["line"], one["shape"]) not in measured]
     results["missing"] = missing
     peers_table.show(results)
     if missing and flags.budget_s != 0:
