@@ -21,6 +21,8 @@ import psutil
 from peers_lines import FURTHER, OTHERS, Cell, shape_overrides
 from peers_turns import READY_STEPS, Turn, held_too_late, tree
 
+from cctrain.platform import host
+
 _HERE = Path(__file__).resolve().parent
 _ROOT = str(_HERE.parent)
 """For environments of the others, which have no cctrain."""
@@ -50,8 +52,8 @@ def run(cell: Cell, flags: argparse.Namespace, turn: Turn | None = None) -> dict
     deadline = begin + flags.cell_s
     found = (_run_other if cell.line in OTHERS else _run_recipe)(cell, flags, deadline, turn)
     seconds = round(time.monotonic() - begin - (turn.waited_s if turn else 0.0), 1)
-    ended_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return {**asdict(cell), "run_dir": None, "error": None, **found, "seconds": seconds, "ended_at": ended_at}
+    where = {"ended_at": datetime.now(UTC).isoformat(timespec="seconds"), "boot": host.observe(os.environ)["boot"]}
+    return {**asdict(cell), "run_dir": None, "error": None, **found, "seconds": seconds, **where}
 
 
 def _run_recipe(cell: Cell, flags: argparse.Namespace, deadline: float, turn: Turn | None) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _named(runs: Sequence[Run]) -> str:
 
 def of_unlike_code(runs: Iterable[Run]) -> Iterator[str]:
     """A note where the runs, that are compared, are of different commits of cctrain's code."""
-    found = dict.fromkeys(commit for run in runs if (commit := _commit(run)))
+    found = dict.fromkeys(commit for run in runs if (commit := _fact(run, "repository", "cctrain", "commit")))
     if len(found) > 1:
         listed = [commit[:9] for commit in list(found)[:_MOST_NAMED]]
         yield f"the runs are of different commits of cctrain: {', '.join(listed)}{', ...' * (len(found) > _MOST_NAMED)}"
@@ -152,9 +152,20 @@ def of_cpus(runs: Iterable[Run]) -> Iterator[str]:
         yield "no GPU: these are figures of a CPU, which say nothing about CC or any GPU"
 
 
-def _commit(run: Run) -> str | None:
+def of_machines(runs: Iterable[Run]) -> Iterator[str]:
+    """A note where the runs, that are compared, are of several machines. With CC on and off a machine is booted between
+    them, and nothing is said of it."""
+    runs = list(runs)
+    boots = {boot for run in runs if (boot := _fact(run, "host", "boot"))}
+    if len(boots) > 1 and all(run.mode != "on" for run in runs):
+        which = f"{len(boots)} machines, or boots of them (platform.host.boot)"
+        yield f"the runs are of {which}: a step that the host bounds takes as long as each host makes it"
+
+
+def _fact(run: Run, *names: str) -> str | None:
+    """A text within the run's platform."""
     node: Any = run.platform
-    for name in ("repository", "cctrain", "commit"):
+    for name in names:
         node = node.get(name) if isinstance(node, dict) else None
     return node if isinstance(node, str) else None
 

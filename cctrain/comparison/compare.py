@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from cctrain import ratios
 from cctrain.comparison import comparable
 from cctrain.comparison.arms import Arm, added_s, block_ratio_error, has_unequal_steps, paired_blocks
-from cctrain.comparison.comparable import Objection
+from cctrain.comparison.comparable import Objection, of_cpus, of_machines, of_unlike_code
 from cctrain.comparison.groups import Options, Plan, planned
 from cctrain.errors import RequestError
 from cctrain.load import Run
@@ -126,7 +126,7 @@ def compare(runs: Sequence[Run], options: Options) -> Answer:
                 raise RequestError(f"{arm.run.run_id}, {arm.label}: {why}: it has no rate")
     said = dict.fromkeys(note for run in runs for note in run.notes)
     compared = [arm.run for plan in plans for arm in (*plan.base_arms, *plan.other_arms)]
-    of_all = (*comparable.of_cpus(compared), *comparable.of_unlike_code(compared))
+    of_all = (note for find in (of_cpus, of_unlike_code, of_machines) for note in find(compared))
     notes = (*left_out, *notes, *of_all, *list(said)[:_MOST_NOTES])
     found = tuple(_compared(plan, options.margin) for plan in plans)
     return Answer(comparisons=found, objections=allowed, notes=notes, options=options, runs=tuple(runs))

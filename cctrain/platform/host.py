@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Mapping
@@ -18,12 +19,16 @@ _ENVIRONMENT = (
 
 
 def observe(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, Any]:
-    """CPU model and cores, kernel, Python, and those variables of the ranks' `environment` that change speed."""
+    """CPU model and cores, kernel, Python, and those variables of the ranks' `environment` that change speed. `boot` is
+    alike in what one machine records until it is booted again, in containers too, and names nothing else; None where
+    the kernel does not say."""
     command_line = _read(root / "proc/cmdline")
+    boot_id = _read(root / "proc/sys/kernel/random/boot_id").strip()
     relevant = {key: environment[key] for key in sorted(environment) if key.startswith(_ENVIRONMENT)}
     return {
         "cpu": _cpu_model(root),
         "num_cores": len(os.sched_getaffinity(0)),
+        "boot": hashlib.sha256(boot_id.encode()).hexdigest()[:12] if boot_id else None,
         "kernel": platform.release(),
         "kernel_command_line": redacted(command_line.strip(), environment) or None,
         "python": platform.python_version(),

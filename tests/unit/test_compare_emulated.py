@@ -261,3 +261,22 @@ def test_figures_of_a_cpu_say_that_there_was_no_gpu(tmp_path):
     assert said in answered(tmp_path / "cpu", *kinds, by=("step",)).notes
     assert said not in answered(tmp_path / "gpu", *pairs(2)).notes
     assert said not in answered(tmp_path / "emulated", emulated_record(1, keep=0.8, **on_cpu)).notes
+
+
+@pytest.mark.parametrize(
+    ("mode", "boots", "is_said"),
+    [
+        ("emulated", ("a", "b"), True),
+        ("emulated", ("a", "a"), False),
+        ("emulated", ("a", None), False),
+        ("on", ("a", "b"), False),
+    ],
+)
+def test_runs_of_several_machines_are_said_to_be_unless_cc_was_switched_between_them(tmp_path, mode, boots, is_said):
+    records = [emulated_record(number, keep=0.8) for number in range(2)] if mode == "emulated" else pairs(1)
+    of_boots = [
+        dataclasses.replace(record, platform={**record.platform, "host": {"boot": boot}})
+        for record, boot in zip(records, boots, strict=True)
+    ]
+    notes = answered(tmp_path, *of_boots).notes
+    assert any("the runs are of 2 machines, or boots of them" in note for note in notes) == is_said

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from cctrain.platform import host
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TIMES = {"off": [0.5] + [0.1, 0.11, 0.09, 0.1] * 10, "tolled": [0.5] + [0.2, 0.21, 0.19, 0.2] * 10}
 
@@ -88,10 +90,11 @@ def test_another_librarys_line_is_its_median_rate_over_the_steady_steps_off_and_
 
 
 @pytest.mark.parametrize("tolled", ["times", "dies"])
-def test_its_cell_is_all_there_is_of_it_and_says_when_it_ran_and_which_version(trained, tolled):
+def test_its_cell_is_all_there_is_of_it_and_says_when_and_where_it_ran_and_which_version(trained, tolled):
     before = datetime.now(UTC)
     cell = trained(tolled=tolled)
     assert before - timedelta(seconds=1) <= datetime.fromisoformat(cell["ended_at"]) <= datetime.now(UTC)
+    assert cell["boot"] == host.observe({})["boot"]
     assert cell["version"] == "0.6.1"
     assert (cell["error"] is None) == (tolled == "times")
 

@@ -117,6 +117,18 @@ def test_the_host_is_its_cpu_and_kernel_and_the_variables_that_change_speed(root
     assert host.observe({}, root({}) / "empty")["kernel_command_line"] is None
 
 
+def test_a_boot_is_told_from_another_without_its_id(root):
+    boot_id = "4a1c3f0e-8f57-4b53-9d43-0f2f2a6b7c11"
+    path = "proc/sys/kernel/random/boot_id"
+    first, again, other = (
+        host.observe({}, root({path: text}))["boot"] for text in (boot_id, f"{boot_id}\n", "another")
+    )
+    assert first == again != other
+    assert len(first) == 12
+    assert first not in boot_id.replace("-", "")
+    assert host.observe({}, root({}) / "empty")["boot"] is None
+
+
 @pytest.mark.parametrize(
     ("files", "variables", "found"),
     [
