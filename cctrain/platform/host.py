@@ -20,8 +20,8 @@ _ENVIRONMENT = (
 
 def observe(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, Any]:
     """CPU model and cores, kernel, Python, and those variables of the ranks' `environment` that change speed. `boot` is
-    alike in what one machine records until it is booted again, in containers too, and names nothing else; None where
-    the kernel does not say."""
+    alike in what one machine records until it is booted again, in containers too (and in machines resumed from one
+    snapshot); None where the kernel does not say."""
     command_line = _read(root / "proc/cmdline")
     boot_id = _read(root / "proc/sys/kernel/random/boot_id").strip()
     relevant = {key: environment[key] for key in sorted(environment) if key.startswith(_ENVIRONMENT)}
