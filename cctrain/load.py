@@ -20,7 +20,7 @@ import numpy.typing
 from cctrain.errors import RequestError
 from cctrain.records import SCHEMA_VERSION
 from cctrain.redaction import redacted
-from cctrain.untrusted import LARGEST, check_version, cleaned, expect, json_of, line, printable, shown, strict
+from cctrain.untrusted import LARGEST, check_run, cleaned, expect, json_of, line, printable, shown, strict
 
 MODES = ("off", "on", "emulated", "unknown")
 _MOST_BYTES, _MOST_STEPS, _MOST_RANKS, _MOST_PHASES, _MOST_RUNS, _MOST_WORDS = (
@@ -151,7 +151,7 @@ def _redacted(node: Any) -> Any:
 
 def _parse(path: Path, node: Any) -> Run:
     expect(node, dict, "the file")
-    check_version(node, SCHEMA_VERSION)
+    check_run(node, SCHEMA_VERSION)
     names = {key: line(node.get(key), key) for key in ("run_id", "recipe", "engine", "step_kind", "mode", "status")}
     if names["mode"] not in MODES:
         raise ValueError(f"mode is {shown(names['mode'])}, allowed is {', '.join(MODES)}")

@@ -34,7 +34,7 @@ from typing import Any
 from cctrain.emulation.profile import RATIOS, Profile, copy_toll_us
 from cctrain.errors import RequestError
 from cctrain.records import SCHEMA_VERSION
-from cctrain.untrusted import check_version, expect, json_of, number, shown
+from cctrain.untrusted import check_run, expect, json_of, number, shown
 
 _MOST_BYTES = 64 << 20
 _COPIES = ("h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable")
@@ -214,7 +214,7 @@ def read_base(path: Path) -> Base:
 
 def _parse(node: Any) -> Base:
     expect(node, dict, "the file")
-    check_version(node, SCHEMA_VERSION)
+    check_run(node, SCHEMA_VERSION)
     if node.get("mode") == "on":
         raise ValueError("its steps have paid CC's tolls already; give a run with CC off")
     crossings = node.get("crossings")

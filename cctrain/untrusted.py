@@ -69,8 +69,11 @@ def number(node: Any, what: str, low: float = 0.0, high: float = LARGEST) -> flo
     return float(node)
 
 
-def check_version(node: dict[str, Any], newest: int) -> None:
-    """Raises ValueError for a record that a later cctrain wrote, or none."""
+def check_run(node: dict[str, Any], newest: int) -> None:
+    """Raises ValueError for what is no run's record, and for one that a later cctrain wrote."""
+    if "run_id" not in node or "kind" in node:
+        of_what = f" but {shown(node['kind'])}" if isinstance(node.get("kind"), str) else ", as it has no run_id"
+        raise ValueError(f"it is no run's record{of_what}")
     version = node.get("schema_version")
     if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= newest:
         raise ValueError(f"schema_version is {shown(version)}, allowed is 1 to {newest}")

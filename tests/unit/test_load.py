@@ -164,6 +164,15 @@ def test_a_file_that_is_no_record_is_refused_by_name(tmp_path, content):
     assert str(refused.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b'{"kind": "tolls", "schema_version": 2}', "it is no run's record but tolls"), (b"{}", "as it has no run_id")],
+)
+def test_a_file_of_something_else_is_told_by_what_it_is(tmp_path, content, what):
+    with pytest.raises(RequestError, match=what):
+        read_run(written(tmp_path, content))
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     file = tmp_path / "run.json"
     with file.open("wb") as sparse:
