@@ -24,7 +24,7 @@ def emulated_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if off:
         rows.append(("step time, no tolls", f"{_ms(off['step_time_s']['median'])} median"))
     if kept and off and off["steady_state"]["is_steady"] and record["summary"]["steady_state"]["is_steady"]:
-        rows.append(("keep ratio", _kept(kept)))
+        rows.append(("keep ratio", _kept(kept, _rounds_begun(record["steps"]))))
         lost, profile = 1 - kept["value"], record["tolls"]["name"]
         if lost >= 0:
             rows.append(("the tolls add", f"{_with_ci(kept['added_s'], kept['added_ci95'])} to a step"))
@@ -57,9 +57,9 @@ def crossings_rows(crossings: Mapping[str, Any] | None) -> list[tuple[str, str]]
 
 
 def print_explanation(
-    explained: Mapping[str, Any], step_time_off_s: float, console: Console, *, is_cpu: bool = False
+    explained: Mapping[str, Any], step_time_off_s: float, num_begun: int, console: Console, *, is_cpu: bool = False
 ) -> None:
-    """A table of what each class of tolls costs a step."""
+    """A table of what each class of tolls costs a step, of a run that has begun `num_begun` rounds."""
     table = Table("toll", title="where the loss comes from, a step")
     for heading in ("costs", "alone", "left out", "injected"):
         table.add_column(heading, justify="right")
@@ -73,9 +73,8 @@ def print_explanation(
     total = _with_ci(explained["total_s"], explained["total_ci95"])
     table.add_row("all together", total, "", "", _ms(explained["injected_s"]), style="bold")
     num = explained["num_rounds"]
-    table.caption = (
-        f"of {num} {'round, so without intervals' if num == 1 else 'rounds'}; a plain step takes {_ms(step_time_off_s)}"
-    )
+    noun = "round, so without intervals" if num == 1 else "rounds"
+    table.caption = f"of {_counted(num, num_begun, noun)}; a plain step takes {_ms(step_time_off_s)}"
     console.print(table)
     share = explained["host_bound_share"]
     if share is not None:
@@ -101,15 +100,26 @@ def print_emulated(record: Mapping[str, Any], console: Console) -> None:
     """What goes below the summary's table of an emulated run."""
     if record["explain"] and record["summary_off"]:
         plain_s, is_cpu = record["summary_off"]["step_time_s"]["mean"], record["identity"]["gpu"] == ["cpu"]
-        print_explanation(record["explain"], plain_s, console, is_cpu=is_cpu)
+        print_explanation(record["explain"], plain_s, _rounds_begun(record["steps"]), console, is_cpu=is_cpu)
     print_assumptions(console)
 
 
-def _kept(kept: Mapping[str, Any]) -> str:
+def _kept(kept: Mapping[str, Any], num_begun: int) -> str:
     if kept["ci95"] is None:
         return f"{kept['value']:.3f}, of one steady pair of blocks, which gives no interval"
     low, high = kept["ci95"]
-    return f"{kept['value']:.3f} (95 % interval {low:.3f} to {high:.3f}), {kept['num_pairs']} pairs of blocks"
+    of = _counted(kept["num_pairs"], num_begun, "pairs of blocks")
+    return f"{kept['value']:.3f} (95 % interval {low:.3f} to {high:.3f}), {of}"
+
+
+def _rounds_begun(steps: Sequence[Mapping[str, Any]]) -> int:
+    """Of the run's blocks, one of each arm to a round."""
+    numbered = [(step["block"], step["arm"]) for step in steps if step["block"] is not None]
+    return max(block for block, _ in numbered) // len({arm for _, arm in numbered}) + 1
+
+
+def _counted(num: int, num_begun: int, noun: str) -> str:
+    return f"{num} {noun}" if num == num_begun else f"{num} {noun} (of {num_begun} begun: those whole and steady)"
 
 
 def _ms(seconds: float) -> str:

@@ -79,7 +79,7 @@ def explanation(num_digits=1, **changed):
 
 
 def test_an_explanation_has_a_row_for_each_class_the_rest_and_the_whole():
-    text = printed(lambda console: print_explanation(explanation(), 0.2, console))
+    text = printed(lambda console: print_explanation(explanation(), 0.2, 8, console))
     for name in (*CLASSES, "unexplained", "all together"):
         assert name.replace("_", " ") in text
     assert text.count("10000.0 ± 10000.0 ms") == len(CLASSES) + 2
@@ -94,13 +94,13 @@ def test_an_explanation_has_a_row_for_each_class_the_rest_and_the_whole():
 )
 def test_it_says_how_many_rounds_would_leave_a_tenth_of_the_loss_unexplained(half_width_s, num_wanted):
     found = explanation(total_s=0.1, unexplained_s=0.0, unexplained_ci95=[-half_width_s, half_width_s])
-    text = printed(lambda console: print_explanation(found, 0.2, console))
+    text = printed(lambda console: print_explanation(found, 0.2, 8, console))
     assert re.findall(r"cc\.blocks=(\d+)", text) == ([str(num_wanted)] if num_wanted else [])
 
 
 def test_an_explanation_of_too_few_classes_for_a_rest_has_no_row_of_it():
     few = explanation(classes=rows(1)[:1], unexplained_s=None, unexplained_ci95=None)
-    text = printed(lambda console: print_explanation(few, 0.2, console))
+    text = printed(lambda console: print_explanation(few, 0.2, 8, console))
     assert "unexplained" not in text
     assert "all together" in text
 
@@ -117,7 +117,7 @@ def test_a_cpu_is_not_said_to_have_hidden_tolls_behind_a_gpu():
     [(1.63, "the step grew by 163% of what was injected"), (1.004, "100% of what was injected shows in the step\n")],
 )
 def test_a_step_that_grew_by_what_was_injected_or_more_is_not_said_to_hide_any_of_it(share, said):
-    text = printed(lambda console: print_explanation(explanation(host_bound_share=share), 0.2, console))
+    text = printed(lambda console: print_explanation(explanation(host_bound_share=share), 0.2, 8, console))
     assert said in text
     assert "the rest" not in text
 
@@ -125,7 +125,8 @@ def test_a_step_that_grew_by_what_was_injected_or_more_is_not_said_to_hide_any_o
 def test_an_explanation_of_one_round_shows_no_interval():
     alone = [{**row, "ci95": None} for row in rows(0)]
     one = explanation(0, classes=alone, num_rounds=1, total_ci95=None, unexplained_ci95=None, host_bound_share=None)
-    text = printed(lambda console: print_explanation(one, 0.2, console))
+    text = printed(lambda console: print_explanation(one, 0.2, 1, console))
+    assert "of 1 round, so without intervals; a plain" in text
     assert "±" not in text
     assert "shows in the step" not in text
 
@@ -147,10 +148,16 @@ def summary(value, *, is_steady=True):
     }
 
 
+def steps(num_rounds, arms=("off", "all")):
+    return [{"block": None, "arm": "off"}] + [
+        {"block": block, "arm": arms[block % len(arms)]} for block in range(num_rounds * len(arms))
+    ]
+
+
 def record(**changed):
     kept = {"value": 0.8, "ci95": [0.79, 0.81], "num_pairs": 8, "added_s": 0.025, "added_ci95": [0.0238, 0.0262]}
     facts = {"keep_ratio": kept, "summary_off": summary(0.1), "summary": summary(0.125), "tolls": {"name": "b300"}}
-    return {**facts, "identity": {"gpu": ["NVIDIA H200"]}, "explain": None, **changed}
+    return {**facts, "identity": {"gpu": ["NVIDIA H200"]}, "explain": None, "steps": steps(8), **changed}
 
 
 def test_a_steady_run_shows_its_keep_ratio_with_the_interval_and_the_loss():
@@ -160,6 +167,15 @@ def test_a_steady_run_shows_its_keep_ratio_with_the_interval_and_the_loss():
         ("the tolls add", "25.0 ± 1.2 ms to a step"),
         ("lost", "20.0% of throughput to the tolls of b300"),
     ]
+
+
+def test_a_run_says_how_many_of_its_rounds_do_not_count():
+    few = record(steps=steps(18))
+    assert dict(emulated_rows(few))["keep ratio"].endswith(", 8 pairs of blocks (of 18 begun: those whole and steady)")
+    arms = ("off", "all", "only_launch", "without_launch")
+    explained = record(steps=steps(11, arms)[:-1], explain=explanation())
+    text = printed(lambda console: print_emulated(explained, console))
+    assert "of 8 rounds (of 11 begun: those whole and steady); a plain step takes" in " ".join(text.split())
 
 
 def test_a_ratio_above_1_is_called_noise_or_something_else_than_tolls():
