@@ -217,7 +217,6 @@ def _own_figures(plain: Arm, tolled: Arm) -> _Own:
         rates = plain.tokens_per_s_per_gpu, tolled.tokens_per_s_per_gpu
         return _Own(*rates, added_s=plain.step_time_s * (rates[0] / rates[1] - 1))
     base, other = ([block.tokens_per_s_per_gpu for block in side] for side in zip(*pairs, strict=True))
-
     return _Own(ratios.geometric_mean(base)[0], ratios.geometric_mean(other)[0], ratios.mean(added_s(pairs))[0])
 
 
