@@ -62,8 +62,9 @@ def what_shows(share: float, *, is_cpu: bool) -> str:
     """How much of what was injected shows in the step, and where the rest is. A CPU hides none; there it is noise."""
     part = round(share, 2)
     if part > 1:
-        why = "" if is_cpu else ": tolls also delay those who wait for a thread"
-        return f"the step grew by {part:.0%} of what was injected{why}"
+        # docs/evidence/emulated/after_a_wait.txt
+        why = "caches cool during a toll and others wait for the thread, or it is noise"
+        return f"the step grew by {part:.0%} of what was injected: {why}"
     rest = "; the rest ran while the GPU was busy" if 0 <= part < 1 and not is_cpu else ""
     return f"{part:.0%} of what was injected shows in the step{rest}"
 
