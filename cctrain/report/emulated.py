@@ -114,8 +114,8 @@ def _kept(kept: Mapping[str, Any], num_begun: int) -> str:
 
 def _rounds_begun(steps: Sequence[Mapping[str, Any]]) -> int:
     """Of the run's blocks, one of each arm to a round."""
-    numbered = [(step["block"], step["arm"]) for step in steps if step["block"] is not None]
-    return max(block for block, _ in numbered) // len({arm for _, arm in numbered}) + 1
+    arm_of = {int(step["block"]): step["arm"] for step in steps if step["block"] is not None}
+    return max(arm_of) // len(set(arm_of.values())) + 1
 
 
 def _counted(num: int, num_begun: int, noun: str) -> str:
