@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -18,6 +19,8 @@ SEED_LOSSES = {
     "llama70b_sft": ("8 x B300", 0.210),
 }
 """Share of throughput lost in the training rows of the seed post, by recipe: one run a mode, so without intervals."""
+_IN_FACTS = re.compile(r"train\.(step_scheduler|dist_env|packed_sequence|model\.config|distributed\.\w+_size)\b")
+"""Changes of the recipe that a run's model, layout, sequence and batch show, or that cost no time."""
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -55,7 +58,9 @@ def _setting(one: Comparison) -> str:
     run = one.other_arms[0].run
     gpus = " and ".join(dict.fromkeys(map(str, run.identity.get("gpu") or ["unnamed GPU"])))
     facts = [setting_of(run, name) for name in ("model", "layout", "sequence", "batch")]
-    return ", ".join([f"{run.num_gpus} x {gpus} under {run.profile}", *facts])
+    changed = [word.lstrip("+") for word in run.command if word.lstrip("+").startswith("train.")]
+    rest = [word for word in changed if not _IN_FACTS.match(word)]
+    return ", ".join([f"{run.num_gpus} x {gpus} under {run.profile}", *facts, *rest])
 
 
 def what(one: Comparison) -> str:

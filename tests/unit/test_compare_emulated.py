@@ -220,6 +220,15 @@ def test_an_emulated_loss_says_whether_it_misses_the_seed_posts(tmp_path):
     assert words.beside_seed(answered(tmp_path / "other", emulated_record(1)).comparisons[0]) == ""
 
 
+def test_beside_the_seed_posts_loss_stands_what_else_of_the_recipe_was_changed(tmp_path):
+    changes = ("train.distributed.tp_size=1", "+train.distributed.activation_checkpointing=true", "track=none")
+    record = emulated_record(1, recipe="llama70b_peft")
+    record = dataclasses.replace(record, command=("python", "-m", "cctrain", "recipe=llama70b_peft", *changes))
+    said = words.beside_seed(answered(tmp_path, record).comparisons[0])
+    assert said.endswith(", train.distributed.activation_checkpointing=true")
+    assert "tp_size" not in said
+
+
 def test_a_model_with_fewer_layers_is_called_so_and_is_not_the_seed_posts(tmp_path):
     """Also in the first records, which say so in their command only."""
     command = ("python", "-m", "cctrain", "recipe=llama70b_peft", "+train.model.config.num_hidden_layers=16")
